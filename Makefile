@@ -1,0 +1,31 @@
+# Everything a fresh machine needs: `make demo`, `make test`. It wants git, make, Python 3.11 to 3.13 and a package index.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+# A cluster of one's own, whatever else this shell points at; the short folder is for Ray's sockets.
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: demo test check install clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.13 found; set PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Draws a data set, trains on two workers, scores it, and says where everything is.
+demo: .venv/installed
+	$(BIN)/python jobs/demo.py
+
+test: .venv/installed check
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv data/demo runs/demo

@@ -1,0 +1,241 @@
+"""The model bundle: Keras models, how to read their output, and what they were trained on, in one folder.
+
+`model.keras` (and `model-2.keras` … for further members) are plain Keras files; `bundle.json` says the rest and holds
+a checksum for each. It is written last: a folder without it is not a bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+import numpy as np
+import pydantic
+
+import catdog
+from catdog import metrics, storage
+from catdog.errors import CatdogError, UsageError
+
+if TYPE_CHECKING:
+    import keras
+
+FILE_NAME = "bundle.json"
+SCHEMA_VERSION = 1
+DEFAULT_CLIP = 1e-6
+
+
+class BundleInfo(pydantic.BaseModel):
+    """What `bundle.json` holds.
+
+    Attributes:
+        schema_version: of this file's shape.
+        architecture: name in the registry.
+        image_size: S, in pixels.
+        class_names: of labels 0 and 1; probabilities are of the second.
+        members: file names of the models, averaged in logit space.
+        views: how each image is shown to each member, averaged likewise.
+        temperature: what the averaged logit is divided by.
+        clip: how far probabilities stay away from 0 and 1.
+        prior: share of label 1 in the training split; what an unreadable image gets.
+        validation: figures of the validation split at the kept epoch, from plain logits.
+        catalog_fingerprint: of the data set it was trained on.
+        seed: of the run.
+        training: the run's options and its history.
+        versions: of the packages that made it.
+        checksums: SHA-256 (hex) of each member's file.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=False)
+
+    schema_version: int = SCHEMA_VERSION
+    architecture: str
+    image_size: Annotated[int, pydantic.Field(gt=0)]
+    class_names: tuple[str, str]
+    members: Annotated[list[str], pydantic.Field(min_length=1)]
+    views: Annotated[list[Literal["identity", "mirror"]], pydantic.Field(min_length=1)]
+    temperature: Annotated[float, pydantic.Field(gt=0)]
+    clip: Annotated[float, pydantic.Field(gt=0, lt=0.5)]
+    prior: Annotated[float, pydantic.Field(gt=0, lt=1)]
+    validation: dict[str, float | int]
+    catalog_fingerprint: str
+    seed: int
+    training: dict[str, Any]
+    versions: dict[str, str]
+    checksums: dict[str, str]
+
+
+class Engine(Protocol):
+    """What predicts with one member: uint8 N×S×S×3 in, float32 logits N out."""
+
+    def logits(self, batch: np.ndarray) -> np.ndarray:
+        """Predicts one batch."""
+
+
+class TensorFlowEngine:
+    """A member run by TensorFlow."""
+
+    name = "tensorflow"
+
+    def __init__(self, model: keras.Model) -> None:
+        import tensorflow as tf
+
+        self._predict = tf.function(lambda batch: model(batch, training=False))
+
+    def logits(self, batch: np.ndarray) -> np.ndarray:
+        """Predicts one batch; a new batch size costs a new trace."""
+        return self._predict(batch).numpy()[:, 0]
+
+
+class ModelBundle:
+    """A loaded bundle.
+
+    Attributes:
+        info: what `bundle.json` holds.
+        uri: its folder.
+    """
+
+    def __init__(self, info: BundleInfo, engines: list[Engine], uri: str) -> None:
+        self.info = info
+        self.uri = uri
+        self._engines = engines
+
+    @classmethod
+    def load(cls, model: str) -> ModelBundle:
+        """Loads a bundle and its members, checksums verified, in Keras's safe mode: no code in a file is run.
+
+        Args:
+            model: URI of a run or of a bundle.
+
+        Raises:
+            UsageError: there is none.
+            CatdogError: it is of another version, incomplete or damaged.
+        """
+        uri, info = read_info(model)
+        return cls(info, [TensorFlowEngine(_load_member(uri, info, member)) for member in info.members], uri)
+
+    def logits(self, batch: np.ndarray) -> np.ndarray:
+        """Predicts the plain logit of each image: the mean over members and views, before temperature and clip.
+
+        Args:
+            batch: uint8, N×S×S×3, RGB.
+
+        Returns:
+            float32, N.
+        """
+        views = [batch if view == "identity" else batch[:, :, ::-1] for view in self.info.views]
+        return np.mean([engine.logits(view) for engine in self._engines for view in views], axis=0, dtype=np.float32)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Turns plain logits into calibrated, clipped probabilities of the second class.
+
+        Args:
+            logits: float32, N.
+
+        Returns:
+            float64 in [clip, 1 - clip], N.
+        """
+        return metrics.calibrated(logits, self.info.temperature, self.info.clip)
+
+
+def read_info(model: str) -> tuple[str, BundleInfo]:
+    """Finds a bundle and reads what `bundle.json` says, without loading a model.
+
+    Args:
+        model: URI of a run (with the bundle in `model/`) or of a bundle.
+
+    Returns:
+        The bundle's URI, and what it says.
+
+    Raises:
+        UsageError: there is no bundle.
+        CatdogError: another schema version, a field missing or out of range.
+    """
+    model = storage.absolute(model)
+    for uri in (model, storage.join(model, "model")):
+        path = storage.join(uri, FILE_NAME)
+        if storage.kind(path) == "file":
+            break
+    else:
+        unfinished = storage.exists(storage.join(model, "config.json"))
+        hint = "the run is not finished: continue it with `catdog train --resume`" if unfinished else "train one first"
+        raise UsageError(f"--model received {model}, which holds no {FILE_NAME}, nor does its model/ folder; {hint}")
+    raw = storage.read_bytes(path)
+    try:
+        header = pydantic.TypeAdapter(dict[str, Any]).validate_json(raw)
+        version = header.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise CatdogError(f"{path} has schema version {version}, expected {SCHEMA_VERSION}; train the model again")
+        info = BundleInfo.model_validate_json(raw)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise CatdogError(f"{path} is not a valid bundle: {field}: {first['msg']}; train the model again") from error
+    for member in info.members:
+        if "/" in member or "\\" in member or member not in info.checksums:
+            raise CatdogError(f"{path} names the member {member!r} without a checksum or outside its folder")
+    return uri, info
+
+
+def fingerprint(info: BundleInfo) -> str:
+    """SHA-256 (hex) over everything a bundle says, its members' checksums included."""
+    return hashlib.sha256(info.model_dump_json().encode()).hexdigest()
+
+
+def save(uri: str, models: list[keras.Model], **fields: Any) -> BundleInfo:
+    """Writes a bundle: the members first, `bundle.json` last.
+
+    Args:
+        uri: its folder.
+        models: the members, from uint8 N×S×S×3 to one logit.
+        **fields: what `BundleInfo` holds beyond members, checksums and versions.
+
+    Returns:
+        What was written to `bundle.json`.
+    """
+    members = ["model.keras", *(f"model-{number}.keras" for number in range(2, len(models) + 1))]
+    checksums = {}
+    for member, model in zip(members, models, strict=True):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / member
+            model.save(path)
+            data = path.read_bytes()
+        checksums[member] = hashlib.sha256(data).hexdigest()
+        storage.write_bytes(storage.join(uri, member), data)
+    info = BundleInfo(members=members, checksums=checksums, versions=package_versions(), **fields)
+    storage.write_text(storage.join(uri, FILE_NAME), info.model_dump_json(indent=2) + "\n")
+    return info
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of Python, of this package and of those that decide what a model computes."""
+    names = ("ray", "tensorflow", "keras", "numpy", "opencv-python-headless", "pillow")
+    own = {"python": platform.python_version(), "catdog": catdog.__version__}
+    return own | {name: importlib.metadata.version(name) for name in names}
+
+
+def _load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
+    import keras
+
+    path = storage.join(uri, member)
+    try:
+        data = storage.read_bytes(path)
+    except OSError as error:
+        raise CatdogError(f"could not read the bundle's {path}: {error.strerror or error}") from error
+    if hashlib.sha256(data).hexdigest() != info.checksums[member]:
+        raise CatdogError(f"{path} is not the file that bundle.json was written for (its checksum differs)")
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / member
+        local.write_bytes(data)
+        try:
+            model = keras.saving.load_model(local, compile=False, safe_mode=True)
+        except Exception as error:  # Keras, zipfile and h5py each have their own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CatdogError(f"{path} cannot be loaded in Keras's safe mode: {reason}") from error
+    expected = (None, info.image_size, info.image_size, 3)
+    if tuple(model.input_shape) != expected:
+        raise CatdogError(f"{path} takes images of shape {model.input_shape}, expected {expected}")
+    return model

@@ -1,0 +1,137 @@
+"""The catalog: one Arrow table that says what a data set holds, without a pixel of it.
+
+It is written once, by `catdog data prepare`, as `catalog.parquet` in the data set's folder, and everything after it
+only reads it: the split is a fact of the data set, not a choice of a later command. Files are named relative to that
+folder, so a data set can be moved or copied to a bucket as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from catdog import storage
+from catdog.errors import CatdogError, UsageError
+
+FILE_NAME = "catalog.parquet"
+SCHEMA_VERSION = 1
+SPLITS = ("train", "valid", "test")
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("label", pa.int8()),
+        pa.field("split", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """A data set's rows and how they came to be.
+
+    Attributes:
+        table: columns `key` (path relative to the set's root, unique), `id` (what a submission calls the row),
+            `uri` (where the bytes are), `label` (0 or 1, null where unknown) and `split` (train, valid or test).
+        class_names: the names of labels 0 and 1; empty strings never occur.
+        root: URI of the data set's folder.
+        options: what made the split: `split_seed`, `valid_fraction`, `layout`, `content_sha256`.
+    """
+
+    table: pa.Table
+    class_names: tuple[str, str]
+    root: str
+    options: dict[str, object] = field(default_factory=dict)
+
+    def split(self, name: str) -> pa.Table:
+        """The rows of one split, in catalog order.
+
+        Raises:
+            CatdogError: the data set has none.
+        """
+        rows = self.table.filter(pc.equal(self.table["split"], name))
+        if not rows.num_rows:
+            counts = ", ".join(f"{self.count(split)} {split}" for split in SPLITS)
+            raise CatdogError(f"{self.root} has no {name} images (it has {counts}); expected at least one")
+        return rows
+
+    def count(self, split: str, label: int | None = None) -> int:
+        """How many rows a split has, or how many of one label."""
+        chosen = pc.equal(self.table["split"], split)
+        if label is not None:
+            chosen = pc.and_(chosen, pc.fill_null(pc.equal(self.table["label"], label), False))
+        return pc.sum(chosen).as_py() or 0
+
+    def is_labelled(self, split: str) -> bool:
+        """Tells whether a split has rows and every one has a label."""
+        rows = self.table.filter(pc.equal(self.table["split"], split))
+        return rows.num_rows > 0 and rows["label"].null_count == 0
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over class names, every row but its place, and the files' bytes as they were prepared."""
+        digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, self.class_names]).encode())
+        digest.update(str(self.options.get("content_sha256", "")).encode())
+        for column in ("key", "id", "label", "split"):
+            for value in self.table[column].to_pylist():
+                digest.update(f"{value}\0".encode())
+        return digest.hexdigest()
+
+    def write(self) -> None:
+        """Writes `catalog.parquet` into the data set's folder; from then on the data set is whole."""
+        metadata = {
+            "catdog": json.dumps(
+                {"schema_version": SCHEMA_VERSION, "class_names": self.class_names, "options": self.options}
+            )
+        }
+        prefix = storage.join(self.root, "")
+        relative = [uri.removeprefix(prefix) for uri in self.table["uri"].to_pylist()]
+        table = self.table.set_column(2, SCHEMA.field("uri"), pa.array(relative, pa.string()))
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+        storage.write_bytes(storage.join(self.root, FILE_NAME), sink.getvalue().to_pybytes())
+
+
+def read(data: str) -> Catalog:
+    """Reads and checks a prepared data set's catalog.
+
+    Args:
+        data: URI of the data set's folder.
+
+    Returns:
+        The catalog, with absolute URIs.
+
+    Raises:
+        UsageError: there is no such data set.
+        CatdogError: the catalog is damaged or of another version.
+    """
+    root = storage.absolute(data)
+    path = storage.join(root, FILE_NAME)
+    if storage.kind(path) != "file":
+        raise UsageError(
+            f"{root} is not a prepared data set: expected {FILE_NAME} in it; make one with "
+            f"`catdog data prepare SOURCE {data}`"
+        )
+    try:
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(path)))
+        header = json.loads(table.schema.metadata[b"catdog"])
+        version, class_names, options = header["schema_version"], header["class_names"], header["options"]
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
+        raise CatdogError(f"{path} is not a catalog that catdog wrote ({error}); prepare the data set again") from error
+    if version != SCHEMA_VERSION:
+        raise CatdogError(f"{path} has schema version {version}, expected {SCHEMA_VERSION}; prepare the data set again")
+    table = table.replace_schema_metadata(None)
+    if not table.schema.equals(SCHEMA):
+        raise CatdogError(f"{path} has columns {table.column_names}, expected {SCHEMA.names}; prepare it again")
+    places = [
+        uri if "://" in uri or uri.startswith("/") else storage.join(root, uri) for uri in table["uri"].to_pylist()
+    ]
+    table = table.set_column(2, SCHEMA.field("uri"), pa.array(places, pa.string()))
+    return Catalog(table, (class_names[0], class_names[1]), root, options)

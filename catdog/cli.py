@@ -1,0 +1,332 @@
+"""The `catdog` command: options in, the library called, what happened shown; nothing is computed here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import click
+import pydantic
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from catdog.errors import CatdogError, UsageError
+
+app = typer.Typer(
+    help="Train a dog/cat classifier on Ray, score images with it, and hand Kaggle a CSV.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
+submission_app = typer.Typer(help="Look at submissions.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(submission_app, name="submission")
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class Split(StrEnum):
+    """What `--split` takes."""
+
+    test = "test"
+    valid = "valid"
+    all = "all"
+
+
+Address = Annotated[str | None, typer.Option(help="Ray cluster; else RAY_ADDRESS, else one on this machine.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's log, and tracebacks.")]
+DataDir = Annotated[str, typer.Option("--data", help="A prepared data set's folder or bucket.")]
+Gpu = Annotated[bool | None, typer.Option("--gpu/--cpu", help="Default: GPUs where the cluster has any.")]
+
+
+def main() -> NoReturn:
+    """Runs the command; every failure is one line on standard error, and a traceback only with --debug."""
+    debug = "--debug" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        err.print(f"catdog: {error.format_message()} (see --help)", markup=False)
+        sys.exit(error.exit_code)
+    except CatdogError as error:
+        if debug:
+            raise
+        err.print(f"catdog: {error}", markup=False)
+        sys.exit(error.exit_code)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        err.print(f"catdog: {option} received {first['input']!r}: {first['msg']}", markup=False)
+        sys.exit(UsageError.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        err.print("catdog: interrupted; a training run continues with --resume, scoring with the same command")
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        text = (str(error).strip() or "no message").splitlines()[0]
+        err.print(f"catdog: {type(error).__name__}: {text} (--debug shows where)", markup=False)
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    source: Annotated[str, typer.Argument(help="Kaggle's zip, or a folder or zip of images in any usual layout.")],
+    dest: Annotated[str, typer.Argument(help="The folder or bucket to make.")],
+    valid_fraction: Annotated[float, typer.Option(help="Share of each class kept for validation.")] = 0.1,
+    split_seed: Annotated[int, typer.Option(help="Seed of the hash that splits.")] = 0,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Unpack and check images, and write down ids, labels and the split, once."""
+    del address, debug
+    from catdog import datasets, storage
+
+    with out.status(f"Preparing {source}…"):
+        catalog = datasets.prepare(source, storage.absolute_output(dest, "DEST"), valid_fraction, split_seed)
+    _show_catalog(catalog)
+
+
+@data_app.command("synthesize")
+def data_synthesize(
+    dest: Annotated[str, typer.Argument(help="The folder or bucket to make.")],
+    train: Annotated[int, typer.Option(help="Labelled images, half cats, half dogs.")] = 2400,
+    test: Annotated[int, typer.Option(help="Unlabelled images.")] = 600,
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Draw cats and dogs as JPEG files in Kaggle's layout, ready to train on."""
+    del address, debug
+    from catdog import storage, synthetic
+
+    with out.status("Drawing…"):
+        catalog = synthetic.synthesize(storage.absolute_output(dest, "DEST"), train, test, seed)
+    _show_catalog(catalog)
+
+
+@app.command()
+def train(
+    ctx: typer.Context,
+    data: DataDir,
+    arch: Annotated[str | None, typer.Option(help="See `catdog models`. Default: small_resnet, from scratch.")] = None,
+    alpha: Annotated[float, typer.Option(help="Width multiplier of mobilenet.")] = 1.0,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="imagenet, none, or a Keras weights file without the top. Default: imagenet for a backbone."),
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels. Default: the architecture's own.")] = None,
+    freeze: Annotated[
+        bool | None, typer.Option("--freeze/--no-freeze", help="The backbone. Default: frozen if pretrained.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="At most this many.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Images in a step, over all workers.")] = 64,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak rate. Default: the architecture's own.")] = None,
+    patience: Annotated[int, typer.Option(help="Epochs without a better validation log loss before stopping.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of initial weights, order and augmentation.")] = 0,
+    augment: Annotated[bool, typer.Option("--augment/--no-augment", help="Mirror, shift, rotate and zoom.")] = True,
+    workers: Annotated[int | None, typer.Option(help="Ray Train workers. Default: as many as fit.")] = None,
+    cpus_per_worker: Annotated[int | None, typer.Option(help="CPUs of each. Default: an even share.")] = None,
+    gpu: Gpu = None,
+    name: Annotated[str | None, typer.Option(help="Of the run. Default: architecture and time.")] = None,
+    runs: Annotated[str, typer.Option(help="Folder or bucket of runs.")] = "runs",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run of this name.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run of this name first.")] = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Train a model, data-parallel on Ray Train, and write its bundle to RUNS/NAME/model/."""
+    from catdog import training
+
+    options = {key: value for key, value in ctx.params.items() if key in training.TrainConfig.model_fields}
+    if resume:
+        if name is None:
+            raise UsageError("--resume received without --name; say which run to continue")
+        # Unless they are given again, a resumed run keeps the options it was started with.
+        given = {key for key in options if ctx.get_parameter_source(key).name != "DEFAULT"}  # type: ignore[union-attr]
+        stored = training.stored_config(runs, name)
+        options |= {key: value for key, value in stored.items() if key not in given}
+    started = time.perf_counter()
+    with _TrainView() as view:
+        result = training.train(training.TrainConfig(**options), view.event)
+    figures = result.validation
+    out.print(
+        f"Validation log loss {figures['log_loss']:.4f}, accuracy {figures['accuracy']:.4f} on {figures['n']} images "
+        f"(epoch {figures['epoch']} of {result.epochs}), {time.perf_counter() - started:.0f} s"
+    )
+    out.print(f"Model: {result.bundle}")
+
+
+@app.command()
+def score(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Option(help="A run or a bundle.")],
+    data: DataDir,
+    split: Annotated[Split, typer.Option(help="all: validation, and test where there is one.")] = Split.all,
+    out_: Annotated[str, typer.Option("--out", help="The submission; its sidecars take its stem.")] = (
+        "submissions/results.csv"
+    ),
+    batch_size: Annotated[int, typer.Option(help="Images predicted at a time.")] = 64,
+    max_unreadable: Annotated[float, typer.Option(help="Share beyond which the exit code is 1.")] = 0.01,
+    gpu: Gpu = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Score a data set's images with a model, and write results.csv and the validation report."""
+    del ctx
+    from catdog import scoring
+
+    config = scoring.ScoreConfig(
+        model=model, data=data, split=split.value, out=out_, batch_size=batch_size, max_unreadable=max_unreadable,
+        gpu=gpu, address=address, debug=debug,
+    )  # fmt: skip
+    started = time.perf_counter()
+    with out.status("Scoring…") as status:
+        result = scoring.score(config, _score_view(status.update))
+    _show_score(result, time.perf_counter() - started)
+    if result.too_many_unreadable:
+        raise CatdogError(
+            f"more than {max_unreadable:.2%} of the images are unreadable ({', '.join(result.too_many_unreadable)}); "
+            f"everything is written, {result.unreadable} names them"
+        )
+
+
+@submission_app.command("check")
+def submission_check(
+    file: Annotated[str, typer.Argument(help="The CSV.")],
+    data: DataDir,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Check a submission against the test split it is for."""
+    del address, debug
+    from catdog import catalog, submission
+
+    count = submission.check(file, catalog.read(data))
+    out.print(f"{file}: {count} rows, every test id once, every label a probability")
+
+
+@app.command()
+def submit(
+    file: Annotated[str, typer.Argument(help="The CSV.")],
+    message: Annotated[str, typer.Option("-m", "--message", help="What Kaggle shows beside it.")],
+    data: Annotated[str | None, typer.Option(help="Its data set. Default: what FILE's meta.json says.")] = None,
+    competition: Annotated[str | None, typer.Option(help="Default: dogs-vs-cats-redux-kernels-edition.")] = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Check a submission and send it to Kaggle."""
+    del address, debug
+    from catdog import catalog, submission
+
+    submission.check(file, catalog.read(data or submission.origin(file)))
+    submission.submit(str(Path(file).absolute()), message, competition or submission.COMPETITION)
+    out.print(f"Sent {file}")
+
+
+@app.command("models")
+def list_models(address: Address = None, debug: Debug = False) -> None:
+    """List the architectures."""
+    del address, debug
+    from catdog import models
+
+    table = Table("name", "pixels", "weights", "what it is")
+    for arch in models.ARCHITECTURES.values():
+        weights = "imagenet, none, PATH" if arch.has_backbone else "none"
+        table.add_row(arch.name, str(arch.image_size), weights, arch.summary)
+    out.print(table)
+
+
+def _show_catalog(catalog: Any) -> None:
+    table = Table("split", *catalog.class_names, "unlabelled", "all")
+    for split in ("train", "valid", "test"):
+        first, second = (catalog.count(split, label) for label in (0, 1))
+        count = catalog.count(split)
+        table.add_row(split, str(first), str(second), str(count - first - second), str(count))
+    out.print(table)
+    out.print(f"Data set: {catalog.root}")
+
+
+class _TrainView:
+    """Shows training's events: a live line in a terminal, a plain line an epoch everywhere."""
+
+    def __init__(self) -> None:
+        self._status = out.status("Starting…")
+        self._epochs = ""
+
+    def __enter__(self) -> _TrainView:
+        self._status.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._status.stop()
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Takes one event."""
+        kind = event["kind"]
+        if kind == "decode":
+            out.print(f"Run: {event['run']}")
+            self._status.update(f"Decoding {event['images']} images, then starting workers…")
+        elif kind == "start":
+            after = f" after epoch {event['epoch']}" if event["epoch"] else ""
+            out.print(f"Training on {event['workers']} worker{'s' * (event['workers'] > 1)}{after}")
+            for line in event["rejected"]:
+                out.print(f"left out: {line}", markup=False)
+        elif kind == "step":
+            done = f"step {event['step']}/{event['steps']}"
+            self._status.update(f"epoch {event['epoch']}  {done}  loss {event['loss']:.4f}")
+        elif kind == "epoch":
+            out.print(
+                f"epoch {event['epoch']:>3}  loss {event['loss']:.4f}  valid log loss {event['valid_log_loss']:.4f}  "
+                f"accuracy {event['valid_accuracy']:.4f}  {event['seconds']:.1f} s{'  best' * event['best']}"
+            )
+
+
+def _score_view(update: Callable[[str], None]) -> Callable[[dict[str, Any]], None]:
+    done, parts = 0, 0
+
+    def event(event: dict[str, Any]) -> None:
+        nonlocal done, parts
+        if event["kind"] == "plan":
+            parts = event["parts"]
+            kept = f", {event['kept']} parts kept from before" if event["kept"] else ""
+            out.print(f"Scoring {parts} parts on {event['actors']} actor{'s' * (event['actors'] > 1)}{kept}")
+        else:
+            done += 1
+            update(f"{done} of {parts} parts")
+
+    return event
+
+
+def _show_score(result: Any, seconds: float) -> None:
+    from catdog import report
+
+    for title, section in _sections(result.report):
+        table = Table(title, "")
+        for what, figure in report.rows(section):
+            table.add_row(what, figure)
+        out.print(table)
+    for split, counts in result.counts.items():
+        odd = ", ".join(f"{counts[status]} {status}" for status in ("recovered", "unreadable") if counts[status])
+        out.print(f"{split}: {sum(counts.values())} images{', ' + odd if odd else ''}")
+    if any(counts["unreadable"] for counts in result.counts.values()):
+        out.print(f"Unreadable images: {result.unreadable}")
+    if result.report is not None:
+        out.print(f"Report: {os.path.splitext(result.unreadable)[0].removesuffix('.rejected')}.report.json")
+    out.print(f"Submission: {result.csv}" if result.csv else "No test images: no submission was written")
+    out.print(f"{seconds:.0f} s")
+
+
+def _sections(content: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
+    if content is None:
+        return []
+    found = [("validation", content)] if "log_loss" in content else []
+    return found + ([("test", content["test"])] if "test" in content else [])

@@ -1,0 +1,164 @@
+"""Joining or starting Ray, and the plan: how many workers or actors, with which resources each."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray
+
+from catdog import images
+from catdog.errors import CatdogError, UsageError
+
+# Fewer images than this in a worker's share of a batch, and starting the worker costs more than it brings.
+_MIN_SHARE = 8
+
+
+@contextlib.contextmanager
+def connect(address: str | None = None, debug: bool = False) -> Iterator[None]:
+    """Joins the cluster at `address`, else at RAY_ADDRESS, else starts one of this machine's size for the while.
+
+    Args:
+        address: what `ray.init` takes, or None.
+        debug: shows Ray's own log and what the workers print.
+
+    Raises:
+        CatdogError: no cluster there.
+    """
+    if ray.is_initialized():  # somebody who calls the library has a cluster already
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    # Reports reach the Train controller by polling; its two seconds are as long as a small epoch.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    quiet = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            # "local": without it Ray would join whatever cluster this machine last heard of.
+            ray.init(address="local", include_dashboard=False, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        where = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
+        raise CatdogError(f"could not {where}: {_first_line(error)}") from error
+    try:
+        if not debug:
+            logging.getLogger("ray.data").setLevel(logging.WARNING)
+            logging.getLogger("ray.train").setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = debug
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What a training run asks of the cluster.
+
+    Attributes:
+        workers: Ray Train workers, one replica each.
+        cpus_per_worker: CPUs, and TensorFlow threads, of each.
+        gpu: whether each has a GPU.
+    """
+
+    workers: int
+    cpus_per_worker: int
+    gpu: bool
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """What a scoring run asks of the cluster: `actors` of `cpus_per_actor` CPUs, and a GPU each if `gpu`."""
+
+    actors: int
+    cpus_per_actor: int
+    gpu: bool
+
+
+def plan_training(
+    batch_size: int, workers: int | None = None, cpus_per_worker: int | None = None, gpu: bool | None = None
+) -> TrainPlan:
+    """Decides the workers of a training run from what was asked and what the cluster has.
+
+    Decoding is over before the workers start, so they may take every CPU.
+
+    Args:
+        batch_size: the global batch, in images.
+        workers: how many, or None for as many as the cluster holds and the batch is worth.
+        cpus_per_worker: CPUs of each, or None for an even share.
+        gpu: True, False, or None for GPUs where there are any.
+
+    Raises:
+        UsageError: more than the cluster has, or a batch too small to share.
+    """
+    cpus, gpus = _per_node("CPU"), _per_node("GPU")
+    gpu = sum(gpus) > 0 if gpu is None else gpu
+    if gpu and not sum(gpus) and workers is None:
+        raise UsageError("--gpu received and the cluster has no GPU yet; give --workers N to wait for N GPU workers")
+    if gpu:
+        count = workers or sum(gpus)
+        share = cpus_per_worker or 1
+    else:
+        share = cpus_per_worker or 1
+        room = sum(count // share for count in cpus)
+        count = workers or min(room, max(1, batch_size // _MIN_SHARE))
+        if count > room:
+            raise UsageError(
+                f"received --workers {count} with {share} CPU{'s' * (share > 1)} each, but the cluster has room for {room} "
+                f"(CPUs of its nodes: {', '.join(map(str, cpus)) or 'none'}); ask for fewer"
+            )
+        if cpus_per_worker is None:
+            share = next(s for s in range(max(cpus), 0, -1) if sum(n // s for n in cpus) >= count)
+    if count > batch_size:
+        raise UsageError(f"received --batch-size {batch_size} for {count} workers, expected at least one image each")
+    return TrainPlan(count, share, gpu)
+
+
+def plan_scoring(parts: int, gpu: bool | None = None) -> ScorePlan:
+    """Decides the actors of a scoring run: one a CPU, or one a GPU, and no more than there are parts.
+
+    Actors read their own files and the catalog's blocks need no task, so they may take every CPU.
+
+    Args:
+        parts: how many parts are left to score.
+        gpu: True, False, or None for GPUs where there are any.
+
+    Raises:
+        UsageError: the cluster has no CPU or GPU to give.
+    """
+    gpus = sum(_per_node("GPU"))
+    gpu = gpus > 0 if gpu is None else gpu
+    units = gpus if gpu else sum(_per_node("CPU"))
+    if not units:
+        raise UsageError(f"the cluster has no {'GPU' if gpu else 'CPU'}; expected at least one")
+    return ScorePlan(max(1, min(units, parts)), 1, gpu)
+
+
+def object_store_bytes() -> int:
+    """The smallest node's share of Ray's shared memory, in bytes: what one copy of a data set must fit in."""
+    stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
+    return int(min((size for size in stores if size), default=0))
+
+
+def limit_threads(threads: int) -> None:
+    """Keeps TensorFlow and OpenCV in this worker to the CPUs it was given; before anything is computed."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    images.use_one_thread()
+
+
+def _per_node(resource: str) -> list[int]:
+    """How much of a resource each living node has, nodes without it left out."""
+    amounts = [int(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"]]
+    return [amount for amount in amounts if amount]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

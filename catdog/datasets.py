@@ -1,0 +1,495 @@
+"""Real data sets in, catalog out: folders and zips in the layouts people have, labels, ids, and the split.
+
+`prepare` copies every image's bytes unchanged to `DEST/images/KEY` and writes the catalog last, so a folder without a
+catalog is not a data set yet, and one with a catalog is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from catdog import catalog, storage
+from catdog.catalog import Catalog
+from catdog.errors import CatdogError, UsageError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+DEFAULT_CLASS_NAMES = ("cat", "dog")
+_SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "test": "test",
+    "test1": "test",
+    "testing": "test",
+}
+_CLASS_FOLDERS = {"cat": 0, "cats": 0, "dog": 1, "dogs": 1}
+_CLASS_PREFIX = re.compile(r"^(cat|dog)s?[._ -]*\(?\d", re.IGNORECASE)
+_MAX_ZIP_DEPTH = 2
+_WRITE_BATCH = 64
+
+
+class SourceFile(NamedTuple):
+    """One file of a source: its path within it and how to get its bytes; `data` None says it is a folder."""
+
+    path: str
+    data: bytes | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image on its way into the catalog."""
+
+    key: str
+    split: str
+    label: int | None
+
+
+def prepare(source: str, dest: str, valid_fraction: float = 0.1, split_seed: int = 0) -> Catalog:
+    """Turns what people have (Kaggle's zips, PetImages, class folders, a flat folder) into a prepared data set.
+
+    Doing it again is harmless: the same source changes nothing, a source with more images adds them, and no image
+    ever moves between the splits. Anything else that is already in `dest` is refused, not overwritten.
+
+    Args:
+        source: URI of a zip or a folder.
+        dest: URI of the folder to make.
+        valid_fraction: share of each class's labelled images for validation, in (0, 1); unused where the source has
+            a validation folder of its own.
+        split_seed: seed of the hash that splits.
+
+    Returns:
+        The catalog, already written.
+
+    Raises:
+        UsageError: no such source, or a value out of range.
+        CatdogError: what was found cannot be a data set, or could not be written.
+    """
+    source, dest = storage.absolute(source), storage.absolute(dest)
+    if not 0 < valid_fraction < 1:
+        raise UsageError(f"--valid-fraction received {valid_fraction}, expected a number between 0 and 1")
+    if storage.kind(source) == "absent":
+        raise UsageError(f"SOURCE received {source!r}, which does not exist; expected a zip or a folder of images")
+    if source == dest:
+        raise UsageError(f"SOURCE and DEST are the same folder ({source}); give another DEST")
+    options: dict[str, object] = {"split_seed": split_seed, "valid_fraction": valid_fraction}
+    previous = _previous(dest, options)
+
+    with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
+        names = [path for path, _ in _walk(source, Path(scratch), names_only=True)]
+        rows, class_names = _lay_out(names, source, valid_fraction, split_seed)
+        if previous is not None:
+            gone = set(previous.table["key"].to_pylist()) - {row.key for row in rows.values()}
+            if gone:
+                raise CatdogError(
+                    f"DEST {dest} already holds another data set: {len(gone)} of its images, e.g. {min(gone)}, are "
+                    "not in SOURCE; prepare into a new folder"
+                )
+        files = (file for file in _walk(source, Path(scratch)) if file.path in rows)
+        content = _copy(files, rows, dest, previous)
+    ordered = sorted(rows.values(), key=lambda row: (catalog.SPLITS.index(row.split), _natural(row.key)))
+    if previous is not None and previous.options.get("content_sha256") == content:
+        return previous
+    result = build(dest, ordered, class_names, options | {"content_sha256": content}, folder="images")
+    result.write()
+    return result
+
+
+def build(
+    root: str, rows: list[Row], class_names: tuple[str, str], options: dict[str, object], folder: str = ""
+) -> Catalog:
+    """Makes a catalog of rows whose files already lie in place.
+
+    Args:
+        root: URI of the data set's folder.
+        rows: the images, in catalog order.
+        class_names: names of labels 0 and 1.
+        options: what the catalog remembers of its making.
+        folder: the folder below `root` that keys are relative to.
+
+    Returns:
+        The catalog, not yet written.
+
+    Raises:
+        CatdogError: two unlabelled test files have one id.
+    """
+    ids = _ids(rows)
+    base = storage.join(root, folder) if folder else root
+    table = pa.Table.from_pydict(
+        {
+            "key": [row.key for row in rows],
+            "id": ids,
+            "uri": [storage.join(base, row.key) for row in rows],
+            "label": [row.label for row in rows],
+            "split": [row.split for row in rows],
+        },
+        schema=catalog.SCHEMA,
+    )
+    return Catalog(table, class_names, root, options)
+
+
+def is_in_validation(key: str, valid_fraction: float, split_seed: int) -> bool:
+    """Places one labelled image by a seeded hash of its key alone, so other images never move it."""
+    digest = hashlib.blake2b(f"{split_seed}:{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < valid_fraction * 2**64
+
+
+def _previous(dest: str, options: dict[str, object]) -> Catalog | None:
+    """The data set that `dest` already holds, if its split was made the same way."""
+    if not storage.exists(storage.join(dest, catalog.FILE_NAME)):
+        if storage.is_local(dest) and Path(dest).is_dir() and any(Path(dest).iterdir()):
+            raise CatdogError(f"DEST {dest} is not empty and holds no data set; give a new or empty folder")
+        return None
+    previous = catalog.read(dest)
+    for option, value in options.items():
+        if previous.options.get(option) != value:
+            raise CatdogError(
+                f"DEST {dest} is already split with {option.replace('_', '-')} {previous.options.get(option)}, received "
+                f"{value}; a split is made once: prepare into a new folder"
+            )
+    return previous
+
+
+# --- reading sources ---------------------------------------------------------------------------------------------
+
+
+def _walk(source: str, scratch: Path, names_only: bool = False) -> Iterator[SourceFile]:
+    """Yields every image file of a source, zips inside it unpacked; bytes are left out where only names matter."""
+    if storage.kind(source) == "file":
+        with storage.open_seekable(source) as stream:
+            yield from _walk_zip(stream, storage.name(source), "", scratch, names_only, depth=1)
+        return
+    paths = list(_folder_paths(source))
+    unpacked = {path.split("/", 1)[0].lower() for path in paths if "/" in path}
+    for path in paths:
+        uri = storage.join(source, path)
+        if path.lower().endswith(".zip"):
+            # People unpack the inner zips beside themselves; then the folder is what counts.
+            if path.lower().removesuffix(".zip") not in unpacked:
+                with storage.open_seekable(uri) as stream:
+                    yield from _walk_zip(stream, path, "", scratch, names_only, depth=_MAX_ZIP_DEPTH)
+        elif _is_image_name(path):
+            if storage.is_local(source) and Path(uri).is_dir():
+                yield SourceFile(path, None)
+            else:
+                try:
+                    yield SourceFile(path, b"" if names_only else storage.read_bytes(uri))
+                except OSError as error:
+                    raise CatdogError(f"could not read {uri}: {error.strerror or error}") from error
+
+
+def _folder_paths(source: str) -> Iterator[str]:
+    """Yields the paths below a folder, sorted, following links; a folder named like an image counts as a file."""
+    if not storage.is_local(source):
+        filesystem, root = storage.resolve(source)
+        found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+        yield from sorted(info.path.removeprefix(root).lstrip("/") for info in found if info.is_file)
+        return
+
+    def refuse(error: OSError) -> None:
+        raise CatdogError(f"could not read the folder {error.filename}: {error.strerror}") from error
+
+    seen: set[str] = set()
+    paths = []
+    for folder, folders, files in os.walk(source, onerror=refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        named_like_images = [name for name in folders if _is_image_name(name)]
+        folders[:] = [name for name in folders if name not in named_like_images]
+        paths += [os.path.relpath(os.path.join(folder, name), source) for name in files + named_like_images]
+    yield from sorted(path.replace(os.sep, "/") for path in paths)
+
+
+def _walk_zip(
+    stream: BinaryIO, name: str, prefix: str, scratch: Path, names_only: bool, depth: int
+) -> Iterator[SourceFile]:
+    try:
+        archive = zipfile.ZipFile(stream)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise CatdogError(f"{name} is not a readable zip ({error}); download it again") from error
+    seen: set[str] = set()
+    with archive:
+        for member in archive.infolist():
+            _refuse_unsafe(member, name)
+            path = prefix + member.filename
+            if member.is_dir():
+                continue
+            if path in seen:
+                raise CatdogError(f"{name} holds {member.filename} twice; expected every path once")
+            seen.add(path)
+            is_zip = path.lower().endswith(".zip")
+            if not (is_zip or _is_image_name(path)) or (is_zip and depth >= _MAX_ZIP_DEPTH):
+                continue
+            try:
+                if is_zip:
+                    yield from _walk_inner_zip(archive, member, name, scratch, names_only, depth)
+                else:
+                    yield SourceFile(path, b"" if names_only else archive.read(member))
+            except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+                # RuntimeError is what zipfile raises for an encrypted member.
+                raise CatdogError(f"could not unpack {member.filename} from {name}: {error}") from error
+
+
+def _walk_inner_zip(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, scratch: Path, names_only: bool, depth: int
+) -> Iterator[SourceFile]:
+    """Unpacks a zip inside a zip to scratch once, for zipfile needs to jump about in it."""
+    copy = scratch / hashlib.sha256(member.filename.encode()).hexdigest()
+    if not copy.exists():
+        _require_space(str(scratch), member.file_size)
+        try:
+            with archive.open(member) as inner, open(copy, "wb") as out:
+                shutil.copyfileobj(inner, out, 1 << 20)
+        except OSError as error:
+            raise CatdogError(f"could not unpack {member.filename} to {scratch}: {error.strerror or error}") from error
+    folder = PurePosixPath(member.filename).parent.as_posix()
+    prefix = "" if folder == "." else f"{folder}/"
+    with open(copy, "rb") as stream:
+        files = _walk_zip(stream, f"{name}/{member.filename}", prefix, scratch, names_only, depth + 1)
+        for file in files:
+            # A zip without a folder of its own in it (cat.0.jpg at its top) is its own name's folder.
+            inside = file.path.removeprefix(prefix)
+            stem = PurePosixPath(member.filename).stem
+            yield file if "/" in inside else SourceFile(f"{prefix}{stem}/{inside}", file.data)
+
+
+def _refuse_unsafe(member: zipfile.ZipInfo, name: str) -> None:
+    path = member.filename
+    is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
+    outside = path.startswith(("/", "\\")) or re.match(r"^[A-Za-z]:", path) or ".." in re.split(r"[/\\]", path)
+    if is_link or outside or "\\" in path or "\0" in path:
+        what = "a link" if is_link else "a path that leads outside"
+        raise CatdogError(f"{name} holds {path!r}, {what}; nothing was unpacked from it: expected plain relative paths")
+
+
+def _is_image_name(path: str) -> bool:
+    parts = path.split("/")
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return not hidden and PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+# --- telling labels and splits -----------------------------------------------------------------------------------
+
+
+def _lay_out(
+    paths: list[str], source: str, valid_fraction: float, split_seed: int
+) -> tuple[dict[str, Row], tuple[str, str]]:
+    """Gives every source path its key, split and label.
+
+    Returns:
+        The rows by source path, and the class names.
+    """
+    if not paths:
+        raise CatdogError(
+            f"{source} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, in a folder, a "
+            "zip, or zips within one"
+        )
+    keys = _strip_wrapper(paths)
+    class_folders, class_names = _class_folders(list(keys.values()), source)
+    rows: dict[str, Row] = {}
+    for path, key in keys.items():
+        split, label = _split_of(key), _label_of(key, class_folders)
+        rows[path] = Row(key, split or ("train" if label is not None else "test"), label)
+    unlabelled = [row.key for row in rows.values() if row.label is None]
+    lost = [key for key in unlabelled if _split_of(key) in ("train", "valid")]
+    any_labels = len(unlabelled) < len(rows)
+    if any_labels:
+        lost += [k for k in unlabelled if _split_of(k) is None and not PurePosixPath(k).stem.isdecimal()]
+    if lost:
+        raise CatdogError(
+            f"{source}: {len(lost)} images carry no label, e.g. {lost[0]}; expected names like {class_names[0]}.0.jpg "
+            f"or folders {class_names[0]}/ and {class_names[1]}/, and unlabelled images in test/"
+        )
+    test = [row for row in rows.values() if row.split == "test"]
+    known = sum(row.label is not None for row in test)
+    if 0 < known < len(test):
+        raise CatdogError(
+            f"{source}: {known} of {len(test)} test images carry a label; expected all of them or none of them to"
+        )
+    if any(row.label is not None for row in rows.values() if row.split != "test"):
+        own_valid = any(row.split == "valid" for row in rows.values())
+        if not own_valid:
+            for path, row in rows.items():
+                if row.split == "train" and is_in_validation(row.key, valid_fraction, split_seed):
+                    rows[path] = Row(row.key, "valid", row.label)
+        _require_both_classes(rows.values(), class_names, source, own_valid, valid_fraction)
+    return rows, class_names
+
+
+def _strip_wrapper(paths: list[str]) -> dict[str, str]:
+    """Keys are paths relative to the set's root: folders that wrap everything and say nothing are left off."""
+    split = [path.split("/") for path in paths]
+    depth = 0
+    while all(len(parts) > depth + 1 for parts in split):
+        names = {parts[depth] for parts in split}
+        only = next(iter(names)).lower()
+        if len(names) > 1 or only in _SPLIT_FOLDERS or only in _CLASS_FOLDERS:
+            break
+        depth += 1
+    return {path: "/".join(parts[depth:]) for path, parts in zip(paths, split, strict=True)}
+
+
+def _split_of(key: str) -> str | None:
+    folders = key.lower().split("/")[:-1]
+    return next((_SPLIT_FOLDERS[folder] for folder in folders if folder in _SPLIT_FOLDERS), None)
+
+
+def _class_folder(key: str) -> str | None:
+    folders = [folder for folder in key.lower().split("/")[:-1] if folder not in _SPLIT_FOLDERS]
+    return folders[0] if folders else None
+
+
+def _class_folders(keys: list[str], source: str) -> tuple[dict[str, int], tuple[str, str]]:
+    """Which folders are classes: cats and dogs where there are any, else the only two that hold training images."""
+    if any(_label_of(key, _CLASS_FOLDERS) is not None for key in keys):
+        return _CLASS_FOLDERS, DEFAULT_CLASS_NAMES
+    found = sorted({folder for key in keys if _split_of(key) != "test" and (folder := _class_folder(key))})
+    if not found:
+        return {}, DEFAULT_CLASS_NAMES
+    if len(found) != 2:
+        raise CatdogError(
+            f"{source}: found {len(found)} class folder{'s' * (len(found) != 1)} ({', '.join(found[:5])}); expected "
+            "two, such as cat/ and dog/"
+        )
+    return {found[0]: 0, found[1]: 1}, (found[0], found[1])
+
+
+def _label_of(key: str, class_folders: dict[str, int]) -> int | None:
+    folders = key.lower().split("/")[:-1]
+    by_folder = next((class_folders[folder] for folder in folders if folder in class_folders), None)
+    if by_folder is not None or (class_folders and class_folders is not _CLASS_FOLDERS):
+        return by_folder
+    named = _CLASS_PREFIX.match(key.rsplit("/", 1)[-1])
+    return DEFAULT_CLASS_NAMES.index(named.group(1).lower()) if named else None
+
+
+def _require_both_classes(
+    rows: Iterable[Row], class_names: tuple[str, str], source: str, own_valid: bool, valid_fraction: float
+) -> None:
+    counts = Counter((row.split, row.label) for row in rows)
+    for label, name in enumerate(class_names):
+        train, valid = counts["train", label], counts["valid", label]
+        if train + valid == 0:
+            other = counts["train", 1 - label] + counts["valid", 1 - label]
+            raise CatdogError(
+                f"{source}: class {name!r} is empty ({other} images of {class_names[1 - label]!r}); expected images of "
+                "both classes"
+            )
+        if not train or not valid:
+            missing, rule = ("training", "train/") if not train else ("validation", "valid/")
+            cause = f"the {rule} folder" if own_valid else f"--valid-fraction {valid_fraction}"
+            raise CatdogError(
+                f"{source}: class {name!r} has {train + valid} images and {cause} leaves none of them for {missing}; "
+                "give more images or another fraction"
+            )
+
+
+def _ids(rows: list[Row]) -> list[str]:
+    """The numeric stem where the test files are numbered, else the key; other splits always use the key."""
+    test = [row for row in rows if row.split == "test"]
+    stems = {row.key: PurePosixPath(row.key).stem for row in test}
+    numbers = {key: str(int(stem)) for key, stem in stems.items() if stem.isascii() and stem.isdecimal()}
+    if len(numbers) < len(stems):
+        numbers = {}
+    first: dict[str, str] = {}
+    for row in test:
+        number = numbers.get(row.key)
+        if number is None:
+            continue
+        if number in first:
+            if row.label is not None:
+                numbers = {}
+                break
+            raise CatdogError(f"test files {first[number]} and {row.key} have the same id {number}; expected one each")
+        first[number] = row.key
+    return [numbers.get(row.key, row.key) if row.split == "test" else row.key for row in rows]
+
+
+def _natural(key: str) -> list[tuple[int, int, str]]:
+    """Sorts cat.9.jpg before cat.10.jpg."""
+    return [
+        (0, int(part), "") if part.isascii() and part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", key)
+    ]
+
+
+# --- writing the data set ----------------------------------------------------------------------------------------
+
+
+def _copy(files: Iterator[SourceFile], rows: dict[str, Row], dest: str, previous: Catalog | None) -> str:
+    """Copies the images into place, several at a time (a bucket answers slowly), and digests their bytes.
+
+    Returns:
+        SHA-256 (hex) over keys and bytes, whatever order the source came in.
+    """
+    known = set(previous.table["key"].to_pylist()) if previous is not None else set()
+    images = storage.join(dest, "images")
+    digests: dict[str, bytes] = {}
+
+    def place(file: SourceFile) -> None:
+        key = rows[file.path].key
+        target = storage.join(images, key)
+        digests[key] = hashlib.sha256(file.data or b"").digest()
+        if key in known:
+            if file.data is not None and storage.read_bytes(target) != file.data:
+                raise CatdogError(
+                    f"DEST {dest} already holds another {key} than SOURCE does; prepare into a new folder"
+                )
+        elif file.data is None:
+            Path(target).mkdir(parents=True, exist_ok=True)
+        elif storage.is_local(target):
+            # No sync here: the catalog, written last and synced, is what makes the set whole.
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            Path(target).write_bytes(file.data)
+        else:
+            storage.write_bytes(target, file.data)
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            batch: list[SourceFile] = []
+            for file in files:
+                batch.append(file)
+                if len(batch) == _WRITE_BATCH:
+                    _require_space(dest, sum(len(f.data or b"") for f in batch))
+                    list(pool.map(place, batch))
+                    batch.clear()
+            list(pool.map(place, batch))
+    except BaseException as error:
+        if previous is None:
+            storage.delete_folder(images)
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            raise CatdogError(f"could not write the images to {dest}: {reason}; nothing was kept") from error
+        raise
+    total = hashlib.sha256()
+    for key in sorted(digests):
+        total.update(key.encode() + b"\0" + digests[key])
+    return total.hexdigest()
+
+
+def _require_space(folder: str, size: int) -> None:
+    if not storage.is_local(folder):
+        return
+    place = Path(folder)
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise CatdogError(f"the disk of {folder} is full: {size / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")

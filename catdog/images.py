@@ -1,0 +1,268 @@
+"""The one path from a file's bytes to pixels, for training, scoring and serving alike, and training's augmentation.
+
+OpenCV (libjpeg-turbo) decodes the plain JPEG and PNG files that nearly every image is; Pillow takes the rest. The
+whole image is squashed to S×S. Nothing here scales pixel values: a batch stays uint8 RGB until the model does.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from catdog import storage
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Status = Literal["ok", "recovered", "unreadable"]
+
+# Twice what Pillow warns at: beyond it a small file that claims to be huge would take the worker's memory.
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+
+# Pillow's tolerance of truncated files is a global switch; one thread at a time may turn it.
+_pillow_lock = threading.Lock()
+
+
+class Decoded(NamedTuple):
+    """One image, or why there is none.
+
+    Attributes:
+        pixels: uint8, S×S×3, RGB; all zero where `status` is "unreadable".
+        status: "ok", "recovered" (Pillow could read what the fast decoder could not) or "unreadable".
+        detail: what was odd, in a few words; empty where nothing was.
+    """
+
+    pixels: np.ndarray
+    status: Status
+    detail: str
+
+
+def read(uri: str, size: int) -> Decoded:
+    """Reads and decodes one file; whatever is wrong with it becomes a verdict, never an exception.
+
+    Args:
+        uri: the file.
+        size: S, the side of the square to squash the image to, in pixels.
+    """
+    try:
+        data = storage.read_bytes(uri)
+    except OSError as error:
+        reason = {IsADirectoryError: "is a folder", FileNotFoundError: "is not there"}.get(type(error))
+        return _unreadable(size, reason or str(error.strerror or error))
+    return decode(data, size)
+
+
+def decode(data: bytes, size: int) -> Decoded:
+    """Decodes one image file's bytes and squashes it to S×S.
+
+    EXIF orientation is honoured. Shrinking averages areas, enlarging is bilinear, each axis for itself.
+
+    Args:
+        data: the whole file.
+        size: S, in pixels.
+
+    Returns:
+        The pixels and a verdict on the file.
+    """
+    if not data:
+        return _unreadable(size, "is empty (0 bytes)")
+    if _is_plain_jpeg(data) or _is_plain_png(data):
+        try:
+            # IMREAD_COLOR_RGB would leave out the EXIF rotation on some builds, BGR never does.
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error:
+            pixels = None
+        if pixels is not None:
+            return Decoded(cv2.cvtColor(_squash(pixels, size), cv2.COLOR_BGR2RGB), "ok", "")
+    return _decode_with_pillow(data, size)
+
+
+def _decode_with_pillow(data: bytes, size: int) -> Decoded:
+    with _pillow_lock:
+        try:
+            try:
+                return Decoded(*_pillow_pixels(data, size))
+            except (OSError, SyntaxError) as error:
+                if isinstance(error, UnidentifiedImageError):
+                    raise
+                ImageFile.LOAD_TRUNCATED_IMAGES = True
+                pixels, _, detail = _pillow_pixels(data, size)
+                return Decoded(pixels, "recovered", f"{detail}, truncated")
+        except UnidentifiedImageError:
+            return _unreadable(size, f"is not an image (it starts with {data[:12]!r})")
+        except Exception as error:  # a broken file can raise anything at all from a decoder
+            return _unreadable(size, f"{type(error).__name__}: {error}")
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+def _pillow_pixels(data: bytes, size: int) -> tuple[np.ndarray, Status, str]:
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width}×{height} pixels, more than {MAX_PIXELS}")
+        detail = f"{image.format} {image.mode}"
+        plain = image.format == "JPEG" and image.mode in ("RGB", "L")
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            # 16 bits a pixel: Pillow's own conversion would clip all above 255 to white.
+            grey = np.asarray(upright).astype(np.uint32).clip(0, 65535)
+            pixels = np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        else:
+            pixels = np.asarray(upright.convert("RGB"))
+    # A whole JPEG that merely has bytes after its end is as good as any other.
+    return _squash(pixels, size), "ok" if plain else "recovered", "" if plain else detail
+
+
+def _squash(pixels: np.ndarray, size: int) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    shrunk = (min(width, size), min(height, size))
+    if shrunk != (width, height):
+        pixels = cv2.resize(pixels, shrunk, interpolation=cv2.INTER_AREA)
+    if shrunk != (size, size):
+        pixels = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
+    return pixels
+
+
+def _unreadable(size: int, detail: str) -> Decoded:
+    return Decoded(np.zeros((size, size, 3), np.uint8), "unreadable", detail)
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """Tells whether bytes are a complete 8-bit grey or YCbCr JPEG, from its markers (ITU T.81, annex B)."""
+    if not data.startswith(b"\xff\xd8") or not data.endswith(b"\xff\xd9"):
+        return False
+    at = 2
+    while at + 9 < len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xFF:
+            at += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = (
+                int.from_bytes(data[at + 5 : at + 7], "big"),
+                int.from_bytes(data[at + 7 : at + 9], "big"),
+            )
+            return data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < height * width <= MAX_PIXELS
+        at += 2 + length
+    return False
+
+
+def _is_plain_png(data: bytes) -> bool:
+    """Tells whether bytes are a complete 8-bit grey or RGB PNG without a palette or transparency."""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n") or data[-8:-4] != b"IEND" or len(data) < 33:
+        return False
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    return data[24] == 8 and data[25] in (0, 2) and 0 < width * height <= MAX_PIXELS
+
+
+def key_hash(keys: list[str]) -> np.ndarray:
+    """A stable 64-bit number for each key, which order and augmentation are drawn from.
+
+    Args:
+        keys: N catalog keys.
+
+    Returns:
+        uint64, N (FNV-1a over the UTF-8 bytes, from the FNV reference by Fowler, Noll and Vo).
+    """
+    hashes = np.empty(len(keys), np.uint64)
+    for row, key in enumerate(keys):
+        value = 0xCBF29CE484222325
+        for byte in key.encode():
+            value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+        hashes[row] = value
+    return hashes
+
+
+def uniform(seed: int, epoch: int, hashes: np.ndarray, draws: int) -> np.ndarray:
+    """Random numbers that depend on seed, epoch and key alone, not on timing, order or the number of workers.
+
+    Args:
+        seed: the run's seed.
+        epoch: counted from 0.
+        hashes: uint64, N, from `key_hash`.
+        draws: D, how many numbers each key gets.
+
+    Returns:
+        float64 in [0, 1), N×D (SplitMix64: Steele, Lea and Flood, 2014).
+    """
+    with np.errstate(over="ignore"):
+        start = _mix(_mix(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(epoch))
+        counters = np.arange(1, draws + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        bits = _mix(_mix(hashes ^ start)[:, None] + counters[None, :])
+    return (bits >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def augmentation(
+    random: np.ndarray, size: int, shift: float = 0.08, rotation: float = 12.0, zoom: float = 0.12
+) -> np.ndarray:
+    """Draws one small geometric change an image: mirror, shift, rotation and zoom about the centre.
+
+    Args:
+        random: float64 in [0, 1), N×5, from `uniform`.
+        size: S, in pixels.
+        shift: greatest shift along each axis, as a share of S.
+        rotation: greatest rotation either way, in degrees.
+        zoom: greatest zoom in or out, as a share.
+
+    Returns:
+        float32, N×8: for each image the projective transform from output to input pixels that `augment` takes.
+    """
+    mirror = np.where(random[:, 0] < 0.5, -1.0, 1.0)
+    signed = 2.0 * random[:, 1:5] - 1.0
+    angle = np.deg2rad(rotation) * signed[:, 0]
+    scale = 1.0 + zoom * signed[:, 1]
+    offset_x, offset_y = shift * size * signed[:, 2], shift * size * signed[:, 3]
+    cosine, sine = np.cos(angle) * scale, np.sin(angle) * scale
+    centre = (size - 1) / 2
+    x_x, x_y, y_x, y_y = cosine * mirror, -sine, sine * mirror, cosine
+    zeros = np.zeros_like(angle)
+    transform = [
+        x_x, x_y, centre - x_x * centre - x_y * centre + offset_x,
+        y_x, y_y, centre - y_x * centre - y_y * centre + offset_y,
+        zeros, zeros,
+    ]  # fmt: skip
+    return np.stack(transform, axis=1).astype(np.float32)
+
+
+def augment(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
+    """Applies one transform an image, inside TensorFlow's graph; what falls outside is mirrored in.
+
+    Args:
+        images: uint8, N×S×S×3.
+        transforms: float32, N×8, from `augmentation`.
+
+    Returns:
+        uint8, N×S×S×3.
+    """
+    import tensorflow as tf
+
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(images, tf.float32),
+        transforms=transforms,
+        output_shape=tf.shape(images)[1:3],
+        interpolation="BILINEAR",
+        fill_mode="REFLECT",
+        fill_value=0.0,
+    )
+    return tf.cast(tf.round(tf.clip_by_value(moved, 0.0, 255.0)), tf.uint8)
+
+
+def use_one_thread() -> None:
+    """Keeps OpenCV to the thread that calls it: in a Ray worker the cores belong to other workers."""
+    cv2.setNumThreads(1)
+    # libjpeg's remarks on odd files go to the verdicts, not to the log.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")

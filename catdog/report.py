@@ -1,0 +1,85 @@
+"""The validation report: how good the model is on labelled photos it was not trained on, as JSON and as a text table."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from catdog import bundle, metrics
+from catdog.bundle import BundleInfo
+from catdog.catalog import Catalog
+
+_LABELS = {
+    "n": "images",
+    "log_loss": "log loss",
+    "accuracy": "accuracy",
+    "roc_auc": "ROC AUC",
+    "brier_score": "Brier score",
+    "unreadable": "unreadable",
+    "clip": "clip",
+}
+
+
+def build(
+    tables: dict[str, pa.Table], counts: dict[str, dict[str, int]], info: BundleInfo, data: Catalog
+) -> dict[str, Any]:
+    """Judges the scored splits that have labels.
+
+    Args:
+        tables: by split, columns label, logit, probability and status of each image.
+        counts: by split, images by status.
+        info: of the bundle that scored.
+        data: the catalog that was scored.
+
+    Returns:
+        Validation's figures at the top, flat, and a labelled test split's, alike, under "test"; an unreadable image
+        counts with what it would get in a submission.
+    """
+    sections = {split: _section(table, counts[split], info, data) for split, table in tables.items()}
+    content: dict[str, Any] = sections.pop("valid", {})
+    return content | sections
+
+
+def to_json(content: dict[str, Any]) -> str:
+    """Renders a report as JSON text; what is not a number there is null."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def rows(section: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines of the text table: what, and its figure.
+
+    Args:
+        section: the top of a report, or a part of it that is alike.
+    """
+    lines = []
+    for key, label in _LABELS.items():
+        value = section[key]
+        text = f"{value:.4f}" if isinstance(value, float) and key != "clip" else str(value)
+        if key == "log_loss":
+            text += f"  (95 % interval {section['log_loss_low']:.4f} to {section['log_loss_high']:.4f})"
+        lines.append((label, text))
+    first, second = section["class_names"]
+    lines.append((f"{first}: right / taken for {second}", f"{section['true_negative']} / {section['false_positive']}"))
+    lines.append((f"{second}: right / taken for {first}", f"{section['true_positive']} / {section['false_negative']}"))
+    return lines
+
+
+def _section(table: pa.Table, counts: dict[str, int], info: BundleInfo, data: Catalog) -> dict[str, Any]:
+    labels = table["label"].to_numpy()
+    prior_logit = np.log(info.prior / (1 - info.prior))
+    logits = table["logit"].fill_null(float(prior_logit)).to_numpy()
+    return {
+        **metrics.summarise(labels, table["probability"].to_numpy()),
+        # Before temperature, clip and views: what the training loop reports, so that the two can be compared.
+        "log_loss_plain": float(metrics.losses_from_logits(labels, logits).mean()),
+        "unreadable": counts["unreadable"],
+        "recovered": counts["recovered"],
+        "clip": info.clip,
+        "temperature": info.temperature,
+        "class_names": list(info.class_names),
+        "bundle_fingerprint": bundle.fingerprint(info),
+        "catalog_fingerprint": data.fingerprint,
+    }

@@ -1,0 +1,191 @@
+"""Every path is a URI: a local path or a bucket (`s3://…`, `gs://…`), through pyarrow.fs, with atomic writes.
+
+A file that this module writes is either there in full or not there at all: locally it is written under another
+name, synced and renamed; an object store shows an object only once it is complete.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+from pyarrow import fs as pafs
+
+from catdog.errors import CatdogError, UsageError
+
+# Ray sets it in the process of a submitted job (ray._private.runtime_env.constants.RAY_JOB_CONFIG_JSON_ENV_VAR).
+_SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def is_local(uri: str) -> bool:
+    """Tells whether a URI names a file of this machine (a plain path or `file://`) rather than a bucket."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def absolute(uri: str) -> str:
+    """Makes a URI independent of the working folder.
+
+    Args:
+        uri: a local path, relative or not, `~` allowed; or a URI with a scheme.
+
+    Returns:
+        An absolute local path, or the URI without a trailing slash.
+    """
+    if uri.startswith("file://"):
+        uri = urlsplit(uri).path
+    if is_local(uri):
+        return str(Path(uri).expanduser().absolute())
+    base, mark, query = uri.partition("?")
+    return base.rstrip("/") + mark + query
+
+
+def absolute_output(uri: str, option: str) -> str:
+    """Makes an output's URI absolute, and refuses a relative one inside a submitted Ray job.
+
+    Args:
+        uri: where something will be written.
+        option: the option it came from, for the message.
+
+    Raises:
+        UsageError: a relative path in a submitted job, whose working folder Ray deletes when the job is over.
+    """
+    if is_local(uri) and not uri.startswith("file://") and _SUBMITTED_JOB_VARIABLE in os.environ:
+        path = Path(uri).expanduser()
+        if not path.is_absolute():
+            raise UsageError(
+                f"{option} received the relative path {uri!r} in a submitted job, whose working folder is a temporary "
+                "copy that Ray deletes; give an absolute path on storage that every node sees, or a bucket"
+            )
+    return absolute(uri)
+
+
+def join(uri: str, *parts: str) -> str:
+    """Appends path parts to a URI, keeping a bucket's `?options` at the end."""
+    base, mark, query = uri.partition("?") if not is_local(uri) else (uri, "", "")
+    return "/".join([base.rstrip("/") or "", *parts]) + mark + query
+
+
+def parent(uri: str) -> str:
+    """The folder that holds what a URI names."""
+    base, mark, query = uri.partition("?") if not is_local(uri) else (uri, "", "")
+    head, slash, _ = base.rstrip("/").rpartition("/")
+    return (head if head or not slash else "/") + mark + query
+
+
+def name(uri: str) -> str:
+    """The last part of a URI, without a bucket's `?options`."""
+    base = uri if is_local(uri) else uri.partition("?")[0]
+    return base.rstrip("/").rpartition("/")[2]
+
+
+@functools.lru_cache(maxsize=32)
+def _bucket_filesystem(scheme: str, bucket: str, query: str) -> pafs.FileSystem:
+    options = f"?{query}" if query else ""
+    return pafs.FileSystem.from_uri(f"{scheme}://{bucket}/{options}")[0]
+
+
+def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow file system a URI belongs to, and the path within it.
+
+    Raises:
+        UsageError: pyarrow knows no file system for the URI.
+    """
+    if is_local(uri):
+        return pafs.LocalFileSystem(), absolute(uri)
+    parts = urlsplit(uri)
+    try:
+        filesystem = _bucket_filesystem(parts.scheme, parts.netloc, parts.query)
+    except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
+        raise UsageError(f"received {uri!r}, expected a local path or an s3:// or gs:// URI: {error}") from error
+    return filesystem, parts.netloc + parts.path
+
+
+def kind(uri: str) -> str:
+    """What a URI names: "file", "folder" or "absent"."""
+    filesystem, path = resolve(uri)
+    found = filesystem.get_file_info(path).type
+    return {pafs.FileType.File: "file", pafs.FileType.Directory: "folder"}.get(found, "absent")
+
+
+def exists(uri: str) -> bool:
+    """Tells whether a URI names a file or folder that is there."""
+    return kind(uri) != "absent"
+
+
+def list_files(uri: str) -> list[str]:
+    """The names of the files directly in a folder, sorted; an absent folder has none."""
+    filesystem, path = resolve(uri)
+    selector = pafs.FileSelector(path, allow_not_found=True)
+    return sorted(info.base_name for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
+
+
+def read_bytes(uri: str) -> bytes:
+    """All bytes of one file.
+
+    Raises:
+        OSError: it is absent, a folder, or cannot be read.
+    """
+    if is_local(uri):
+        return Path(absolute(uri)).read_bytes()
+    filesystem, path = resolve(uri)
+    with filesystem.open_input_file(path) as stream:
+        return stream.read()
+
+
+def open_seekable(uri: str) -> BinaryIO:
+    """Opens a file for random reading, as zipfile needs."""
+    if is_local(uri):
+        return open(absolute(uri), "rb")
+    filesystem, path = resolve(uri)
+    return filesystem.open_input_file(path)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes one file atomically, making the folders above it.
+
+    Raises:
+        CatdogError: it could not be written (a full disk, no permission); nothing is left of it.
+    """
+    if not is_local(uri):
+        filesystem, path = resolve(uri)
+        try:
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+        except OSError as error:
+            raise CatdogError(f"could not write {uri}: {error}") from error
+        return
+    target = Path(absolute(uri))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CatdogError(f"could not write {target}: {error.strerror or error}") from error
+
+
+def write_text(uri: str, text: str) -> None:
+    """Writes one UTF-8 text file atomically."""
+    write_bytes(uri, text.encode())
+
+
+def delete_folder(uri: str) -> None:
+    """Deletes a folder and all in it; an absent one is no error."""
+    if exists(uri):
+        filesystem, path = resolve(uri)
+        filesystem.delete_dir(path)
+
+
+def delete_file(uri: str) -> None:
+    """Deletes one file; an absent one is no error."""
+    if kind(uri) == "file":
+        filesystem, path = resolve(uri)
+        filesystem.delete_file(path)

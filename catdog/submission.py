@@ -1,0 +1,167 @@
+"""The Kaggle file: writing it, checking it, sending it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import pyarrow as pa
+
+from catdog import storage
+from catdog.catalog import Catalog
+from catdog.errors import CatdogError, UsageError
+
+COLUMNS = ("id", "label")
+COMPETITION = "dogs-vs-cats-redux-kernels-edition"
+
+
+def sidecar(out: str, ending: str) -> str:
+    """The URI of something that belongs to a CSV and shares its stem: `results.csv` → `results.ENDING`."""
+    return storage.join(storage.parent(out), f"{storage.name(out).removesuffix('.csv')}.{ending}")
+
+
+def write(out: str, table: pa.Table) -> None:
+    """Writes a submission: `id,label`, every test id once, in numeric order where ids are numbers.
+
+    Args:
+        out: URI of the CSV.
+        table: columns id and probability, the latter inside (0, 1).
+    """
+    pairs = list(zip(table["id"].to_pylist(), table["probability"].to_pylist(), strict=True))
+    if all(name.isdecimal() for name, _ in pairs):
+        pairs.sort(key=lambda pair: int(pair[0]))
+    # Twelve digits: the clip of 1e-6 survives on both sides, and the last bits of a float do not show.
+    storage.write_text(out, _csv(COLUMNS, ([name, f"{probability:.12g}"] for name, probability in pairs)))
+
+
+def write_rejected(out: str, tables: dict[str, pa.Table]) -> None:
+    """Names every image that could not be read, and why: `split,id,key,reason`, perhaps with no rows.
+
+    Args:
+        out: URI of the CSV.
+        tables: by split, columns id, key, status and detail.
+    """
+    rows = [
+        [split, row["id"], row["key"], row["detail"]]
+        for split, table in tables.items()
+        for row in table.select(["id", "key", "status", "detail"]).to_pylist()
+        if row["status"] == "unreadable"
+    ]
+    storage.write_text(out, _csv(("split", "id", "key", "reason"), rows))
+
+
+def check(path: str, data: Catalog) -> int:
+    """Checks a submission against the test split it is for.
+
+    Args:
+        path: URI of the CSV.
+        data: the catalog.
+
+    Returns:
+        How many rows it has.
+
+    Raises:
+        UsageError: there is no such file.
+        CatdogError: it would be refused, or worse, accepted and wrong; says the row and the reason.
+    """
+    uri = storage.absolute(path)
+    if storage.kind(uri) != "file":
+        raise UsageError(f"FILE received {path!r}, which is not there; expected a submission such as results.csv")
+    expected = data.split("test")["id"].to_pylist()
+    try:
+        lines = list(csv.reader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig")), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CatdogError(f"{uri} is not a CSV file: {error}") from error
+    header = tuple(lines[0]) if lines else ()
+    if header != COLUMNS:
+        missing = [name for name in COLUMNS if name not in header]
+        extra = [name for name in header if name not in COLUMNS]
+        what = (
+            f"missing {', '.join(missing)}" if missing else f"extra {', '.join(extra)}" if extra else "in another order"
+        )
+        raise CatdogError(f"{uri} row 1: columns {','.join(header) or 'none'} ({what}), expected id,label")
+    wanted, seen = set(expected), dict[str, int]()
+    for number, line in enumerate(lines[1:], start=2):
+        _check_row(f"{uri} row {number}", line, wanted, seen, number)
+    if len(seen) != len(wanted):
+        lost = [name for name in expected if name not in seen]
+        raise CatdogError(
+            f"{uri} has {len(seen)} rows, expected {len(wanted)}: {len(lost)} ids are missing, e.g. {lost[0]}"
+        )
+    return len(seen)
+
+
+def _check_row(where: str, line: list[str], wanted: set[str], seen: dict[str, int], number: int) -> None:
+    if len(line) != len(COLUMNS):
+        raise CatdogError(f"{where}: {len(line)} fields, expected 2 (id,label)")
+    name, text = line
+    if name not in wanted:
+        raise CatdogError(f"{where}: id {name!r} is not an id of the test split")
+    if name in seen:
+        raise CatdogError(f"{where}: id {name} is there a second time (first in row {seen[name]})")
+    seen[name] = number
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise CatdogError(f"{where}: label {text!r} of id {name} is not a number, expected a probability in [0, 1]")
+    if not 0 <= value <= 1:
+        raise CatdogError(f"{where}: label {text} of id {name} is outside [0, 1]")
+
+
+def origin(path: str) -> str:
+    """The data set that a submission's `meta.json` says it was made from.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    uri = sidecar(storage.absolute(path), "meta.json")
+    try:
+        return json.loads(storage.read_bytes(uri))["data"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"FILE received {path!r} without a readable {uri}; give its data set with --data DIR"
+        ) from error
+
+
+def submit(path: str, message: str, competition: str = COMPETITION) -> None:
+    """Sends a submission with Kaggle's own client.
+
+    Args:
+        path: the CSV, on this machine.
+        message: what Kaggle shows beside it.
+        competition: its name in Kaggle's URL.
+
+    Raises:
+        CatdogError: no client, no credentials, or Kaggle refused.
+    """
+    place = f"the file is {path}, and https://www.kaggle.com/c/{competition}/submit takes it by hand"
+    try:
+        # Its import already looks for credentials, and leaves the process where it finds none.
+        from kaggle.api.kaggle_api_extended import KaggleApi
+
+        api = KaggleApi()
+        api.authenticate()
+    except ImportError as error:
+        raise CatdogError(f"the kaggle client is not installed: pip install 'catdog[kaggle]'; {place}") from error
+    except (SystemExit, OSError, ValueError) as error:
+        raise CatdogError(
+            "no Kaggle credentials: make a token on your Kaggle account page and save it as ~/.kaggle/kaggle.json, or "
+            f"set KAGGLE_USERNAME and KAGGLE_KEY; {place}"
+        ) from error
+    try:
+        api.competition_submit(path, message, competition)
+    except Exception as error:  # the client raises its own, requests' and urllib3's
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CatdogError(f"Kaggle did not take the submission ({reason}); {place}") from error
+
+
+def _csv(header: tuple[str, ...], rows: object) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)  # type: ignore[arg-type]
+    return text.getvalue()

@@ -1,0 +1,394 @@
+"""Training: a catalog and a config in, a model bundle out, data-parallel on Ray Train.
+
+A Ray Data job decodes every image once into Ray's shared memory; then the workers start, each a replica of the model
+(`catdog.replica`), and after every epoch one of them leaves a checkpoint that any later start continues from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pydantic
+import ray
+import ray.data
+import ray.train
+
+from catdog import bundle, catalog, cluster, images, models, replica, storage
+from catdog.catalog import Catalog
+from catdog.errors import CatdogError, UsageError
+
+CONFIG_NAME = "config.json"
+_BLOCK_ROWS = 256
+_MAX_RESTARTS = 3
+# What may differ when a run is resumed: where it runs, not what it computes.
+_PLACE_FIELDS = frozenset({"runs", "workers", "cpus_per_worker", "gpu", "resume", "overwrite", "address", "debug"})
+
+EventHandler = Callable[[dict[str, Any]], None]
+
+
+class TrainConfig(pydantic.BaseModel):
+    """The options of `catdog train`; None means "decide for me", and `resolve` does.
+
+    Attributes:
+        data: URI of a prepared data set.
+        arch: name in the registry.
+        alpha: width multiplier of mobilenet.
+        weights: "imagenet", "none" or the URI of a Keras weights file without the top.
+        image_size: S, in pixels.
+        freeze: keep the backbone's weights as they are.
+        epochs: at most this many.
+        batch_size: the global batch, in images, over all workers.
+        learning_rate: the peak rate.
+        patience: stop after this many epochs without a better validation log loss.
+        seed: of initial weights, order and augmentation.
+        augment: mirror, shift, rotate and zoom the training images.
+        workers: Ray Train workers.
+        cpus_per_worker: CPUs of each.
+        gpu: a GPU for each.
+        name: of the run.
+        runs: URI of the folder of runs.
+        resume: continue the run of this name.
+        overwrite: delete the run of this name first.
+        address: of the Ray cluster.
+        debug: show Ray's log and tracebacks.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    data: str
+    arch: str | None = None
+    alpha: Annotated[float, pydantic.Field(gt=0)] = 1.0
+    weights: str | None = None
+    image_size: Annotated[int, pydantic.Field(ge=16, le=2048)] | None = None
+    freeze: bool | None = None
+    epochs: Annotated[int, pydantic.Field(ge=1)] = 10
+    batch_size: Annotated[int, pydantic.Field(ge=1)] = 64
+    learning_rate: Annotated[float, pydantic.Field(gt=0)] | None = None
+    patience: Annotated[int, pydantic.Field(ge=1)] = 5
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
+    augment: bool = True
+    workers: Annotated[int, pydantic.Field(ge=1)] | None = None
+    cpus_per_worker: Annotated[int, pydantic.Field(ge=1)] | None = None
+    gpu: bool | None = None
+    name: str | None = None
+    runs: str = "runs"
+    resume: bool = False
+    overwrite: bool = False
+    address: str | None = None
+    debug: bool = False
+
+    def resolve(self) -> TrainConfig:
+        """Fills in what was left open, and checks what was given against the registry.
+
+        Returns:
+            A config whose every field but the cluster's is decided.
+
+        Raises:
+            UsageError: options that contradict each other.
+        """
+        if self.arch is None and self.weights not in (None, "none"):
+            candidates = ", ".join(arch.name for arch in models.ARCHITECTURES.values() if arch.has_backbone)
+            raise UsageError(f"--weights received without --arch; say which one they are for: {candidates}")
+        arch = models.find(self.arch or models.DEFAULT_ARCHITECTURE)
+        weights = self.weights or ("imagenet" if arch.has_backbone else "none")
+        pretrained = weights != "none"
+        if not arch.has_backbone and (pretrained or self.freeze):
+            option = f"--weights {weights}" if pretrained else "--freeze"
+            raise UsageError(f"{option} received, but {arch.name} has no backbone; it trains from scratch")
+        if self.alpha != 1.0 and arch.name != "mobilenet":
+            raise UsageError(f"--alpha {self.alpha} received, but only mobilenet has a width multiplier")
+        if weights == "imagenet" and arch.name == "mobilenet" and self.alpha not in models.MOBILENET_ALPHAS:
+            raise UsageError(
+                f"--alpha received {self.alpha}; ImageNet weights exist for "
+                f"{', '.join(map(str, models.MOBILENET_ALPHAS))}"
+            )
+        if pretrained and weights != "imagenet":
+            weights = storage.absolute(weights)
+            if storage.kind(weights) != "file":
+                raise UsageError(f"--weights received {weights!r}, expected imagenet, none or an existing weights file")
+        if self.resume and self.overwrite:
+            raise UsageError("--resume and --overwrite received together; give one of them")
+        freeze = pretrained if self.freeze is None else self.freeze
+        fine_tuning = pretrained and not freeze
+        rate = arch.fine_tuning_rate if fine_tuning else arch.learning_rate
+        name = self.name or f"{arch.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+        if "/" in name or name in ("", ".", ".."):
+            raise UsageError(f"--name received {name!r}, expected a plain folder name")
+        return self.model_copy(
+            update={
+                "data": storage.absolute(self.data),
+                "arch": arch.name,
+                "weights": weights,
+                "image_size": self.image_size or arch.image_size,
+                "freeze": freeze,
+                "learning_rate": self.learning_rate or rate,
+                "name": name,
+                "runs": storage.absolute_output(self.runs, "--runs"),
+            }
+        )
+
+    @property
+    def run(self) -> str:
+        """URI of the run's folder."""
+        return storage.join(self.runs, self.name or "")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training came to.
+
+    Attributes:
+        run: URI of the run.
+        bundle: URI of the model bundle.
+        validation: epoch, n, log_loss and accuracy of the kept weights.
+        epochs: how many were run.
+    """
+
+    run: str
+    bundle: str
+    validation: dict[str, float | int]
+    epochs: int
+
+
+def train(config: TrainConfig, on_event: EventHandler | None = None) -> TrainResult:
+    """Trains a model and writes its bundle to `RUNS/NAME/model/`.
+
+    Args:
+        config: what to do.
+        on_event: called in this process with what happens: `{"kind": "decode" | "start" | "step" | "epoch", …}`.
+
+    Returns:
+        Where the bundle is, and its validation figures.
+
+    Raises:
+        UsageError: options that cannot be.
+        CatdogError: the data, the cluster or the training failed; the last checkpoint stays.
+    """
+    config = config.resolve()
+    on_event = on_event or (lambda _event: None)
+    data = catalog.read(config.data)
+    rows = {split: data.split(split) for split in ("train", "valid")}
+    finished = _claim_run(config, data)
+    if finished is not None:
+        return finished
+    with cluster.connect(config.address, config.debug):
+        plan = cluster.plan_training(config.batch_size, config.workers, config.cpus_per_worker, config.gpu)
+        config = config.model_copy(update=vars(plan))
+        storage.write_text(storage.join(config.run, CONFIG_NAME), _stored(config, data))
+        weights = _weights(config)
+        _require_memory(rows, config)
+        on_event({"kind": "decode", "images": sum(table.num_rows for table in rows.values()), "run": config.run})
+        # Kept until the end: the blocks live as long as somebody holds the data set.
+        decoded = {split: _decode(table, config.image_size or 0) for split, table in rows.items()}
+        labels = {split: table["label"].to_numpy().astype(np.int64) for split, table in rows.items()}
+        keys = {split: table["key"].to_pylist() for split, table in rows.items()}
+        with _listening(on_event) as events:
+            outcome = _fit(
+                config,
+                {
+                    "config": config.model_dump(),
+                    "refs": {split: dataset.to_arrow_refs() for split, dataset in decoded.items()},
+                    "labels": labels,
+                    "keys": keys,
+                    "hashes": {split: images.key_hash(names) for split, names in keys.items()},
+                    "weights": weights,
+                    "prior": float(np.clip(labels["train"].mean(), 0.01, 0.99)),
+                    "class_names": data.class_names,
+                    "catalog_fingerprint": data.fingerprint,
+                    "run": config.run,
+                    "events": events,
+                },
+            )
+    return TrainResult(config.run, outcome["bundle"], outcome["validation"], outcome["epochs"])
+
+
+def stored_config(runs: str, name: str) -> dict[str, Any]:
+    """The options a run was started with, for `--resume`.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    path = storage.join(storage.absolute_output(runs, "--runs"), name, CONFIG_NAME)
+    if storage.kind(path) != "file":
+        raise UsageError(f"--resume received, but there is no run {name!r} in {runs}; expected {path}")
+    try:
+        return json.loads(storage.read_bytes(path))["options"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CatdogError(f"{path} is damaged ({error}); start the run again with --overwrite") from error
+
+
+def _stored(config: TrainConfig, data: Catalog) -> str:
+    options = {name: value for name, value in config.model_dump().items() if name not in _PLACE_FIELDS}
+    content = {"options": options, "catalog_fingerprint": data.fingerprint}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _claim_run(config: TrainConfig, data: Catalog) -> TrainResult | None:
+    """Makes sure that the run's folder is this run's to write: new, or resumed with the same options and data.
+
+    Returns:
+        The result, where the run to resume is finished already.
+    """
+    path = storage.join(config.run, CONFIG_NAME)
+    if not storage.exists(config.run):
+        if config.resume:
+            raise UsageError(f"--resume received, but there is no run {config.name!r} in {config.runs}")
+        return None
+    if config.overwrite:
+        if not storage.exists(path):
+            raise UsageError(
+                f"--overwrite received, but {config.run} is not a run (it has no {CONFIG_NAME}); left alone"
+            )
+        storage.delete_folder(config.run)
+        return None
+    if not config.resume:
+        raise UsageError(
+            f"--name received {config.name!r}, and {config.run} exists; give another name, --resume or --overwrite"
+        )
+    before = stored_config(config.runs, config.name or "")
+    for name, value in json.loads(_stored(config, data))["options"].items():
+        if before.get(name) != value:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"--resume: run {config.name!r} was started with {option} {before.get(name)}, received {value}; resume "
+                "it as it was, or start another"
+            )
+    fingerprint = json.loads(storage.read_bytes(path))["catalog_fingerprint"]
+    if fingerprint != data.fingerprint:
+        raise UsageError(f"--resume: the data set in {config.data} has changed since {config.name!r} was started")
+    if not storage.exists(storage.join(config.run, "model", bundle.FILE_NAME)):
+        return None
+    uri, info = bundle.read_info(config.run)
+    return TrainResult(config.run, uri, info.validation, len(info.training["history"]))
+
+
+def _weights(config: TrainConfig) -> ray.ObjectRef | None:
+    """Puts the backbone's weights where every worker can read them."""
+    if config.weights == "none":
+        return None
+    if config.weights == "imagenet":
+        spec = models.Spec(config.arch or "", config.image_size or 0, config.alpha)
+        reference = ray.remote(_download).remote(spec)
+        error = ray.get(reference)[1]
+        if error:
+            raise CatdogError(error)
+        return ray.put(ray.get(reference)[0])
+    try:
+        return ray.put(storage.read_bytes(config.weights or ""))
+    except OSError as error:
+        raise CatdogError(f"--weights: could not read {config.weights}: {error.strerror or error}") from error
+
+
+def _download(spec: models.Spec) -> tuple[bytes, str]:
+    """Runs on the cluster, which may have the internet that this process lacks."""
+    try:
+        return models.download_imagenet(spec), ""
+    except CatdogError as error:
+        return b"", str(error)
+
+
+def _require_memory(rows: dict[str, pa.Table], config: TrainConfig) -> None:
+    size = config.image_size or 0
+    needed = sum(table.num_rows for table in rows.values()) * size * size * 3
+    there = cluster.object_store_bytes()
+    if needed > 0.9 * there:
+        raise CatdogError(
+            f"the decoded images need {needed / 1e9:.1f} GB of Ray's shared memory on each node, and the smallest has "
+            f"{there / 1e9:.1f} GB; use a smaller --image-size, or start Ray with a larger --object-store-memory"
+        )
+
+
+def _decode(rows: pa.Table, size: int) -> ray.data.MaterializedDataset:
+    """Decodes a split into Ray's shared memory: columns row, pixels (S·S·3 bytes), status, detail."""
+    blocks = [
+        pa.table({"row": range(start, start + part.num_rows), "uri": part["uri"]})
+        for start in range(0, rows.num_rows, _BLOCK_ROWS)
+        if (part := rows.slice(start, _BLOCK_ROWS))
+    ]
+    dataset = ray.data.from_arrow(blocks)
+    decode = functools.partial(_decode_block, size=size)
+    try:
+        return dataset.map_batches(decode, batch_format="pyarrow", batch_size=None).materialize()
+    except ray.exceptions.RayError as error:
+        raise CatdogError(f"decoding the images failed: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _decode_block(block: pa.Table, size: int) -> pa.Table:
+    images.use_one_thread()
+    pixels = np.empty((block.num_rows, size, size, 3), np.uint8)
+    statuses, details = [], []
+    for at, uri in enumerate(block["uri"].to_pylist()):
+        pixels[at], status, detail = images.read(uri, size)
+        statuses.append(status)
+        details.append(detail)
+    column = pa.Array.from_buffers(pa.binary(size * size * 3), block.num_rows, [None, pa.py_buffer(pixels)])
+    return pa.table({"row": block["row"], "pixels": column, "status": statuses, "detail": details})
+
+
+def _fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
+    from ray.train.tensorflow import TensorflowTrainer
+
+    resources = {"CPU": config.cpus_per_worker or 1} | ({"GPU": 1} if config.gpu else {})
+    trainer = TensorflowTrainer(
+        replica.run,
+        train_loop_config=job,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=bool(config.gpu),
+            resources_per_worker=resources,
+            placement_strategy="SPREAD",
+        ),
+        run_config=ray.train.RunConfig(
+            storage_path=config.run,
+            name="checkpoints",
+            failure_config=ray.train.FailureConfig(max_failures=_MAX_RESTARTS),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    try:
+        outcome = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise CatdogError(
+            f"training failed, also after {_MAX_RESTARTS} restarts ({lines[-1].strip() if lines else error}); --debug "
+            f"shows why, and --resume --name {config.name} continues from the last epoch"
+        ) from error
+    if "error" in outcome:
+        raise CatdogError(outcome["error"])
+    return outcome
+
+
+@contextlib.contextmanager
+def _listening(on_event: EventHandler) -> Iterator[Any]:
+    """A queue that workers put events in and a thread of this process hands to `on_event`."""
+    from ray.util.queue import Empty, Queue
+
+    queue = Queue(actor_options={"num_cpus": 0})
+    over = threading.Event()
+
+    def listen() -> None:
+        while True:
+            last = over.is_set()
+            with contextlib.suppress(Empty, ray.exceptions.RayError):
+                while True:
+                    on_event(queue.get(timeout=None if last and not queue.empty() else 0.3))
+            if last:
+                return
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield queue
+    finally:
+        over.set()
+        thread.join(timeout=10)
+        queue.shutdown(force=True)

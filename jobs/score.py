@@ -1,0 +1,9 @@
+"""`ray job submit --working-dir . -- python jobs/score.py …`: takes what `catdog score` takes."""
+
+import sys
+
+from catdog.cli import main
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["score"]
+    main()
