@@ -127,7 +127,7 @@ class ModelBundle:
             float32, N.
         """
         views = [batch if view == "identity" else batch[:, :, ::-1] for view in self.info.views]
-        return np.mean([engine.logits(view) for engine in self._engines for view in views], axis=0, dtype=np.float32)
+        return np.stack([engine.logits(view) for engine in self._engines for view in views]).mean(axis=0)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Turns plain logits into calibrated, clipped probabilities of the second class.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -320,7 +319,7 @@ def _show_score(result: Any, seconds: float) -> None:
     if any(counts["unreadable"] for counts in result.counts.values()):
         out.print(f"Unreadable images: {result.unreadable}")
     if result.report is not None:
-        out.print(f"Report: {os.path.splitext(result.unreadable)[0].removesuffix('.rejected')}.report.json")
+        out.print(f"Report: {result.unreadable.removesuffix('rejected.csv')}report.json")
     out.print(f"Submission: {result.csv}" if result.csv else "No test images: no submission was written")
     out.print(f"{seconds:.0f} s")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
+import ray.data
 
 from catdog import images
 from catdog.errors import CatdogError, UsageError
@@ -34,21 +36,24 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or None
     # Reports reach the Train controller by polling; its two seconds are as long as a small epoch.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if not debug:
+        # Ray Data sets its loggers up anew with each data set, from this variable.
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
     quiet = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     try:
         if address:
             ray.init(address=address, **quiet)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            # Nobody reclaims a machine of one's own, and the watcher is one more process to start.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             # "local": without it Ray would join whatever cluster this machine last heard of.
             ray.init(address="local", include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         where = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
         raise CatdogError(f"could not {where}: {_first_line(error)}") from error
     try:
-        if not debug:
-            logging.getLogger("ray.data").setLevel(logging.WARNING)
-            logging.getLogger("ray.train").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = debug
         yield
@@ -109,7 +114,7 @@ def plan_training(
         count = workers or min(room, max(1, batch_size // _MIN_SHARE))
         if count > room:
             raise UsageError(
-                f"received --workers {count} with {share} CPU{'s' * (share > 1)} each, but the cluster has room for {room} "
+                f"received --workers {count} with {share} CPU{'s' * (share > 1)} each, but the cluster holds {room} "
                 f"(CPUs of its nodes: {', '.join(map(str, cpus)) or 'none'}); ask for fewer"
             )
         if cpus_per_worker is None:
@@ -152,6 +157,23 @@ def limit_threads(threads: int) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     images.use_one_thread()
+
+
+@contextlib.contextmanager
+def quiet_stderr(quiet: bool = True) -> Iterator[None]:
+    """Drops what is written to standard error below Python, such as TensorFlow's remarks while it is imported."""
+    if not quiet:
+        yield
+        return
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def _per_node(resource: str) -> list[int]:

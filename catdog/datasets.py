@@ -159,7 +159,7 @@ def _previous(dest: str, options: dict[str, object]) -> Catalog | None:
     for option, value in options.items():
         if previous.options.get(option) != value:
             raise CatdogError(
-                f"DEST {dest} is already split with {option.replace('_', '-')} {previous.options.get(option)}, received "
+                f"DEST {dest} is split with {option.replace('_', '-')} {previous.options.get(option)}, received "
                 f"{value}; a split is made once: prepare into a new folder"
             )
     return previous
@@ -214,7 +214,7 @@ def _folder_paths(source: str) -> Iterator[str]:
         seen.add(real)
         named_like_images = [name for name in folders if _is_image_name(name)]
         folders[:] = [name for name in folders if name not in named_like_images]
-        paths += [os.path.relpath(os.path.join(folder, name), source) for name in files + named_like_images]
+        paths += [os.path.relpath(Path(folder) / name, source) for name in files + named_like_images]
     yield from sorted(path.replace(os.sep, "/") for path in paths)
 
 

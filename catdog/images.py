@@ -194,7 +194,7 @@ def uniform(seed: int, epoch: int, hashes: np.ndarray, draws: int) -> np.ndarray
         float64 in [0, 1), N×D (SplitMix64: Steele, Lea and Flood, 2014).
     """
     with np.errstate(over="ignore"):
-        start = _mix(_mix(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(epoch))
+        start = _mix(_mix(np.array([seed], np.uint64) + np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(epoch))
         counters = np.arange(1, draws + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         bits = _mix(_mix(hashes ^ start)[:, None] + counters[None, :])
     return (bits >> np.uint64(11)).astype(np.float64) / 2.0**53

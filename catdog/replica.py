@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.train
 
@@ -46,7 +45,8 @@ class Pixels:
     @classmethod
     def fetch(cls, refs: list[ray.ObjectRef], rows: int, size: int) -> Pixels:
         """Maps the blocks that `catdog.training` decoded into this process."""
-        blocks, rejected = [], []
+        blocks: list[np.ndarray] = []
+        rejected: list[tuple[int, str]] = []
         where = np.full((rows, 2), -1, np.int64)
         for table in ray.get(refs):
             for batch in table.to_batches():
@@ -341,8 +341,8 @@ class Replica:
             return
         with tempfile.TemporaryDirectory() as folder:
             values = self._model_values() + [np.asarray(variable) for variable in self.optimizer.variables]
-            np.savez(Path(folder) / "variables.npz", **{f"v{at}": value for at, value in enumerate(values)})
-            np.savez(Path(folder) / "best.npz", **{f"v{at}": value for at, value in enumerate(best)})
+            _save_arrays(Path(folder) / "variables.npz", values)
+            _save_arrays(Path(folder) / "best.npz", best)
             (Path(folder) / "progress.json").write_text(json.dumps(vars(progress)))
             ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
@@ -385,6 +385,11 @@ class Replica:
 
     def _open_board(self, progress: Progress) -> Board:
         return Board(storage.join(self.job["run"], "tensorboard"), progress.epoch)
+
+
+def _save_arrays(path: Path, values: list[np.ndarray]) -> None:
+    named: dict[str, Any] = {f"v{at}": value for at, value in enumerate(values)}
+    np.savez(path, **named)
 
 
 class Board:

@@ -1,4 +1,4 @@
-"""The validation report: how good the model is on labelled photos it was not trained on, as JSON and as a text table."""
+"""The validation report: how good the model is on labelled photos it has not seen, as JSON and as a text table."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _section(table: pa.Table, counts: dict[str, int], info: BundleInfo, data: Ca
     logits = table["logit"].fill_null(float(prior_logit)).to_numpy()
     return {
         **metrics.summarise(labels, table["probability"].to_numpy()),
-        # Before temperature, clip and views: what the training loop reports, so that the two can be compared.
+        # Before temperature and clip: what the training loop reports too, so that the two can be compared.
         "log_loss_plain": float(metrics.losses_from_logits(labels, logits).mean()),
         "unreadable": counts["unreadable"],
         "recovered": counts["recovered"],

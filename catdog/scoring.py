@@ -130,7 +130,7 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
     missing = [part for part in parts if not _is_complete(part)]
     seconds = {"start": time.perf_counter() - started}
     if missing:
-        _score_parts(missing, len(parts), uri, info, config, on_event, seconds)
+        _score_parts(missing, len(parts), uri, config, on_event, seconds)
 
     merging = time.perf_counter()
     tables = {split: _merge(part for part in parts if part.split == split) for split in splits}
@@ -219,7 +219,6 @@ def _score_parts(
     missing: list[Part],
     total: int,
     uri: str,
-    info: BundleInfo,
     config: ScoreConfig,
     on_event: EventHandler,
     seconds: dict[str, float],
@@ -257,7 +256,7 @@ def _score_parts(
         except ray.exceptions.RayError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise CatdogError(
-                f"scoring failed ({lines[-1].strip() if lines else type(error).__name__}); the parts that are done stay, "
+                f"scoring failed ({lines[-1].strip() if lines else type(error).__name__}); finished parts stay, "
                 "and the same command goes on from them (--debug shows why it failed)"
             ) from error
     seconds["score"] = time.perf_counter() - started - seconds["connect"]
@@ -283,14 +282,14 @@ class PartScorer:
         started = time.perf_counter()
         info = self._bundle.info
         logits: list[np.ndarray] = []
-        verdicts: list[images.Decoded] = []
+        verdicts: list[tuple[str, str]] = []
         for batch in self._batches(block["uri"].to_pylist()):
             pixels = np.zeros((self._batch_size, info.image_size, info.image_size, 3), np.uint8)
             for at, decoded in enumerate(batch):
                 pixels[at] = decoded.pixels
             logits.append(self._bundle.logits(pixels)[: len(batch)])
-            verdicts += [decoded._replace(pixels=None) for decoded in batch]
-        unreadable = np.array([verdict.status == "unreadable" for verdict in verdicts])
+            verdicts += [(decoded.status, decoded.detail) for decoded in batch]
+        unreadable = np.array([status == "unreadable" for status, _ in verdicts])
         plain = np.concatenate(logits)
         probability = np.where(unreadable, info.prior, self._bundle.probabilities(plain))
         part = pa.Table.from_pydict(
@@ -300,8 +299,8 @@ class PartScorer:
                 "label": block["label"],
                 "logit": pa.array(plain, pa.float32(), mask=unreadable),
                 "probability": probability,
-                "status": [verdict.status for verdict in verdicts],
-                "detail": [verdict.detail for verdict in verdicts],
+                "status": [status for status, _ in verdicts],
+                "detail": [detail for _, detail in verdicts],
             },
             schema=PART_SCHEMA,
         )

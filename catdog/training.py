@@ -335,7 +335,8 @@ def _decode_block(block: pa.Table, size: int) -> pa.Table:
 
 
 def _fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
-    from ray.train.tensorflow import TensorflowTrainer
+    with cluster.quiet_stderr(not config.debug):
+        from ray.train.tensorflow import TensorflowTrainer
 
     resources = {"CPU": config.cpus_per_worker or 1} | ({"GPU": 1} if config.gpu else {})
     trainer = TensorflowTrainer(

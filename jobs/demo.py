@@ -6,9 +6,8 @@ from catdog import cluster
 from catdog.cli import app, out
 
 STAGES = {
-    "draw": "data synthesize data/demo --train 2400 --test 600 --seed 0",
-    "train": "train --data data/demo --image-size 64 --epochs 12 --batch-size 32 --patience 12 --workers 2 --name demo "
-    "--overwrite",
+    "draw": "data synthesize data/demo --train 2000 --test 500 --seed 0",
+    "train": "train --data data/demo --image-size 64 --epochs 8 --batch-size 32 --workers 2 --name demo --overwrite",
     "score": "score --model runs/demo --data data/demo",
     "check": "submission check submissions/results.csv --data data/demo",
 }
