@@ -276,7 +276,8 @@ class _TrainView:
             self._status.update(f"Decoding {event['images']} images, then starting workers…")
         elif kind == "start":
             after = f" after epoch {event['epoch']}" if event["epoch"] else ""
-            out.print(f"Training on {event['workers']} worker{'s' * (event['workers'] > 1)}{after}")
+            where = f" on {event['nodes']} nodes" if event["nodes"] > 1 else ""
+            out.print(f"Training on {event['workers']} worker{'s' * (event['workers'] > 1)}{where}{after}")
             for line in event["rejected"]:
                 out.print(f"left out: {line}", markup=False)
         elif kind == "step":

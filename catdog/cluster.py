@@ -37,9 +37,10 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[None]:
     # Reports reach the Train controller by polling; its two seconds are as long as a small epoch.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if not debug:
-        # Ray Data sets its loggers up anew with each data set, from this variable.
-        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
-        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        for name in ("ray.data", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        # Ray Data starts its actors in a way that Ray's core calls an error; it is none.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     try:
         if address:

@@ -6,6 +6,7 @@ catalog is not a data set yet, and one with a catalog is whole.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -15,7 +16,6 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
@@ -51,7 +51,7 @@ class SourceFile(NamedTuple):
     data: bytes | None
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Row:
     """One image on its way into the catalog."""
 
@@ -100,12 +100,13 @@ def prepare(source: str, dest: str, valid_fraction: float = 0.1, split_seed: int
                     f"DEST {dest} already holds another data set: {len(gone)} of its images, e.g. {min(gone)}, are "
                     "not in SOURCE; prepare into a new folder"
                 )
+        ordered = sorted(rows.values(), key=lambda row: (catalog.SPLITS.index(row.split), _natural(row.key)))
+        planned = build(dest, ordered, class_names, options, folder="images")
         files = (file for file in _walk(source, Path(scratch)) if file.path in rows)
         content = _copy(files, rows, dest, previous)
-    ordered = sorted(rows.values(), key=lambda row: (catalog.SPLITS.index(row.split), _natural(row.key)))
     if previous is not None and previous.options.get("content_sha256") == content:
         return previous
-    result = build(dest, ordered, class_names, options | {"content_sha256": content}, folder="images")
+    result = dataclasses.replace(planned, options=options | {"content_sha256": content})
     result.write()
     return result
 

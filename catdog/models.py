@@ -144,7 +144,7 @@ def download_imagenet(spec: Spec) -> bytes:
     except Exception as error:  # urllib, socket and Keras each have their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CatdogError(
-            f"--weights imagenet: could not download Keras's weights for {spec.arch} ({reason}); fetch the file without "
+            f"--weights imagenet: could not download the weights of {spec.arch} ({reason}); fetch the file without "
             "the top elsewhere and give it as --weights PATH"
         ) from error
     with tempfile.TemporaryDirectory() as folder:

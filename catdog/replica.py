@@ -146,8 +146,9 @@ class Replica:
     def train(self) -> dict[str, Any]:
         """Trains to the last epoch or until patience runs out, then writes the bundle with the best weights."""
         progress, best = self._restore()
+        nodes = len(np.unique(self._all_gather(np.array([ray.train.get_context().get_node_rank()]))))
         if self.rank == 0:
-            self._emit("start", workers=self.world, epoch=progress.epoch, rejected=self._rejected())
+            self._emit("start", workers=self.world, nodes=nodes, epoch=progress.epoch, rejected=self._rejected())
         board = self._open_board(progress) if self.rank == 0 else None
         while progress.epoch < self.config["epochs"] and not self._out_of_patience(progress):
             started = time.perf_counter()

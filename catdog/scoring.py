@@ -245,9 +245,6 @@ def _score_parts(
             compute=ray.data.ActorPoolStrategy(size=plan.actors),
             num_cpus=plan.cpus_per_actor,
             num_gpus=1 if plan.gpu else 0,
-            # Parts are idempotent, so an actor that dies costs its part and nothing else.
-            max_restarts=-1,
-            max_task_retries=-1,
         )
         seconds["connect"] = time.perf_counter() - started
         try:

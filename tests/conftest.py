@@ -1,0 +1,74 @@
+"""What the tests share: drawn data sets, an untrained bundle, the command line, and a Ray cluster of their own."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+# Before TensorFlow or Ray are imported: two cores are shared with the clusters that the tests start.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.pop("RAY_ADDRESS", None)
+
+import pytest
+from helpers import SHARED, save_untrained
+
+from catdog import synthetic
+from catdog.catalog import Catalog
+
+
+class Outcome(NamedTuple):
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def catdog(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs the `catdog` command in this process."""
+    from catdog import cli
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["catdog", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        return Outcome(int(stop.value.code or 0), printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    """A drawn data set: 96 labelled images, 24 unlabelled ones. Tests must not write into it."""
+    return synthetic.synthesize(str(tmp_path_factory.mktemp("drawn") / "set"), 96, 24, seed=1, valid_fraction=0.25)
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory, drawn: Catalog) -> str:
+    """The folder of an untrained bundle for the drawn data set."""
+    uri = str(tmp_path_factory.mktemp("untrained") / "model")
+    save_untrained(uri, drawn)
+    return uri
+
+
+@pytest.fixture(scope="session")
+def short_tmp() -> Iterator[Path]:
+    """A folder with a path short enough for Ray's sockets (107 bytes)."""
+    with tempfile.TemporaryDirectory(prefix="cd-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def photos() -> Path:
+    """The folder of real photos, which not everybody has."""
+    if not (SHARED / "kaggle").is_dir():
+        pytest.skip("the real photos are not here")
+    return SHARED / "kaggle"

@@ -1,0 +1,17 @@
+"""A Ray cluster of two CPUs for the tests that need no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+
+@pytest.fixture(scope="module")
+def two_cpus(short_tmp: Path) -> Iterator[None]:
+    """Ray, in this process, with two CPUs."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=str(short_tmp / "r"), log_to_driver=False)
+    yield
+    ray.shutdown()

@@ -1,0 +1,232 @@
+"""The main path on one cluster: train on two workers, score, report, submission; then what may go wrong on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from helpers import bundle_json, in_process, save_untrained
+from sklearn import metrics as sklearn_metrics
+
+from catdog import catalog, scoring, storage, submission, training
+from catdog.catalog import Catalog
+from catdog.errors import CatdogError
+from catdog.scoring import ScoreConfig
+from catdog.training import TrainConfig
+
+pytestmark = pytest.mark.usefixtures("two_cpus")
+
+
+@pytest.fixture(scope="module")
+def own(drawn: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    """A copy of the drawn set with a file that no decoder reads in each split."""
+    root = tmp_path_factory.mktemp("own") / "set"
+    shutil.copytree(drawn.root, root)
+    data = catalog.read(str(root))
+    for split in ("train", "valid", "test"):
+        Path(data.split(split)["uri"][0].as_py()).write_bytes(b"")
+    return data
+
+
+@pytest.fixture(scope="module")
+def trained(own: Catalog, tmp_path_factory: pytest.TempPathFactory) -> tuple[training.TrainResult, list[dict]]:
+    """A batch-normalised model trained on two workers, of which one is killed in the second epoch."""
+    events: list[dict] = []
+
+    def watch(event: dict) -> None:
+        if event["kind"] == "epoch" and event["epoch"] == 1 and not any(e["kind"] == "killed" for e in events):
+            pids = [pid for pid, name in processes().items() if "RayTrainWorker" in name]
+            assert len(pids) == 2
+            os.kill(pids[0], signal.SIGKILL)
+            events.append({"kind": "killed"})
+        events.append(event)
+
+    config = TrainConfig(
+        data=own.root, image_size=32, epochs=3, batch_size=16, workers=2, name="bn",
+        runs=str(tmp_path_factory.mktemp("runs")),
+    )  # fmt: skip
+    return training.train(config, watch), events
+
+
+def processes() -> dict[int, str]:
+    """The command line of each process that this one started, directly or not."""
+    found, parents = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+    own = {os.getpid()}
+    while grown := {pid for pid, parent in parents.items() if parent in own} - own:
+        own |= grown
+    return {pid: found[pid] for pid in own}
+
+
+def config_for(run: str, data: Catalog, out: Path, **options: object) -> ScoreConfig:
+    return ScoreConfig(model=run, data=data.root, out=str(out), **options)
+
+
+def test_a_killed_worker_costs_no_epoch(trained: tuple[training.TrainResult, list[dict]]) -> None:
+    result, events = trained
+    starts = [event["epoch"] for event in events if event["kind"] == "start"]
+    assert starts[0] == 0
+    assert starts[-1] >= 1
+    assert len(starts) == 2
+    assert [event["epoch"] for event in events if event["kind"] == "epoch"] == [1, 2, 3]
+    assert result.epochs == 3
+    left_out = next(event["rejected"] for event in events if event["kind"] == "start")
+    assert [line.split(": ")[1] for line in left_out] == ["is empty (0 bytes)"] * 2
+
+
+def test_all_variables_of_both_workers_are_equal_to_the_bit(trained: tuple[training.TrainResult, list[dict]]) -> None:
+    kept = bundle_json(trained[0].run)["training"]
+    for digests in [*(entry["variables_sha256"] for entry in kept["history"]), kept["variables_sha256"]]:
+        assert len(digests) == 2
+        assert digests[0] == digests[1]
+    assert len({entry["variables_sha256"][0] for entry in kept["history"]}) == 3
+
+
+def test_scoring_agrees_with_training_and_with_scikit_learn(
+    trained: tuple[training.TrainResult, list[dict]], own: Catalog, tmp_path: Path
+) -> None:
+    out = tmp_path / "results.csv"
+    result = scoring.score(config_for(trained[0].run, own, out, max_unreadable=0.1))
+    assert result.too_many_unreadable == []
+    report = json.loads((tmp_path / "results.report.json").read_text())
+    assert report == result.report
+    # No train/score skew: the loop's figure and the job's, for the same weights.
+    assert report["log_loss_plain"] == pytest.approx(trained[0].validation["log_loss"], abs=1e-4)
+    valid = [row for row in scoring.read_parts(str(out)).to_pylist() if row["label"] is not None]
+    labels, probabilities = ([row[name] for row in valid] for name in ("label", "probability"))
+    assert report["n"] == len(valid) == own.count("valid")
+    assert report["log_loss"] == pytest.approx(sklearn_metrics.log_loss(labels, probabilities), abs=1e-9)
+    assert report["log_loss_low"] < report["log_loss"] < report["log_loss_high"]
+    assert {"accuracy", "roc_auc", "brier_score", "clip", "bundle_fingerprint", "catalog_fingerprint"} <= set(report)
+
+    assert submission.check(str(out), own) == 24
+    lines = out.read_text().splitlines()
+    assert lines[0] == "id,label"
+    assert [line.split(",")[0] for line in lines[1:]] == [str(n) for n in range(1, 25)]
+    prior = bundle_json(trained[0].run)["prior"]
+    assert float(lines[1].split(",")[1]) == pytest.approx(prior)
+    rejected = (tmp_path / "results.rejected.csv").read_text().splitlines()
+    assert rejected[0] == "split,id,key,reason"
+    assert "test,1,test/1.jpg,is empty (0 bytes)" in rejected
+    assert len(rejected) == 3
+    meta = json.loads((tmp_path / "results.meta.json").read_text())
+    assert meta["catalog_fingerprint"] == own.fingerprint
+    assert meta["counts"]["test"] == {"ok": 23, "recovered": 0, "unreadable": 1}
+
+
+def test_too_many_unreadable_images_are_written_and_then_told(
+    trained: tuple[training.TrainResult, list[dict]], own: Catalog, tmp_path: Path, catdog
+) -> None:
+    out = tmp_path / "results.csv"
+    done = catdog("score", "--model", trained[0].run, "--data", own.root, "--split", "test", "--out", out)
+    assert done.code == 1
+    assert "more than 1.00% of the images are unreadable (test)" in done.err
+    assert submission.check(str(out), own) == 24
+    assert not (tmp_path / "results.report.json").exists()
+
+
+def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
+    drawn: Catalog, untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "PART_ROWS", 8)
+    out = tmp_path / "results.csv"
+    config = config_for(untrained, drawn, out, split="test")
+    scoring.score(config)
+    first = out.read_bytes()
+    parts = sorted((tmp_path / "results.parts").iterdir())
+    assert len(parts) == 3
+    kept = parts[1].stat().st_mtime_ns
+    parts[0].unlink()
+    parts[2].write_bytes(parts[2].read_bytes()[:-40])
+    events: list[dict] = []
+    scoring.score(config, events.append)
+    assert events[0] == {"kind": "plan", "actors": 2, "parts": 2, "kept": 1}
+    assert out.read_bytes() == first
+    assert parts[1].stat().st_mtime_ns == kept
+    keys = [
+        key for part in sorted((tmp_path / "results.parts").iterdir()) for key in pq.read_table(part)["key"].to_pylist()
+    ]
+    assert len(keys) == len(set(keys)) == 24
+
+    # Another model under the same name: nothing of the old one stays.
+    other = str(tmp_path / "other")
+    save_untrained(other, drawn, temperature=3.0)
+    scoring.score(config_for(other, drawn, out, split="test"))
+    assert out.read_bytes() != first
+    assert not set(parts) & set((tmp_path / "results.parts").iterdir())
+
+
+def test_an_actor_that_dies_costs_its_part_and_nothing_else(
+    drawn: Catalog, untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "PART_ROWS", 2)
+    killed = []
+
+    def watch(event: dict) -> None:
+        if event["kind"] == "part" and not killed:
+            killed.append(next(pid for pid, name in processes().items() if "MapWorker" in name))
+            os.kill(killed[0], signal.SIGKILL)
+
+    out = tmp_path / "results.csv"
+    scoring.score(config_for(untrained, drawn, out, split="test"), watch)
+    assert killed
+    again = tmp_path / "again.csv"
+    scoring.score(config_for(untrained, drawn, again, split="test"))
+    assert out.read_bytes() == again.read_bytes()
+    assert submission.check(str(out), drawn) == 24
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4])
+def test_scoring_starves_on_no_number_of_cpus(cpus: int, drawn: Catalog, untrained: str, tmp_path: Path) -> None:
+    script = (
+        "import ray\n"
+        "from catdog import scoring\n"
+        f"ray.init(address='local', num_cpus={cpus}, include_dashboard=False, log_to_driver=False)\n"
+        "scoring.PART_ROWS = 4\n"
+        "events = []\n"
+        f"config = scoring.ScoreConfig(model={untrained!r}, data={drawn.root!r}, out={str(tmp_path / 'r.csv')!r})\n"
+        "scoring.score(config, events.append)\n"
+        "print(events[0]['actors'])\n"
+    )
+    assert in_process(script, timeout=120).split()[-1] == str(cpus)
+    assert submission.check(str(tmp_path / "r.csv"), drawn) == 24
+
+
+def test_a_labelled_test_split_is_reported_in_its_own_section(drawn: Catalog, untrained: str, tmp_path: Path) -> None:
+    table = drawn.table.to_pandas()
+    table.loc[table["split"] == "test", "label"] = [n % 2 for n in range(24)]
+    import pyarrow as pa
+
+    labelled = Catalog(
+        pa.Table.from_pandas(table.astype({"label": "Int8"}), schema=catalog.SCHEMA, preserve_index=False),
+        drawn.class_names, str(tmp_path / "set"), drawn.options,
+    )  # fmt: skip
+    labelled.write()
+    result = scoring.score(config_for(untrained, labelled, tmp_path / "results.csv"))
+    assert result.report is not None
+    assert result.report["n"] == drawn.count("valid")
+    assert result.report["test"]["n"] == 24
+
+
+def test_without_a_test_split(drawn: Catalog, untrained: str, tmp_path: Path) -> None:
+    rows = drawn.table.filter(np.array(drawn.table["split"].to_pylist()) != "test")
+    bare = Catalog(rows, drawn.class_names, str(tmp_path / "set"), drawn.options)
+    bare.write()
+    result = scoring.score(config_for(untrained, bare, tmp_path / "results.csv"))
+    assert result.csv is None
+    assert not (tmp_path / "results.csv").exists()
+    assert storage.exists(str(tmp_path / "results.report.json"))
+    with pytest.raises(CatdogError, match="has no test images"):
+        scoring.score(config_for(untrained, bare, tmp_path / "results.csv", split="test"))

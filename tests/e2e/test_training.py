@@ -1,0 +1,116 @@
+"""Data-parallel training is right: against plain Keras, between workers, and after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from helpers import bundle_json, weights
+
+from catdog import images, models, synthetic, training
+from catdog.catalog import Catalog
+from catdog.training import TrainConfig
+
+SIZE, BATCH, EPOCHS, RATE = 32, 8, 1, 1e-3
+
+
+def by_plain_keras(data: Catalog) -> list[np.ndarray]:
+    """The same steps in one process: Keras's own `train_on_batch`, in the order that seed, epoch and key give."""
+    rows = data.split("train")
+    pixels = np.stack([images.read(uri, SIZE).pixels for uri in rows["uri"].to_pylist()])
+    labels = rows["label"].to_numpy().astype(np.float32)
+    hashes = images.key_hash(rows["key"].to_pylist())
+    steps = len(labels) // BATCH
+    keras.utils.set_random_seed(0)
+    model = models.build(models.Spec("workshop_cnn", SIZE))
+    total = steps * EPOCHS
+    warm_up = max(1, total // 20)
+    schedule = keras.optimizers.schedules.CosineDecay(0.0, total - warm_up, warmup_target=RATE, warmup_steps=warm_up)
+    model.compile(
+        keras.optimizers.AdamW(schedule, weight_decay=1e-4), keras.losses.BinaryCrossentropy(from_logits=True)
+    )
+    for epoch in range(EPOCHS):
+        order = np.argsort(images.uniform(0, epoch, hashes, 1)[:, 0], kind="stable")
+        for step in range(steps):
+            batch = order[step * BATCH : (step + 1) * BATCH]
+            model.train_on_batch(pixels[batch], labels[batch, None])
+    return [np.asarray(variable) for variable in model.variables]
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_one_worker_two_workers_and_plain_keras_end_with_the_same_weights(drawn: Catalog, tmp_path: Path) -> None:
+    runs = {}
+    for workers in (1, 2):
+        config = TrainConfig(
+            data=drawn.root,
+            arch="workshop_cnn",
+            image_size=SIZE,
+            epochs=EPOCHS,
+            batch_size=BATCH,
+            learning_rate=RATE,
+            augment=False,
+            workers=workers,
+            cpus_per_worker=1,
+            name=f"w{workers}",
+            runs=str(tmp_path),
+        )
+        events: list[dict] = []
+        result = training.train(config, events.append)
+        assert [event["workers"] for event in events if event["kind"] == "start"] == [workers]
+        runs[workers] = result
+    start = models.build(models.Spec("workshop_cnn", SIZE))
+    expected = by_plain_keras(drawn)
+    for result in runs.values():
+        for ours, theirs, initial in zip(weights(result.run), expected, start.variables, strict=True):
+            assert ours == pytest.approx(theirs, abs=2e-5)
+            assert not np.allclose(ours, np.asarray(initial), atol=1e-4)
+    assert runs[1].validation["log_loss"] == pytest.approx(runs[2].validation["log_loss"], abs=1e-5)
+
+
+def options(data: Catalog, runs: Path, name: str) -> list[str]:
+    more = f"--image-size 96 --epochs 4 --batch-size 16 --patience 4 --workers 1 --cpus-per-worker 1 --name {name}"
+    return ["train", "--data", data.root, *more.split(), "--runs", str(runs)]
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, catdog) -> None:
+    """Dropout, batch-norm, augmentation and AdamW's moments must all go on where they were."""
+    data = synthetic.synthesize(str(tmp_path / "set"), 200, 0, seed=2)
+    assert catdog(*options(data, tmp_path, "whole")).code == 0
+
+    command = [sys.executable, "-m", "catdog", *options(data, tmp_path, "killed")]
+    unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=unbuffered) as killed:
+        assert killed.stdout is not None
+        for line in killed.stdout:
+            if line.startswith("epoch   1"):
+                break
+        killed.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "killed" / "model" / "bundle.json").exists()
+
+    refused = catdog(*options(data, tmp_path, "killed"))
+    assert refused.code == 2
+    assert "give another name, --resume or --overwrite" in refused.err
+    changed = catdog(*options(data, tmp_path, "killed"), "--resume", "--seed", "5")
+    assert changed.code == 2
+    assert "--resume: run 'killed' was started with --seed 0, received 5" in changed.err
+
+    # The options of the run are its own: none but its name need be said again.
+    short = ["--data", data.root, "--name", "killed", "--runs", tmp_path, "--workers", "1", "--resume"]
+    resumed = catdog("train", *short)
+    assert "Training on 1 worker after epoch" in resumed.out
+    assert "epoch   1" not in resumed.out
+    whole, continued = bundle_json(str(tmp_path / "whole")), bundle_json(str(tmp_path / "killed"))
+    assert [entry["epoch"] for entry in continued["training"]["history"]] == [1, 2, 3, 4]
+    for one, other in zip(whole["training"]["history"], continued["training"]["history"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
+    for ours, theirs in zip(weights(str(tmp_path / "killed")), weights(str(tmp_path / "whole")), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    assert list((tmp_path / "killed" / "tensorboard").glob("events.out.tfevents.*"))
+    assert "epoch 4 of 4" in catdog("train", *short).out

@@ -1,0 +1,74 @@
+"""What the tests call: files and models to work on, processes to run in, and looks at what came of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from PIL import Image
+
+from catdog import bundle, models
+from catdog.catalog import Catalog
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def in_process(script: str, *, timeout: float, **environment: str) -> str:
+    """Runs Python code in a process and, should it hang, fails; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=os.environ | environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def weights(run: str) -> list[np.ndarray]:
+    """The trained variables of a run's model."""
+    return [np.asarray(v) for v in keras.saving.load_model(Path(run) / "model" / "model.keras").variables]
+
+
+def bundle_json(run: str) -> dict[str, Any]:
+    """What a run's bundle says."""
+    return json.loads((Path(run) / "model" / "bundle.json").read_text())
+
+
+def jpeg(seed: int = 0, size: tuple[int, int] = (40, 30)) -> bytes:
+    """A small JPEG file unlike that of any other seed."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1] // 5, size[0] // 5, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=92)
+    return out.getvalue()
+
+
+def save_untrained(uri: str, data: Catalog, size: int = 32, members: int = 1, **fields: object) -> bundle.BundleInfo:
+    """Saves a bundle of small_resnet with random weights, as training would."""
+    built = []
+    for seed in range(members):
+        keras.utils.set_random_seed(seed)
+        built.append(models.build(models.Spec("small_resnet", size)))
+    values: dict[str, object] = {
+        "architecture": "small_resnet",
+        "image_size": size,
+        "class_names": data.class_names,
+        "views": ["identity"],
+        "temperature": 1.0,
+        "clip": bundle.DEFAULT_CLIP,
+        "prior": 0.5,
+        "validation": {"log_loss": 0.7},
+        "catalog_fingerprint": data.fingerprint,
+        "seed": 0,
+        "training": {},
+    }
+    return bundle.save(uri, built, **(values | fields))

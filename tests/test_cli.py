@@ -1,0 +1,109 @@
+"""The command line: what it offers, how fast it says so, and how it refuses."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from catdog import models
+from catdog.catalog import Catalog
+
+COMMANDS = {
+    "data prepare": ["--valid-fraction", "--split-seed"],
+    "data synthesize": ["--train", "--test", "--seed"],
+    "train": [
+        "--data", "--arch", "--alpha", "--weights", "--image-size", "--freeze", "--no-freeze", "--epochs",
+        "--batch-size", "--learning-rate", "--patience", "--seed", "--workers", "--cpus-per-worker", "--gpu", "--cpu",
+        "--name", "--runs", "--resume", "--overwrite",
+    ],
+    "score": ["--model", "--data", "--split", "--out", "--batch-size", "--max-unreadable"],
+    "submission check": ["--data"],
+    "submit": ["--message", "--competition"],
+    "models": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_option(command: str, catdog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = catdog(*command.split(), "--help")
+    assert shown.code == 0
+    for option in [*COMMANDS[command], "--address", "--debug", "--help"]:
+        assert re.search(rf"{option}\b", shown.out), option
+
+
+def test_models_lists_the_registry(catdog) -> None:
+    shown = catdog("models").out
+    assert all(name in shown for name in models.ARCHITECTURES)
+
+
+def test_python_m_catdog_is_the_command_and_imports_nothing_heavy() -> None:
+    script = "import sys, catdog.cli; print([m for m in ('tensorflow', 'keras', 'ray', 'cv2') if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+    command = [sys.executable, "-m", "catdog", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "submission" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "train --data DATA --weights imagenet",
+            "--weights received without --arch; .*: mobilenet, vgg16",
+        ),
+        ("train --data DATA --arch resnet", "--arch received 'resnet', expected one of small_resnet"),
+        ("train --data DATA --arch mobilenet --weights none.h5", "expected imagenet, none or an existing weights file"),
+        ("train --data DATA --freeze", "--freeze received, but small_resnet has no backbone"),
+        ("train --data DATA --arch vgg16 --alpha 0.5", "only mobilenet has a width multiplier"),
+        ("train --data DATA --arch mobilenet --alpha 0.3", "--alpha received 0.3; ImageNet weights exist for 0.25"),
+        ("train --data DATA --epochs 0", "--epochs received 0: .* greater than or equal to 1"),
+        ("train --data DATA --epochs ten", "'--epochs': .* valid integer"),
+        ("train --data DATA --name a/b", "--name received 'a/b', expected a plain folder name"),
+        ("train --data DATA --resume", "--resume received without --name"),
+        ("train --data DATA --resume --name none --runs RUNS", "there is no run 'none'"),
+        ("train --data NOWHERE", "is not a prepared data set"),
+        ("train", "Missing option '--data'"),
+        ("score --model NOWHERE --data DATA", "holds no bundle.json"),
+        ("score --model NOWHERE --data DATA --split train", "'--split': 'train' is not one of 'test', 'valid', 'all'"),
+        ("score --model MODEL --data DATA --out RUNS", "expected the name of a .csv file"),
+        ("score --model MODEL --data DATA --max-unreadable 2", "--max-unreadable received 2"),
+        ("nonsense", "No such command 'nonsense'"),
+        ("data synthesize RUNS/x --train 1", "received --train 1"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_2(
+    arguments: str, message: str, drawn: Catalog, untrained: str, tmp_path: Path, catdog
+) -> None:
+    places = {"DATA": drawn.root, "MODEL": untrained, "NOWHERE": str(tmp_path / "no"), "RUNS": str(tmp_path)}
+    for name, place in places.items():
+        arguments = arguments.replace(name, place)
+    refused = catdog(*arguments.split())
+    assert refused.code == 2, refused.err
+    assert refused.err.startswith("catdog: ")
+    assert refused.err.count("\n") == 1
+    assert re.search(message, refused.err), refused.err
+
+
+def test_overwrite_deletes_runs_only(drawn: Catalog, tmp_path: Path, catdog) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
+    refused = catdog("train", "--data", drawn.root, "--runs", tmp_path, "--name", "thesis", "--overwrite")
+    assert refused.code == 2
+    assert "is not a run" in refused.err
+    assert (tmp_path / "thesis" / "thesis.txt").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "catdog", "train", "--data", str(tmp_path)]
+    quiet = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert quiet.returncode == 2
+    assert "Traceback" not in quiet.stderr
+    loud = subprocess.run([*command, "--debug"], capture_output=True, text=True, check=False)
+    assert loud.returncode != 0
+    assert "Traceback" in loud.stderr

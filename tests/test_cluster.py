@@ -1,0 +1,101 @@
+"""The cluster file, and the plan: what is asked of a cluster and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray
+import yaml
+
+from catdog import cluster
+from catdog.errors import CatdogError, UsageError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+def test_cluster_yaml_is_what_ray_up_takes(config: dict[str, Any]) -> None:
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(config, schema)
+    from ray.autoscaler._private.util import fillout_defaults, validate_config
+
+    validate_config(fillout_defaults(config))
+
+
+def test_cluster_yaml_has_a_cpu_head_and_gpu_workers_from_zero(config: dict[str, Any]) -> None:
+    types = config["available_node_types"]
+    assert "GPU" not in types[config["head_node_type"]]["resources"]
+    workers = types["gpu_worker"]
+    assert workers["resources"]["GPU"] == 1
+    assert workers["min_workers"] == 0 < workers["max_workers"] <= config["max_workers"]
+    commands = [*config["setup_commands"], *workers["worker_setup_commands"]]
+    installs = [shlex.split(command) for command in commands if "catdog/constraints.txt" in command]
+    assert len(installs) == 2
+    assert "~/catdog" in config["file_mounts"]
+    assert (ROOT / "constraints.txt").is_file()
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
+    alive = [{"Alive": True, "Resources": node} for node in nodes]
+    monkeypatch.setattr(ray, "nodes", lambda: [*alive, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}])
+
+
+def test_training_takes_what_the_cluster_holds_and_the_batch_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"CPU": 2.0})
+    assert cluster.plan_training(64) == cluster.TrainPlan(2, 1, False)
+    assert cluster.plan_training(64, workers=1) == cluster.TrainPlan(1, 2, False)
+    assert cluster.plan_training(8) == cluster.TrainPlan(1, 2, False)
+    pretend(monkeypatch, {"CPU": 64.0})
+    assert cluster.plan_training(64) == cluster.TrainPlan(8, 8, False)
+    pretend(monkeypatch, {"CPU": 3.0}, {"CPU": 1.0})
+    assert cluster.plan_training(64) == cluster.TrainPlan(4, 1, False)
+    assert cluster.plan_training(64, workers=2) == cluster.TrainPlan(2, 1, False)
+    pretend(monkeypatch, {"CPU": 8.0}, {"CPU": 8.0, "GPU": 2.0})
+    assert cluster.plan_training(64) == cluster.TrainPlan(2, 1, True)
+    assert cluster.plan_training(64, gpu=False, workers=2) == cluster.TrainPlan(2, 8, False)
+
+
+def test_what_training_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"CPU": 2.0})
+    with pytest.raises(UsageError, match="received --workers 3 with 1 CPU each, but the cluster holds 2"):
+        cluster.plan_training(64, workers=3)
+    with pytest.raises(UsageError, match="received --workers 1 with 4 CPUs each, but the cluster holds 0"):
+        cluster.plan_training(64, workers=1, cpus_per_worker=4)
+    with pytest.raises(UsageError, match="--batch-size 1 for 2 workers"):
+        cluster.plan_training(1, workers=2)
+    with pytest.raises(UsageError, match="the cluster has no GPU yet; give --workers N"):
+        cluster.plan_training(64, gpu=True)
+    # An autoscaler may bring GPUs to whoever waits for them.
+    assert cluster.plan_training(64, workers=2, gpu=True) == cluster.TrainPlan(2, 1, True)
+    pretend(monkeypatch, {"memory": 1e9})
+    with pytest.raises(UsageError, match="CPU"):
+        cluster.plan_training(64)
+
+
+def test_scoring_takes_an_actor_a_cpu_or_gpu_but_none_without_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"CPU": 2.0}, {"CPU": 4.0})
+    assert cluster.plan_scoring(25) == cluster.ScorePlan(6, 1, False)
+    assert cluster.plan_scoring(2) == cluster.ScorePlan(2, 1, False)
+    pretend(monkeypatch, {"CPU": 8.0, "GPU": 1.0})
+    assert cluster.plan_scoring(25) == cluster.ScorePlan(1, 1, True)
+    assert cluster.plan_scoring(25, gpu=False) == cluster.ScorePlan(8, 1, False)
+    pretend(monkeypatch, {"CPU": 8.0})
+    with pytest.raises(UsageError, match="the cluster has no GPU"):
+        cluster.plan_scoring(25, gpu=True)
+
+
+def test_no_cluster_at_the_address_is_one_line() -> None:
+    with (
+        pytest.raises(CatdogError, match="could not reach the Ray cluster at 127.0.0.1:1"),
+        cluster.connect("127.0.0.1:1"),
+    ):
+        pass

@@ -1,0 +1,320 @@
+"""From the layouts people have to one catalog, and what must never be unpacked."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from helpers import jpeg
+
+from catdog import catalog, datasets
+from catdog.errors import CatdogError, UsageError
+
+# Enough that a tenth of each class is somewhere in both splits.
+COUNT = 40
+
+
+def kaggle_files(train: int = COUNT, test: int = 3) -> dict[str, bytes]:
+    files = {f"train/{name}.{n}.jpg": jpeg(n + 1000 * (name == "dog")) for name in ("cat", "dog") for n in range(train)}
+    return files | {f"test/{n}.jpg": jpeg(n + 5000) for n in range(1, test + 1)}
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+def kaggle_zip(test_name: str = "test") -> bytes:
+    files = kaggle_files()
+    train = {name: data for name, data in files.items() if name.startswith("train/")}
+    test = {name.replace("test/", f"{test_name}/"): data for name, data in files.items() if name.startswith("test/")}
+    inner = {"train.zip": zipped(train), f"{test_name}.zip": zipped(test), "sampleSubmission.csv": b"id,label\n"}
+    return zipped(inner)
+
+
+def class_folders(cat: str, dog: str, under: str = "") -> dict[str, bytes]:
+    return {
+        f"{under}{folder}/{n}.jpg": jpeg(n + 1000 * label)
+        for label, folder in enumerate((cat, dog))
+        for n in range(COUNT)
+    }
+
+
+def splits(data: catalog.Catalog) -> dict[str, str]:
+    return dict(zip(data.table["key"].to_pylist(), data.table["split"].to_pylist(), strict=True))
+
+
+def test_kaggles_zip_in_zip(tmp_path: Path) -> None:
+    source = tmp_path / "dogs-vs-cats-redux-kernels-edition.zip"
+    source.write_bytes(kaggle_zip())
+    data = datasets.prepare(str(source), str(tmp_path / "set"))
+    assert data.table.column_names == ["key", "id", "uri", "label", "split"]
+    assert data.class_names == ("cat", "dog")
+    assert data.count("train") + data.count("valid") == 2 * COUNT
+    assert data.count("valid", 0) > 0 < data.count("valid", 1)
+    assert data.split("test")["id"].to_pylist() == ["1", "2", "3"]
+    assert data.split("test")["label"].null_count == 3
+    for row in data.table.to_pylist():
+        assert Path(row["uri"]).read_bytes() == kaggle_files()[row["key"]]
+        if row["label"] is not None:
+            assert row["label"] == int("dog" in row["key"])
+    again = catalog.read(str(tmp_path / "set"))
+    assert again.table.equals(data.table)
+    assert again.fingerprint == data.fingerprint
+
+
+def test_zip_folder_and_half_unpacked_give_the_same_catalog(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(kaggle_zip())
+    write(tmp_path / "unpacked", kaggle_files())
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        archive.extractall(tmp_path / "half")
+    # And somebody who unpacked the inner zips beside themselves.
+    shutil.copytree(tmp_path / "half", tmp_path / "both")
+    write(tmp_path / "both", kaggle_files())
+    write(tmp_path / "wrapped" / "dogs-vs-cats", kaggle_files())
+    prints = {
+        datasets.prepare(str(tmp_path / source), str(tmp_path / f"set-{source}")).fingerprint
+        for source in ("a.zip", "unpacked", "half", "both", "wrapped")
+    }
+    assert len(prints) == 1
+
+
+def test_the_older_competitions_test1(tmp_path: Path) -> None:
+    (tmp_path / "dogs-vs-cats.zip").write_bytes(kaggle_zip("test1"))
+    data = datasets.prepare(str(tmp_path / "dogs-vs-cats.zip"), str(tmp_path / "set"))
+    assert data.split("test")["key"].to_pylist() == ["test1/1.jpg", "test1/2.jpg", "test1/3.jpg"]
+
+
+def test_petimages_folder_and_zip(tmp_path: Path) -> None:
+    files = class_folders("Cat", "Dog", "PetImages/") | {
+        "readme[1].txt": b"hello",
+        "PetImages/Cat/Thumbs.db": b"\0",
+        "__MACOSX/PetImages/Cat/._1.jpg": b"\0",
+    }
+    write(tmp_path / "pets", files)
+    (tmp_path / "pets.zip").write_bytes(zipped(files))
+    folder = datasets.prepare(str(tmp_path / "pets"), str(tmp_path / "a"))
+    archive = datasets.prepare(str(tmp_path / "pets.zip"), str(tmp_path / "b"))
+    assert folder.fingerprint == archive.fingerprint
+    assert folder.table.num_rows == 2 * COUNT
+    assert folder.count("test") == 0
+    labels = dict(zip(folder.table["key"].to_pylist(), folder.table["label"].to_pylist(), strict=True))
+    assert labels["Cat/3.jpg"] == 0
+    assert labels["Dog/3.jpg"] == 1
+
+
+def test_keras_class_folders_with_their_own_splits(tmp_path: Path) -> None:
+    files = class_folders("cats", "dogs", "train/")
+    files |= {
+        f"{split}/{name}s/{name}.{n}.jpg": jpeg(n + 77 * (name == "dog") + 999 * (split == "test"))
+        for split in ("validation", "test")
+        for name in ("cat", "dog")
+        for n in range(4)
+    }
+    data = datasets.prepare(str(write(tmp_path / "src", files)), str(tmp_path / "set"), valid_fraction=0.5)
+    assert data.count("train") == 2 * COUNT
+    assert data.count("valid", 0) == data.count("valid", 1) == 4
+    assert data.is_labelled("test")
+    assert set(data.split("valid")["key"].to_pylist()) == {k for k in files if k.startswith("validation/")}
+
+
+def test_two_other_classes(tmp_path: Path) -> None:
+    files = class_folders("ants", "bees", "train/") | {f"test/{n}.jpg": jpeg(n + 4000) for n in range(3)}
+    data = datasets.prepare(str(write(tmp_path / "src", files)), str(tmp_path / "set"))
+    assert data.class_names == ("ants", "bees")
+    assert {row["label"] for row in data.table.to_pylist() if "bees" in row["key"]} == {1}
+
+
+def test_flat_folders(tmp_path: Path) -> None:
+    labelled = {f"{name}.{n}.jpg": jpeg(n + 1000 * (name == "dog")) for name in ("cat", "dog") for n in range(COUNT)}
+    data = datasets.prepare(str(write(tmp_path / "flat", labelled | {"7.jpg": jpeg(9)})), str(tmp_path / "a"))
+    assert data.split("test")["id"].to_pylist() == ["7"]
+    only = write(tmp_path / "only", {"holiday.jpg": jpeg(1), "12.jpg": jpeg(2)})
+    data = datasets.prepare(str(only), str(tmp_path / "b"))
+    assert data.split("test")["id"].to_pylist() == ["12.jpg", "holiday.jpg"]
+
+
+def test_test_ids_sort_as_numbers(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", kaggle_files(test=12))
+    data = datasets.prepare(str(source), str(tmp_path / "set"))
+    assert data.split("test")["id"].to_pylist() == [str(n) for n in range(1, 13)]
+
+
+def test_adding_images_moves_none_between_splits(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", kaggle_files())
+    before = splits(datasets.prepare(str(source), str(tmp_path / "set")))
+    write(source, {f"train/cat.{n}.jpg": jpeg(n + 9000) for n in range(COUNT, 2 * COUNT)})
+    after = splits(datasets.prepare(str(source), str(tmp_path / "set")))
+    assert len(after) == len(before) + COUNT
+    assert before.items() <= after.items()
+
+
+def test_preparing_again_changes_nothing(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", kaggle_files())
+    first = datasets.prepare(str(source), str(tmp_path / "set"))
+    written = (tmp_path / "set" / catalog.FILE_NAME).stat().st_mtime_ns
+    assert datasets.prepare(str(source), str(tmp_path / "set")).fingerprint == first.fingerprint
+    assert (tmp_path / "set" / catalog.FILE_NAME).stat().st_mtime_ns == written
+
+
+def test_a_prepared_set_is_never_overwritten_by_another(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", kaggle_files())
+    first = datasets.prepare(str(source), str(tmp_path / "set"))
+    with pytest.raises(CatdogError, match="is split with split-seed 0, received 1"):
+        datasets.prepare(str(source), str(tmp_path / "set"), split_seed=1)
+    other = write(tmp_path / "other", {**kaggle_files(), "train/cat.0.jpg": jpeg(31337)})
+    with pytest.raises(CatdogError, match="another train/cat.0.jpg"):
+        datasets.prepare(str(other), str(tmp_path / "set"))
+    fewer = write(tmp_path / "fewer", {k: v for k, v in kaggle_files().items() if k != "test/2.jpg"})
+    with pytest.raises(CatdogError, match=r"1 of its images, e.g. test/2.jpg"):
+        datasets.prepare(str(fewer), str(tmp_path / "set"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(CatdogError, match="is not empty and holds no data set"):
+        datasets.prepare(str(source), str(tmp_path / "mine"))
+    assert catalog.read(str(tmp_path / "set")).fingerprint == first.fingerprint
+
+
+def test_a_moved_data_set_is_the_same(tmp_path: Path) -> None:
+    first = datasets.prepare(str(write(tmp_path / "src", kaggle_files())), str(tmp_path / "set"))
+    (tmp_path / "set").rename(tmp_path / "moved")
+    moved = catalog.read(str(tmp_path / "moved"))
+    assert moved.fingerprint == first.fingerprint
+    assert Path(moved.table["uri"][0].as_py()).is_file()
+
+
+@pytest.mark.parametrize("name", ["../evil.jpg", "/tmp/evil.jpg", "a/../../evil.jpg", "C:/evil.jpg", "..\\evil.jpg"])
+def test_zips_that_lead_outside_are_refused_whole(tmp_path: Path, name: str) -> None:
+    (tmp_path / "bad.zip").write_bytes(zipped({**kaggle_files(), name: jpeg()}))
+    with pytest.raises(CatdogError, match="a path that leads outside"):
+        datasets.prepare(str(tmp_path / "bad.zip"), str(tmp_path / "set" / "deep"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.zip"]
+
+
+def test_zips_with_links_are_refused(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        link = zipfile.ZipInfo("train/cat.0.jpg")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    (tmp_path / "link.zip").write_bytes(out.getvalue())
+    with pytest.raises(CatdogError, match="a link"):
+        datasets.prepare(str(tmp_path / "link.zip"), str(tmp_path / "set"))
+
+
+def test_an_unsafe_inner_zip_is_refused_too(tmp_path: Path) -> None:
+    inner = zipped({"train/../../cat.0.jpg": jpeg()})
+    (tmp_path / "outer.zip").write_bytes(zipped({"train.zip": inner}))
+    with pytest.raises(CatdogError, match=r"outer.zip/train.zip holds .* a path that leads outside"):
+        datasets.prepare(str(tmp_path / "outer.zip"), str(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("where", ["name", "middle"])
+def test_a_broken_zip_leaves_no_data_set(tmp_path: Path, where: str) -> None:
+    data = bytearray(kaggle_zip())
+    if where == "middle":
+        data[2000:2400] = bytes(400)
+    else:
+        data = bytearray(b"not a zip at all")
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(CatdogError, match="zip"):
+        datasets.prepare(str(tmp_path / "a.zip"), str(tmp_path / "set"))
+    assert not (tmp_path / "set").exists() or not any((tmp_path / "set").iterdir())
+
+
+def test_a_disk_that_fills_leaves_no_half_set(tmp_path: Path) -> None:
+    files = kaggle_files() | {"train/dog.7.jpg": os.urandom(200_000)}
+    source = write(tmp_path / "src", files)
+    # A real limit of the system on the size of a file stands in for the disk.
+    script = (
+        "import resource, signal, sys\n"
+        "from catdog.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", script, "data", "prepare", str(source), str(tmp_path / "set")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("catdog: could not write the images to ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "set" / "images").exists()
+    with pytest.raises(UsageError, match="is not a prepared data set"):
+        catalog.read(str(tmp_path / "set"))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"readme.txt": b"x"}, "holds no images; expected files ending in"),
+        ({f"train/cat.{n}.jpg": jpeg(n) for n in range(40)}, "class 'dog' is empty .40 images of 'cat'."),
+        ({**class_folders("a", "b"), "c/1.jpg": jpeg(1)}, "found 3 class folders .a, b, c.; expected two"),
+        ({**kaggle_files(), "test/01.jpg": jpeg(1)}, r"test/01.jpg and test/1.jpg have the same id 1"),
+        ({**kaggle_files(), "train/unknown.jpg": jpeg(1)}, "1 images carry no label, e.g. train/unknown.jpg"),
+        ({"train/cat.1.jpg": jpeg(1), "train/dog.1.jpg": jpeg(2)}, "leaves none of them for validation"),
+        ({**kaggle_files(), "test/cat.5.jpg": jpeg(1)}, "1 of 4 test images carry a label"),
+    ],
+)
+def test_what_cannot_be_a_data_set(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+    with pytest.raises(CatdogError, match=message):
+        datasets.prepare(str(write(tmp_path / "src", files)), str(tmp_path / "set"))
+    assert not (tmp_path / "set").exists()
+
+
+def test_an_unreadable_folder(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", kaggle_files())
+    (source / "train").chmod(0)
+    tmp_path.chmod(0o755)
+    tmp_path.parent.chmod(0o755)
+    tmp_path.parent.parent.chmod(0o755)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(CatdogError, match="could not read the folder .*train: Permission denied"):
+            datasets.prepare(str(source), str(tmp_path / "set"))
+    finally:
+        if root:
+            os.seteuid(0)
+        (source / "train").chmod(0o755)
+
+
+def test_a_folder_named_like_an_image_keeps_its_row(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", kaggle_files())
+    (source / "test" / "4.jpg").mkdir()
+    data = datasets.prepare(str(source), str(tmp_path / "set"))
+    assert data.split("test")["id"].to_pylist() == ["1", "2", "3", "4"]
+
+
+def test_exit_codes_and_one_line(tmp_path: Path, catdog) -> None:
+    absent = catdog("data", "prepare", tmp_path / "none", tmp_path / "set")
+    assert (absent.code, absent.err.count("\n")) == (2, 1)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    failed = catdog("data", "prepare", empty, tmp_path / "set")
+    assert (failed.code, failed.err.count("\n")) == (1, 1)
+    assert "holds no images" in failed.err
+    assert catdog("data", "prepare", empty, tmp_path / "set", "--valid-fraction", "1.5").code == 2
+
+
+def test_the_real_zip(photos: Path, tmp_path: Path) -> None:
+    data = datasets.prepare(str(photos / "dogs-vs-cats-redux-kernels-edition.zip"), str(tmp_path / "set"))
+    assert data.count("train") + data.count("valid") == 10_000
+    assert abs(data.count("valid", 0) - 500) < 80
+    assert data.split("test")["id"].to_pylist() == [str(n) for n in range(1, 2501)]

@@ -1,0 +1,189 @@
+"""One decoder for all: what it makes of every kind of file, and that order and augmentation are pure functions."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from catdog import images
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """A picture that survives JPEG and resizing: a gradient with a bright corner at the top left."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    pixels = np.stack([255 * x, 255 * y, 255 * (1 - x)], axis=2)
+    pixels[: height // 4, : width // 4] = (250, 240, 10)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def reference(image: Image.Image, size: int) -> np.ndarray:
+    """What Pillow decodes, averaged exactly over the area of each new pixel."""
+    pixels = np.asarray(image.convert("RGB"), np.float64)
+    weights = overlap(size, pixels.shape[0]), overlap(size, pixels.shape[1])
+    return np.einsum("yh,xw,hwc->yxc", *weights, pixels, optimize=True)
+
+
+def overlap(new: int, old: int) -> np.ndarray:
+    """The share of each new pixel that each old one covers, along one axis."""
+    edges = np.arange(new + 1) * old / new
+    low, high = np.maximum(edges[:-1, None], np.arange(old)), np.minimum(edges[1:, None], np.arange(1, old + 1))
+    return np.clip(high - low, 0, None) * new / old
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "detail"),
+    [
+        (saved(smooth(300, 200), "JPEG", quality=95), "ok", ""),
+        (saved(smooth(300, 200), "JPEG", quality=95, progressive=True), "ok", ""),
+        (saved(smooth(300, 200), "JPEG", quality=95) + b"trailing bytes", "ok", ""),
+        (saved(smooth(300, 200), "PNG"), "ok", ""),
+        (saved(smooth(300, 200), "BMP"), "recovered", "BMP RGB"),
+        (saved(smooth(300, 200), "WEBP", quality=95), "recovered", "WEBP RGB"),
+        (saved(smooth(300, 200), "GIF"), "recovered", "GIF P"),
+        (saved(smooth(300, 200).convert("P"), "PNG"), "recovered", "PNG P"),
+        (saved(smooth(300, 200).convert("CMYK"), "JPEG", quality=95), "recovered", "JPEG CMYK"),
+        (saved(smooth(300, 200).convert("RGBA"), "PNG"), "recovered", "PNG RGBA"),
+    ],
+    ids=["jpeg", "progressive", "trailing", "png", "bmp", "webp", "gif", "palette", "cmyk", "rgba"],
+)
+def test_every_kind_of_file_gives_the_picture(data: bytes, status: str, detail: str) -> None:
+    decoded = images.decode(data, 64)
+    assert (decoded.status, decoded.detail) == (status, detail)
+    assert decoded.pixels.shape == (64, 64, 3)
+    assert decoded.pixels.dtype == np.uint8
+    # A GIF's or a palette's colours are coarse.
+    limit = 12 if detail.endswith(" P") else 2
+    assert np.abs(decoded.pixels - reference(smooth(300, 200), 64)).mean() < limit
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    grey = np.tile(np.linspace(0, 65535, 200).astype(np.uint16), (200, 1))
+    decoded = images.decode(saved(Image.fromarray(grey), "PNG"), 50)
+    assert decoded.status == "recovered"
+    expected = np.linspace(0, 255, 50)[None, :, None]
+    assert np.abs(decoded.pixels.astype(float) - expected).max() < 5
+
+
+def test_a_grey_jpeg_has_three_equal_channels() -> None:
+    decoded = images.decode(saved(smooth(90, 90).convert("L"), "JPEG"), 32)
+    assert decoded.status == "ok"
+    assert (decoded.pixels[..., 0] == decoded.pixels[..., 2]).all()
+
+
+def test_a_truncated_tail_is_recovered() -> None:
+    whole = saved(smooth(300, 200), "JPEG", quality=95)
+    decoded = images.decode(whole[: len(whole) * 3 // 4], 64)
+    assert decoded.status == "recovered"
+    assert "truncated" in decoded.detail
+    top = np.abs(decoded.pixels[:24].astype(float) - reference(smooth(300, 200), 64)[:24]).mean()
+    assert top < 4
+    # The switch that let Pillow read it is off again.
+    assert images.decode(whole, 64).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("data", "detail"),
+    [
+        (b"", "is empty (0 bytes)"),
+        (b"<html>404</html>", "is not an image"),
+        (b"\xff\xd8\xff", "is not an image"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), ""),
+    ],
+)
+def test_what_is_no_image(data: bytes, detail: str) -> None:
+    decoded = images.decode(data, 16)
+    assert decoded.status == "unreadable"
+    assert decoded.detail.startswith(detail)
+    assert not decoded.pixels.any()
+
+
+def test_a_file_that_claims_to_be_huge_is_not_unpacked() -> None:
+    header = bytearray(saved(Image.new("RGB", (1, 1)), "PNG"))
+    header[16:24] = (60_000).to_bytes(4, "big") * 2
+    assert images.decode(bytes(header), 16).status == "unreadable"
+
+
+def test_folders_and_absent_files_are_verdicts(tmp_path: Path) -> None:
+    assert images.read(str(tmp_path), 16)[1:] == ("unreadable", "is a folder")
+    assert images.read(str(tmp_path / "no.jpg"), 16)[1:] == ("unreadable", "is not there")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(orientation: int) -> None:
+    upright = smooth(120, 80)
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpose codes that store it that way
+    stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = images.decode(saved(stored, "JPEG", quality=95, exif=exif), 40)
+    assert decoded.status == "ok"
+    assert np.abs(decoded.pixels - reference(upright, 40)).mean() < 4
+
+
+def test_the_pixels_are_pinned() -> None:
+    """Shrinking averages areas, enlarging is bilinear; whoever changes this changes every trained model."""
+    image = smooth(64, 64)
+    data = saved(image, "PNG")
+    pixels = np.asarray(image)
+    areas = pixels.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
+    assert np.abs(images.decode(data, 16).pixels - areas).max() <= 0.5
+    assert (images.decode(data, 64).pixels == pixels).all()
+    enlarged = cv2.resize(pixels, (96, 96), interpolation=cv2.INTER_LINEAR)
+    assert (images.decode(data, 96).pixels == enlarged).all()
+    tall = saved(smooth(20, 90), "PNG")
+    shrunk = cv2.resize(np.asarray(smooth(20, 90)), (20, 30), interpolation=cv2.INTER_AREA)
+    assert (images.decode(tall, 30).pixels == cv2.resize(shrunk, (30, 30))).all()
+
+
+def test_real_photos_at_original_size_agree_with_pillow(photos: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(photos / "original-size.zip") as archive:
+        for name in archive.namelist()[:40]:
+            data = archive.read(name)
+            photo = Image.open(io.BytesIO(data))
+            size = min(192, *photo.size)
+            decoded = images.decode(data, size)
+            assert decoded.status == "ok"
+            assert np.abs(decoded.pixels - reference(photo, size)).mean() < 0.6
+
+
+def test_random_numbers_depend_on_seed_epoch_and_key_alone() -> None:
+    hashes = images.key_hash([f"train/cat.{n}.jpg" for n in range(4000)])
+    first = images.uniform(3, 5, hashes, 5)
+    order = np.random.default_rng(0).permutation(4000)
+    assert (images.uniform(3, 5, hashes[order], 5) == first[order]).all()
+    for other in (images.uniform(4, 5, hashes, 5), images.uniform(3, 6, hashes, 5)):
+        assert abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 0.03
+    assert abs(first.mean() - 0.5) < 0.01
+    assert np.abs(np.corrcoef(first.T) - np.eye(5)).max() < 0.06
+    assert len(np.unique(hashes)) == 4000
+
+
+def test_augmentation_without_amplitude_is_the_identity_or_the_mirror() -> None:
+    pixels = np.stack([np.asarray(smooth(48, 48)), np.asarray(smooth(48, 48))])
+    random = np.array([[0.9, 0.3, 0.7, 0.1, 0.8], [0.1, 0.3, 0.7, 0.1, 0.8]])
+    transforms = images.augmentation(random, 48, shift=0, rotation=0, zoom=0)
+    augmented = images.augment(pixels, transforms).numpy()
+    assert (augmented[0] == pixels[0]).all()
+    assert (augmented[1] == pixels[1][:, ::-1]).all()
+
+
+def test_augmentation_stays_small() -> None:
+    pixels = np.repeat(np.asarray(smooth(64, 64))[None], 64, axis=0)
+    random = np.random.default_rng(0).random((64, 5))
+    augmented = images.augment(pixels, images.augmentation(random, 64)).numpy()
+    assert augmented.dtype == np.uint8
+    facing = np.where((random[:, 0] < 0.5)[:, None, None, None], augmented[:, :, ::-1], augmented)
+    assert 3 < np.abs(facing.astype(float) - pixels).mean() < 40

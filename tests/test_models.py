@@ -1,0 +1,121 @@
+"""The registry: sizes known from elsewhere, preprocessing inside, weights from files, loading without catdog."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from helpers import SHARED
+
+from catdog import models
+from catdog.errors import CatdogError, UsageError
+from catdog.models import Spec
+
+
+def trainable(model: keras.Model) -> int:
+    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+
+
+def test_workshop_cnn_has_the_workshops_parameters() -> None:
+    assert models.build(Spec("workshop_cnn", 150)).count_params() == 4_791_809
+
+
+def test_blog_cnn_is_the_blogs() -> None:
+    model = models.build(Spec("blog_cnn", 150))
+    # Convolutions 3·32, 32·32, 32·64 of 3×3 with biases; 17·17·64 → 64 → 1.
+    assert model.count_params() == (27 * 32 + 32) + (288 * 32 + 32) + (288 * 64 + 64) + (18496 * 64 + 64) + 65
+    kinds = [type(layer).__name__ for layer in model.layers if layer.count_params() or "Drop" in type(layer).__name__]
+    assert kinds == ["Conv2D"] * 3 + ["Dense", "Dropout", "Dense"]
+
+
+def test_vgg16_has_the_workshops_parameters_and_trains_its_head_only() -> None:
+    model = models.build(Spec("vgg16", 150, freeze=True))
+    assert model.count_params() == 16_812_353
+    assert trainable(model) == 2_097_665
+
+
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
+def test_every_model_takes_uint8_gives_one_logit_and_loads_without_catdog(name: str, tmp_path: Path) -> None:
+    model = models.build(Spec(name, 64, alpha=0.25 if name == "mobilenet" else 1.0))
+    batch = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    expected = model.predict(batch, verbose=0)
+    assert model.input_shape == (None, 64, 64, 3)
+    assert model.inputs[0].dtype == "uint8"
+    assert expected.shape == (3, 1)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "batch.npy", batch)
+    script = (
+        "import sys, numpy as np, keras\n"
+        "sys.modules['catdog'] = None\n"
+        f"model = keras.saving.load_model({str(tmp_path / 'model.keras')!r}, safe_mode=True)\n"
+        f"out = model.predict(np.load({str(tmp_path / 'batch.npy')!r}), verbose=0)\n"
+        f"np.save({str(tmp_path / 'out.npy')!r}, out)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
+    assert np.load(tmp_path / "out.npy") == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "module"), [("mobilenet", "mobilenet"), ("vgg16", "vgg16")])
+def test_preprocessing_is_keras_own(name: str, module: str) -> None:
+    model = models.build(Spec(name, 64))
+    backbone = model.get_layer("backbone")
+    batch = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    before = keras.Model(model.inputs, backbone._inbound_nodes[-1].input_tensors[0])
+    expected = getattr(keras.applications, module).preprocess_input(batch.astype(np.float32))
+    assert np.asarray(before(batch)) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["weights.h5", "h5"])
+def test_weights_from_a_file(layout: str, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(3)
+    source = keras.applications.MobileNet(input_shape=(64, 64, 3), alpha=0.25, include_top=False, weights=None)
+    path = tmp_path / "backbone.weights.h5"
+    if layout == "h5":
+        published = SHARED / "weights" / "mobilenet_2_5_224_tf_no_top.h5"
+        if not published.exists():
+            pytest.skip("the published weights are not here")
+        source.load_weights(published)
+        path = published
+    else:
+        source.save_weights(path)
+    model = models.build(Spec("mobilenet", 64, 0.25, freeze=True, pretrained=True), path.read_bytes())
+    for ours, theirs in zip(model.get_layer("backbone").variables, source.variables, strict=True):
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+    assert trainable(model) == 257
+
+
+def test_the_larger_shared_weights_load() -> None:
+    path = SHARED / "weights" / "mobilenet_1_0_224_no_top_block13_identity.weights.h5"
+    if not path.exists():
+        pytest.skip("the published weights are not here")
+    model = models.build(Spec("mobilenet", 64, 1.0, freeze=True, pretrained=True), path.read_bytes())
+    assert trainable(model) == 1025
+
+
+def test_weights_that_do_not_fit_say_so(tmp_path: Path) -> None:
+    small = keras.applications.MobileNet(input_shape=(64, 64, 3), alpha=0.25, include_top=False, weights=None)
+    small.save_weights(tmp_path / "s.weights.h5")
+    with pytest.raises(CatdogError, match=r"--weights does not fit mobilenet with --alpha 0.5: "):
+        models.build(Spec("mobilenet", 64, 0.5, pretrained=True), (tmp_path / "s.weights.h5").read_bytes())
+    with pytest.raises(CatdogError, match="--weights does not fit vgg16"):
+        models.build(Spec("vgg16", 64, pretrained=True), b"no weights at all")
+
+
+def test_a_download_that_fails_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_arguments: object, **_options: object) -> None:
+        raise Exception("URL fetch failure on https://example.org/x.h5: None -- [Errno -2] Name or service not known")
+
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", offline)
+    with pytest.raises(CatdogError, match=r"could not download .* of mobilenet .*URL fetch failure.* --weights PATH"):
+        models.download_imagenet(Spec("mobilenet", 224, 0.25))
+
+
+def test_unknown_names_and_sizes_are_one_line() -> None:
+    with pytest.raises(UsageError, match="'resnet', expected one of small_resnet, blog_cnn"):
+        models.find("resnet")
+    with pytest.raises(CatdogError, match="blog_cnn cannot be built with --image-size 16"):
+        models.build(Spec("blog_cnn", 16))

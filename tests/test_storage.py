@@ -1,0 +1,67 @@
+"""Paths, buckets and atomic writes."""
+
+import errno
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from catdog import storage
+from catdog.errors import CatdogError, UsageError
+
+
+def test_join_and_parent_keep_a_buckets_options() -> None:
+    uri = "s3://bucket/a?region=eu-west-1"
+    assert storage.join(uri, "b", "c") == "s3://bucket/a/b/c?region=eu-west-1"
+    assert storage.parent(storage.join(uri, "b.csv")) == uri
+    assert storage.name(storage.join(uri, "b.csv")) == "b.csv"
+    assert storage.parent("/x") == "/"
+
+
+def test_a_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file.txt"
+    storage.write_text(str(target), "one")
+    storage.write_text(str(target), "two")
+    assert target.read_text() == "two"
+    assert storage.list_files(str(target.parent)) == ["file.txt"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "file.txt"
+    storage.write_text(str(target), "old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CatdogError, match="could not write .*file.txt: No space left on device"):
+        storage.write_text(str(target), "new")
+    assert target.read_text() == "old"
+    assert storage.list_files(str(tmp_path)) == ["file.txt"]
+
+
+def test_a_submitted_job_refuses_relative_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert storage.absolute_output("runs", "--runs") == str(Path("runs").absolute())
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UsageError, match="--runs received the relative path 'runs' in a submitted job"):
+        storage.absolute_output("runs", "--runs")
+    assert storage.absolute_output("/data/runs", "--runs") == "/data/runs"
+    assert storage.absolute_output("s3://bucket/runs", "--runs") == "s3://bucket/runs"
+
+
+def test_an_unknown_scheme_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="'ftp://host/x'"):
+        storage.kind("ftp://host/x")
+
+
+def test_a_bucket_works_like_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    (tmp_path / "bucket").mkdir()
+    monkeypatch.setattr(storage, "_bucket_filesystem", lambda _scheme, _bucket, _query: bucket)
+    (tmp_path / "bucket" / "a").mkdir()
+    storage.write_bytes("s3://bucket/a/x.bin", b"12")
+    assert storage.read_bytes("s3://bucket/a/x.bin") == b"12"
+    assert storage.list_files("s3://bucket/a") == ["x.bin"]
+    assert storage.kind("s3://bucket/a") == "folder"
+    storage.delete_folder("s3://bucket/a")
+    assert not storage.exists("s3://bucket/a/x.bin")
