@@ -20,18 +20,21 @@ _MIN_SHARE = 8
 
 
 @contextlib.contextmanager
-def connect(address: str | None = None, debug: bool = False) -> Iterator[None]:
+def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
     """Joins the cluster at `address`, else at RAY_ADDRESS, else starts one of this machine's size for the while.
 
     Args:
         address: what `ray.init` takes, or None.
         debug: shows Ray's own log and what the workers print.
 
+    Yields:
+        Whether the cluster may grow: somebody else's may have an autoscaler, one's own has not.
+
     Raises:
         CatdogError: no cluster there.
     """
     if ray.is_initialized():  # somebody who calls the library has a cluster already
-        yield
+        yield True
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
     # Reports reach the Train controller by polling; its two seconds are as long as a small epoch.
@@ -57,7 +60,7 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[None]:
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = debug
-        yield
+        yield bool(address)
     finally:
         ray.shutdown()
 
@@ -87,7 +90,11 @@ class ScorePlan:
 
 
 def plan_training(
-    batch_size: int, workers: int | None = None, cpus_per_worker: int | None = None, gpu: bool | None = None
+    batch_size: int,
+    workers: int | None = None,
+    cpus_per_worker: int | None = None,
+    gpu: bool | None = None,
+    may_grow: bool = False,
 ) -> TrainPlan:
     """Decides the workers of a training run from what was asked and what the cluster has.
 
@@ -98,16 +105,22 @@ def plan_training(
         workers: how many, or None for as many as the cluster holds and the batch is worth.
         cpus_per_worker: CPUs of each, or None for an even share.
         gpu: True, False, or None for GPUs where there are any.
+        may_grow: an autoscaler may bring GPUs that are not there yet.
 
     Raises:
         UsageError: more than the cluster has, or a batch too small to share.
     """
     cpus, gpus = _per_node("CPU"), _per_node("GPU")
     gpu = sum(gpus) > 0 if gpu is None else gpu
-    if gpu and not sum(gpus) and workers is None:
-        raise UsageError("--gpu received and the cluster has no GPU yet; give --workers N to wait for N GPU workers")
     if gpu:
         count = workers or sum(gpus)
+        if not count:
+            hint = "give --workers N to wait for N of them" if may_grow else "expected at least one; use --cpu"
+            raise UsageError(f"--gpu received, but the cluster has no GPU; {hint}")
+        if count > sum(gpus) and not may_grow:
+            raise UsageError(
+                f"received --workers {count} with a GPU each, but the cluster has {sum(gpus)}; ask for fewer"
+            )
         share = cpus_per_worker or 1
     else:
         share = cpus_per_worker or 1

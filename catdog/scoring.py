@@ -8,6 +8,7 @@ are already there need not be made again.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -126,6 +127,7 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
     if data.class_names != info.class_names:
         raise UsageError(f"the model tells {info.class_names} apart, but the data set holds {data.class_names}")
     splits = _splits(config.split, data)
+    _refuse_mixed_set(out, data, info, splits)
     parts = [part for split in splits for part in _parts(split, data, info, config.batch_size, out)]
     missing = [part for part in parts if not _is_complete(part)]
     seconds = {"start": time.perf_counter() - started}
@@ -143,9 +145,6 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
         storage.write_text(submission.sidecar(out, "report.json"), report.to_json(content))
     if "test" in tables:
         submission.write(out, tables["test"])
-    else:
-        # An older submission beside a newer report would pass for what the report speaks of.
-        storage.delete_file(out)
     seconds["merge"] = time.perf_counter() - merging
     meta = {
         "model": uri,
@@ -161,7 +160,7 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     storage.write_text(submission.sidecar(out, "meta.json"), report.to_json(meta))
-    _drop_stale_parts(parts)
+    _drop_stale_parts(out, data, info, config.batch_size)
     excess = [s for s, c in counts.items() if c["unreadable"] > config.max_unreadable * sum(c.values())]
     return ScoreResult(out if "test" in tables else None, content, counts, rejected, seconds, excess)
 
@@ -334,10 +333,32 @@ def _count(table: pa.Table) -> dict[str, int]:
     return {status: statuses.count(status) for status in ("ok", "recovered", "unreadable")}
 
 
-def _drop_stale_parts(parts: list[Part]) -> None:
+def _refuse_mixed_set(out: str, data: Catalog, info: BundleInfo, splits: list[str]) -> None:
+    """A CSV and its sidecars speak of one model and one data set; what this run leaves in place must be of the same."""
+    try:
+        meta = json.loads(storage.read_bytes(submission.sidecar(out, "meta.json")))
+        before = (meta["bundle_fingerprint"], meta["catalog_fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if before == (bundle.fingerprint(info), data.fingerprint):
+        return
+    kept = {
+        out: "test" not in splits,
+        submission.sidecar(out, "report.json"): not any(data.is_labelled(split) for split in splits),
+    }
+    for uri, stays in kept.items():
+        if stays and storage.exists(uri):
+            raise UsageError(
+                f"{uri} is of another model or data set, and this run would not replace it; give another --out, or "
+                "--split all"
+            )
+
+
+def _drop_stale_parts(out: str, data: Catalog, info: BundleInfo, batch_size: int) -> None:
     """Deletes what other models or data sets left under this name; what counts is all written by now."""
-    folder = storage.parent(parts[0].uri)
-    current = {storage.name(part.uri) for part in parts}
+    folder = submission.sidecar(out, "parts")
+    scored = [split for split in _SCORED_SPLITS["all"] if data.count(split)]
+    current = {storage.name(part.uri) for split in scored for part in _parts(split, data, info, batch_size, out)}
     for name in storage.list_files(folder):
         if name.endswith(".parquet") and name not in current:
             storage.delete_file(storage.join(folder, name))

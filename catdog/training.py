@@ -180,8 +180,8 @@ def train(config: TrainConfig, on_event: EventHandler | None = None) -> TrainRes
     finished = _claim_run(config, data)
     if finished is not None:
         return finished
-    with cluster.connect(config.address, config.debug):
-        plan = cluster.plan_training(config.batch_size, config.workers, config.cpus_per_worker, config.gpu)
+    with cluster.connect(config.address, config.debug) as may_grow:
+        plan = cluster.plan_training(config.batch_size, config.workers, config.cpus_per_worker, config.gpu, may_grow)
         config = config.model_copy(update=vars(plan))
         storage.write_text(storage.join(config.run, CONFIG_NAME), _stored(config, data))
         weights = _weights(config)

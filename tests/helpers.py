@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,15 @@ def weights(run: str) -> list[np.ndarray]:
 def bundle_json(run: str) -> dict[str, Any]:
     """What a run's bundle says."""
     return json.loads((Path(run) / "model" / "bundle.json").read_text())
+
+
+def wait_for_checkpoint(runs: str, name: str) -> None:
+    """Until Ray Train has noted a run's first checkpoint, which is some tenths of a second after it was reported."""
+    note = Path(runs) / name / "checkpoints" / "checkpoint_manager_snapshot.json"
+    end = time.monotonic() + 30
+    while not note.exists():
+        assert time.monotonic() < end, f"no {note}"
+        time.sleep(0.05)
 
 
 def jpeg(seed: int = 0, size: tuple[int, int] = (40, 30)) -> bytes:

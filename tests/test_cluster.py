@@ -72,10 +72,14 @@ def test_what_training_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
         cluster.plan_training(64, workers=1, cpus_per_worker=4)
     with pytest.raises(UsageError, match="--batch-size 1 for 2 workers"):
         cluster.plan_training(1, workers=2)
-    with pytest.raises(UsageError, match="the cluster has no GPU yet; give --workers N"):
+    with pytest.raises(UsageError, match="the cluster has no GPU; expected at least one; use --cpu"):
         cluster.plan_training(64, gpu=True)
-    # An autoscaler may bring GPUs to whoever waits for them.
-    assert cluster.plan_training(64, workers=2, gpu=True) == cluster.TrainPlan(2, 1, True)
+    with pytest.raises(UsageError, match="--workers 2 with a GPU each, but the cluster has 0"):
+        cluster.plan_training(64, workers=2, gpu=True)
+    # An autoscaler may bring GPUs to whoever says how many to wait for.
+    with pytest.raises(UsageError, match="give --workers N to wait"):
+        cluster.plan_training(64, gpu=True, may_grow=True)
+    assert cluster.plan_training(64, workers=2, gpu=True, may_grow=True) == cluster.TrainPlan(2, 1, True)
     pretend(monkeypatch, {"memory": 1e9})
     with pytest.raises(UsageError, match="CPU"):
         cluster.plan_training(64)

@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from helpers import bundle_json, weights
+from helpers import bundle_json, wait_for_checkpoint, weights
 
 from catdog import images, models, synthetic, training
 from catdog.catalog import Catalog
@@ -91,6 +91,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, catdog) -> Non
         for line in killed.stdout:
             if line.startswith("epoch   1"):
                 break
+        wait_for_checkpoint(str(tmp_path), "killed")
         killed.send_signal(signal.SIGKILL)
     assert not (tmp_path / "killed" / "model" / "bundle.json").exists()
 

@@ -20,14 +20,16 @@ cluster.add_node(**node)
 ray.init(address=cluster.address, log_to_driver=False)
 cluster.wait_for_nodes()
 events = []
-config = training.TrainConfig(data=DATA, image_size=32, epochs=1, batch_size=16, name="two", runs=RUNS)
+config = training.TrainConfig(data=DATA, image_size=32, epochs=40, patience=2, learning_rate=0.03, batch_size=16,
+                              name="two", runs=RUNS)
 result = training.train(config, events.append)
 scoring.PART_ROWS = 2
 scoring.score(scoring.ScoreConfig(model=result.run, data=DATA, out=OUT), events.append)
 start = next(event for event in events if event["kind"] == "start")
 plan = next(event for event in events if event["kind"] == "plan")
 nodes = {event["node"] for event in events if event["kind"] == "part"}
-print(json.dumps([start["workers"], start["nodes"], plan["actors"], len(nodes)]))
+print(json.dumps([start["workers"], start["nodes"], plan["actors"], len(nodes), result.epochs]))
+print(result.validation["epoch"])
 ray.shutdown()
 cluster.shutdown()
 """
@@ -42,5 +44,9 @@ def test_a_worker_and_an_actor_on_each_node(tmp_path: Path, short_tmp: Path) -> 
         "OUT": str(tmp_path / "r.csv"),
     }
     script = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + SCRIPT
-    assert json.loads(in_process(script, timeout=240).splitlines()[-1]) == [2, 2, 2, 2]
-    assert submission.check(out, data) == 24
+    printed, best_epoch = in_process(script, timeout=240).splitlines()[-2:]
+    workers, nodes, actors, scored_on, epochs = json.loads(printed)
+    assert (workers, nodes, actors, scored_on) == (2, 2, 2, 2)
+    # And patience ended the training: two epochs after the best one.
+    assert epochs == int(best_epoch) + 2 < 40
+    assert submission.check(values["OUT"], data) == 24
