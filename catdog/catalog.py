@@ -91,8 +91,7 @@ class Catalog:
                 {"schema_version": SCHEMA_VERSION, "class_names": self.class_names, "options": self.options}
             )
         }
-        prefix = storage.join(self.root, "")
-        relative = [uri.removeprefix(prefix) for uri in self.table["uri"].to_pylist()]
+        relative = [storage.relative(uri, self.root) for uri in self.table["uri"].to_pylist()]
         table = self.table.set_column(2, SCHEMA.field("uri"), pa.array(relative, pa.string()))
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")

@@ -9,9 +9,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import pydantic
 import typer
+import typer.exceptions
 from rich.console import Console
 from rich.table import Table
 
@@ -51,7 +51,7 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     try:
         code = app(standalone_mode=False)
-    except click.ClickException as error:
+    except typer.exceptions.TyperException as error:
         err.print(f"catdog: {error.format_message()} (see --help)", markup=False)
         sys.exit(error.exit_code)
     except CatdogError as error:
@@ -64,7 +64,7 @@ def main() -> NoReturn:
         option = "--" + str(first["loc"][0]).replace("_", "-")
         err.print(f"catdog: {option} received {first['input']!r}: {first['msg']}", markup=False)
         sys.exit(UsageError.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         err.print("catdog: interrupted; a training run continues with --resume, scoring with the same command")
         sys.exit(130)
     except Exception as error:

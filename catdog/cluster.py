@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
     quiet = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     try:
         if address:
+            _require_listener(address)
             ray.init(address=address, **quiet)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -111,6 +113,8 @@ def plan_training(
         UsageError: more than the cluster has, or a batch too small to share.
     """
     cpus, gpus = _per_node("CPU"), _per_node("GPU")
+    if not cpus:
+        raise UsageError("the cluster has no CPU to give; expected at least one")
     gpu = sum(gpus) > 0 if gpu is None else gpu
     if gpu:
         count = workers or sum(gpus)
@@ -194,6 +198,13 @@ def _per_node(resource: str) -> list[int]:
     """How much of a resource each living node has, nodes without it left out."""
     amounts = [int(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"]]
     return [amount for amount in amounts if amount]
+
+
+def _require_listener(address: str) -> None:
+    """Knocks at a HOST:PORT first: Ray itself would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _first_line(error: BaseException) -> str:

@@ -69,6 +69,12 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([base.rstrip("/") or "", *parts]) + mark + query
 
 
+def relative(uri: str, folder: str) -> str:
+    """A URI below a folder as a path from that folder; any other stays as it is."""
+    base, prefix = (each if is_local(each) else each.partition("?")[0] for each in (uri, join(folder, "")))
+    return base.removeprefix(prefix) if base.startswith(prefix) else uri
+
+
 def parent(uri: str) -> str:
     """The folder that holds what a URI names."""
     base, mark, query = uri.partition("?") if not is_local(uri) else (uri, "", "")

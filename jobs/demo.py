@@ -1,6 +1,8 @@
 """`make demo`: the whole path on drawn pictures, each stage as the command a user would type, on one Ray cluster."""
 
+import json
 import time
+from pathlib import Path
 
 from catdog import cluster
 from catdog.cli import app, out
@@ -24,6 +26,8 @@ def main() -> None:
             seconds[stage] = time.perf_counter() - started
     out.rule("done", align="left")
     out.print("  ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items()))
+    log_loss = json.loads(Path("submissions/results.report.json").read_text())["log_loss"]
+    out.print(f"Validation log loss {log_loss:.4f}, on pictures that were drawn")
     out.print("Submission: submissions/results.csv   Report: submissions/results.report.json   Model: runs/demo/model")
 
 

@@ -16,6 +16,9 @@ def test_join_and_parent_keep_a_buckets_options() -> None:
     assert storage.parent(storage.join(uri, "b.csv")) == uri
     assert storage.name(storage.join(uri, "b.csv")) == "b.csv"
     assert storage.parent("/x") == "/"
+    assert storage.relative(storage.join(uri, "b", "c"), uri) == "b/c"
+    assert storage.relative("/a/b/c", "/a") == "b/c"
+    assert storage.relative("/ab/c", "/a") == "/ab/c"
 
 
 def test_a_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path) -> None:

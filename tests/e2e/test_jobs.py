@@ -29,23 +29,28 @@ class Head:
     def __init__(self, folder: Path) -> None:
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
-        port, self.dashboard, *others = _free_ports(5)
-        self.temporary = folder / "h"
+        port, self.dashboard, *others = _free_ports(6)
+        self.temporary, self.log = folder / "h", folder / "head.log"
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        names = ["--dashboard-agent-listen-port", "--dashboard-agent-grpc-port", "--metrics-export-port"]
+        names = [
+            "--dashboard-agent-listen-port",
+            "--dashboard-agent-grpc-port",
+            "--metrics-export-port",
+            "--ray-client-server-port",
+        ]
         self.process = subprocess.Popen(
             [
                 BIN / "ray", "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1",
                 f"--port={port}", f"--dashboard-port={self.dashboard}", f"--temp-dir={self.temporary}",
-                "--ray-client-server-port=0", *(f"{name}={value}" for name, value in zip(names, others, strict=True)),
+ *(f"{name}={value}" for name, value in zip(names, others, strict=True)),
             ],
             env=self.environment,
-            stdout=(folder / "head.log").open("w"),
+            stdout=self.log.open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
@@ -55,7 +60,7 @@ class Head:
         """Until it answers; that it answers 401 to whoever has no token is part of it."""
         end = time.monotonic() + 90
         while time.monotonic() < end:
-            assert self.process.poll() is None, "the head has ended"
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
             try:
                 urllib.request.urlopen(f"{self.url}/api/version", timeout=2).close()
             except urllib.error.HTTPError as error:
@@ -83,9 +88,11 @@ class Head:
 
     def stop(self) -> None:
         """Ends the processes that this head started, and no others."""
+        if self.process.poll() is not None:
+            return
         os.killpg(self.process.pid, signal.SIGTERM)
         try:
-            self.process.wait(timeout=20)
+            self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
