@@ -42,6 +42,8 @@ _CLASS_FOLDERS = {"cat": 0, "cats": 0, "dog": 1, "dogs": 1}
 _CLASS_PREFIX = re.compile(r"^(cat|dog)s?[._ -]*\(?\d", re.IGNORECASE)
 _MAX_ZIP_DEPTH = 2
 _WRITE_BATCH = 64
+# Lies in DEST while it is being filled; with it and without a catalog, what is there is a set cut short.
+_UNFINISHED = "unfinished.txt"
 
 
 class SourceFile(NamedTuple):
@@ -87,6 +89,8 @@ def prepare(source: str, dest: str, valid_fraction: float = 0.1, split_seed: int
         raise UsageError(f"SOURCE received {source!r}, which does not exist; expected a zip or a folder of images")
     if source == dest:
         raise UsageError(f"SOURCE and DEST are the same folder ({source}); give another DEST")
+    if storage.relative(dest, source) != dest:
+        raise UsageError(f"DEST {dest} lies inside SOURCE {source}, whose images it would add to; give another DEST")
     options: dict[str, object] = {"split_seed": split_seed, "valid_fraction": valid_fraction}
     previous = _previous(dest, options)
 
@@ -103,11 +107,15 @@ def prepare(source: str, dest: str, valid_fraction: float = 0.1, split_seed: int
         ordered = sorted(rows.values(), key=lambda row: (catalog.SPLITS.index(row.split), _natural(row.key)))
         planned = build(dest, ordered, class_names, options, folder="images")
         files = (file for file in _walk(source, Path(scratch)) if file.path in rows)
+        if previous is None:
+            storage.delete_folder(storage.join(dest, "images"))
+            storage.write_text(storage.join(dest, _UNFINISHED), "`catdog data prepare` was cut short; do it again.\n")
         content = _copy(files, rows, dest, previous)
     if previous is not None and previous.options.get("content_sha256") == content:
         return previous
     result = dataclasses.replace(planned, options=options | {"content_sha256": content})
     result.write()
+    storage.delete_file(storage.join(dest, _UNFINISHED))
     return result
 
 
@@ -153,7 +161,8 @@ def is_in_validation(key: str, valid_fraction: float, split_seed: int) -> bool:
 def _previous(dest: str, options: dict[str, object]) -> Catalog | None:
     """The data set that `dest` already holds, if its split was made the same way."""
     if not storage.exists(storage.join(dest, catalog.FILE_NAME)):
-        if storage.is_local(dest) and Path(dest).is_dir() and any(Path(dest).iterdir()):
+        unfinished = storage.exists(storage.join(dest, _UNFINISHED))
+        if not unfinished and storage.is_local(dest) and Path(dest).is_dir() and any(Path(dest).iterdir()):
             raise CatdogError(f"DEST {dest} is not empty and holds no data set; give a new or empty folder")
         return None
     previous = catalog.read(dest)
@@ -475,6 +484,7 @@ def _copy(files: Iterator[SourceFile], rows: dict[str, Row], dest: str, previous
     except BaseException as error:
         if previous is None:
             storage.delete_folder(images)
+            storage.delete_file(storage.join(dest, _UNFINISHED))
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
             raise CatdogError(f"could not write the images to {dest}: {reason}; nothing was kept") from error

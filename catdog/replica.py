@@ -146,7 +146,8 @@ class Replica:
     def train(self) -> dict[str, Any]:
         """Trains to the last epoch or until patience runs out, then writes the bundle with the best weights."""
         progress, best = self._restore()
-        nodes = len(np.unique(self._all_gather(np.array([ray.train.get_context().get_node_rank()]))))
+        node = np.frombuffer(bytes.fromhex(ray.get_runtime_context().get_node_id())[:8], np.int64)
+        nodes = len(np.unique(self._all_gather(node)))
         if self.rank == 0:
             self._emit("start", workers=self.world, nodes=nodes, epoch=progress.epoch, rejected=self._rejected())
         board = self._open_board(progress) if self.rank == 0 else None

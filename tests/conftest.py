@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 # Before TensorFlow or Ray are imported: two cores are shared with the clusters that the tests start.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -17,18 +16,10 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.pop("RAY_ADDRESS", None)
 
 import pytest
-from helpers import SHARED, save_untrained
+from helpers import SHARED, Outcome, save_untrained
 
 from catdog import synthetic
 from catdog.catalog import Catalog
-
-
-class Outcome(NamedTuple):
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture

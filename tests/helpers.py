@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -19,6 +19,14 @@ from catdog import bundle, models
 from catdog.catalog import Catalog
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+class Outcome(NamedTuple):
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
 
 
 def in_process(script: str, *, timeout: float, **environment: str) -> str:
@@ -37,7 +45,7 @@ def in_process(script: str, *, timeout: float, **environment: str) -> str:
 
 def weights(run: str) -> list[np.ndarray]:
     """The trained variables of a run's model."""
-    return [np.asarray(v) for v in keras.saving.load_model(Path(run) / "model" / "model.keras").variables]
+    return [np.asarray(v) for v in keras.saving.load_model(Path(run) / "model" / "model.keras").weights]
 
 
 def bundle_json(run: str) -> dict[str, Any]:

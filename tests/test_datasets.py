@@ -191,6 +191,34 @@ def test_a_prepared_set_is_never_overwritten_by_another(tmp_path: Path) -> None:
     assert catalog.read(str(tmp_path / "set")).fingerprint == first.fingerprint
 
 
+def test_a_preparation_cut_short_is_simply_done_again(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", kaggle_files())
+    script = (
+        "import os\n"
+        "from pathlib import Path\n"
+        "from catdog import datasets\n"
+        "write, count = Path.write_bytes, []\n"
+        "def dying(self, data):\n"
+        "    count.append(write(self, data))\n"
+        "    if len(count) == 20: os.kill(os.getpid(), 9)\n"
+        "Path.write_bytes = dying\n"
+        f"datasets.prepare({str(source)!r}, {str(tmp_path / 'set')!r})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == -9
+    assert any((tmp_path / "set" / "images").rglob("*.jpg"))
+    with pytest.raises(UsageError, match="is not a prepared data set"):
+        catalog.read(str(tmp_path / "set"))
+    data = datasets.prepare(str(source), str(tmp_path / "set"))
+    assert data.fingerprint == datasets.prepare(str(source), str(tmp_path / "fresh")).fingerprint
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["catalog.parquet", "images"]
+
+
+def test_a_destination_inside_the_source_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", kaggle_files())
+    with pytest.raises(UsageError, match="lies inside SOURCE"):
+        datasets.prepare(str(source), str(source / "set"))
+
+
 def test_a_moved_data_set_is_the_same(tmp_path: Path) -> None:
     first = datasets.prepare(str(write(tmp_path / "src", kaggle_files())), str(tmp_path / "set"))
     (tmp_path / "set").rename(tmp_path / "moved")

@@ -6,15 +6,17 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import bundle_json, in_process, save_untrained, wait_for_checkpoint
+from helpers import Outcome, bundle_json, in_process, save_untrained, wait_for_checkpoint
 from sklearn import metrics as sklearn_metrics
 
-from catdog import catalog, images, scoring, storage, submission, training
+from catdog import catalog, images, scoring, submission, training
 from catdog.bundle import ModelBundle
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
@@ -96,11 +98,20 @@ def test_all_variables_of_both_workers_are_equal_to_the_bit(trained: tuple[train
     assert len({entry["variables_sha256"][0] for entry in kept["history"]}) == 5
 
 
+@pytest.fixture(scope="module")
+def scored(
+    trained: tuple[training.TrainResult, list[dict]], own: Catalog, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[scoring.ScoreResult, Path]:
+    """Both splits scored, and where the CSV is."""
+    out = tmp_path_factory.mktemp("scored") / "results.csv"
+    return scoring.score(config_for(trained[0].run, own, out, max_unreadable=0.1)), out
+
+
 def test_scoring_agrees_with_training_and_with_scikit_learn(
-    trained: tuple[training.TrainResult, list[dict]], own: Catalog, tmp_path: Path
+    trained: tuple[training.TrainResult, list[dict]], own: Catalog, scored: tuple[scoring.ScoreResult, Path]
 ) -> None:
-    out = tmp_path / "results.csv"
-    result = scoring.score(config_for(trained[0].run, own, out, max_unreadable=0.1))
+    result, out = scored
+    tmp_path = out.parent
     assert result.too_many_unreadable == []
     report = json.loads((tmp_path / "results.report.json").read_text())
     assert report == result.report
@@ -129,14 +140,17 @@ def test_scoring_agrees_with_training_and_with_scikit_learn(
 
 
 def test_too_many_unreadable_images_are_written_and_then_told(
-    trained: tuple[training.TrainResult, list[dict]], own: Catalog, tmp_path: Path, catdog
+    trained: tuple[training.TrainResult, list[dict]],
+    own: Catalog,
+    scored: tuple[scoring.ScoreResult, Path],
+    catdog: Callable[..., Outcome],
 ) -> None:
-    out = tmp_path / "results.csv"
-    done = catdog("score", "--model", trained[0].run, "--data", own.root, "--split", "test", "--out", out)
+    out = scored[1]
+    out.unlink()
+    done = catdog("score", "--model", trained[0].run, "--data", own.root, "--out", out)
     assert done.code == 1
-    assert "more than 1.00% of the images are unreadable (test)" in done.err
+    assert "more than 1.00% of the images are unreadable (valid, test)" in done.err
     assert submission.check(str(out), own) == 24
-    assert not (tmp_path / "results.report.json").exists()
 
 
 def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
@@ -195,45 +209,42 @@ def test_an_actor_that_dies_costs_its_part_and_nothing_else(
     assert submission.check(str(out), drawn) == 24
 
 
-@pytest.mark.parametrize("cpus", [1, 4])  # two is what the other tests have
-def test_scoring_starves_on_no_number_of_cpus(cpus: int, drawn: Catalog, untrained: str, tmp_path: Path) -> None:
+def score_on(cpus: int, data: Catalog, model: str, out: Path) -> None:
+    """Scores with parts of four rows in a process and on a cluster of their own, or fails after two minutes."""
     script = (
         "import ray\n"
         "from catdog import scoring\n"
         f"ray.init(address='local', num_cpus={cpus}, include_dashboard=False, log_to_driver=False)\n"
         "scoring.PART_ROWS = 4\n"
         "events = []\n"
-        f"config = scoring.ScoreConfig(model={untrained!r}, data={drawn.root!r}, out={str(tmp_path / 'r.csv')!r})\n"
+        f"config = scoring.ScoreConfig(model={model!r}, data={data.root!r}, out={str(out)!r})\n"
         "scoring.score(config, events.append)\n"
         "print(events[0]['actors'])\n"
     )
     assert in_process(script, timeout=120).split()[-1] == str(cpus)
-    assert submission.check(str(tmp_path / "r.csv"), drawn) == 24
 
 
-def test_a_labelled_test_split_is_reported_in_its_own_section(drawn: Catalog, untrained: str, tmp_path: Path) -> None:
-    table = drawn.table.to_pandas()
-    table.loc[table["split"] == "test", "label"] = [n % 2 for n in range(24)]
-    import pyarrow as pa
-
-    labelled = Catalog(
-        pa.Table.from_pandas(table.astype({"label": "Int8"}), schema=catalog.SCHEMA, preserve_index=False),
-        drawn.class_names, str(tmp_path / "set"), drawn.options,
-    )  # fmt: skip
+def test_four_cpus_do_not_starve_and_a_labelled_test_split_has_its_own_section(
+    drawn: Catalog, untrained: str, tmp_path: Path
+) -> None:
+    rows = drawn.table.to_pylist()
+    for number, row in enumerate(rows):
+        row["label"] = number % 2 if row["split"] == "test" else row["label"]
+    table = pa.Table.from_pylist(rows, schema=catalog.SCHEMA)
+    labelled = Catalog(table, drawn.class_names, str(tmp_path / "set"), drawn.options)
     labelled.write()
-    result = scoring.score(config_for(untrained, labelled, tmp_path / "results.csv"))
-    assert result.report is not None
-    assert result.report["n"] == drawn.count("valid")
-    assert result.report["test"]["n"] == 24
+    score_on(4, labelled, untrained, tmp_path / "results.csv")
+    report = json.loads((tmp_path / "results.report.json").read_text())
+    assert report["n"] == drawn.count("valid")
+    assert report["test"]["n"] == submission.check(str(tmp_path / "results.csv"), labelled) == 24
 
 
-def test_without_a_test_split(drawn: Catalog, untrained: str, tmp_path: Path) -> None:
+def test_one_cpu_does_not_starve_and_a_test_split_is_no_must(drawn: Catalog, untrained: str, tmp_path: Path) -> None:
     rows = drawn.table.filter(np.array(drawn.table["split"].to_pylist()) != "test")
     bare = Catalog(rows, drawn.class_names, str(tmp_path / "set"), drawn.options)
     bare.write()
-    result = scoring.score(config_for(untrained, bare, tmp_path / "results.csv"))
-    assert result.csv is None
+    score_on(1, bare, untrained, tmp_path / "results.csv")
     assert not (tmp_path / "results.csv").exists()
-    assert storage.exists(str(tmp_path / "results.report.json"))
+    assert json.loads((tmp_path / "results.report.json").read_text())["n"] == drawn.count("valid")
     with pytest.raises(CatdogError, match="has no test images"):
         scoring.score(config_for(untrained, bare, tmp_path / "results.csv", split="test"))

@@ -40,7 +40,7 @@ def by_plain_keras(data: Catalog) -> list[np.ndarray]:
         for step in range(steps):
             batch = order[step * BATCH : (step + 1) * BATCH]
             model.train_on_batch(pixels[batch], labels[batch, None])
-    return [np.asarray(variable) for variable in model.variables]
+    return [np.asarray(variable) for variable in model.weights]
 
 
 @pytest.mark.usefixtures("two_cpus")
@@ -67,7 +67,7 @@ def test_one_worker_two_workers_and_plain_keras_end_with_the_same_weights(drawn:
     start = models.build(models.Spec("workshop_cnn", SIZE))
     expected = by_plain_keras(drawn)
     for result in runs.values():
-        for ours, theirs, initial in zip(weights(result.run), expected, start.variables, strict=True):
+        for ours, theirs, initial in zip(weights(result.run), expected, start.weights, strict=True):
             assert ours == pytest.approx(theirs, abs=2e-5)
             assert not np.allclose(ours, np.asarray(initial), atol=1e-4)
     assert runs[1].validation["log_loss"] == pytest.approx(runs[2].validation["log_loss"], abs=1e-5)
