@@ -42,7 +42,7 @@ class Catalog:
             `uri` (where the bytes are), `label` (0 or 1, null where unknown) and `split` (train, valid or test).
         class_names: the names of labels 0 and 1; empty strings never occur.
         root: URI of the data set's folder.
-        options: what made the split: `split_seed`, `valid_fraction`, `layout`, `content_sha256`.
+        options: what made the split: `split_seed`, `valid_fraction`, `content_sha256`.
     """
 
     table: pa.Table

@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,14 +30,14 @@ from catdog.errors import CatdogError, UsageError
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 DEFAULT_CLASS_NAMES = ("cat", "dog")
 _SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "val": "valid",
-    "test": "test",
-    "test1": "test",
-    "testing": "test",
+    name + ending: split
+    for split, names in {
+        "train": ("train", "training"),
+        "valid": ("valid", "validation", "val"),
+        "test": ("test", "testing", "test1"),
+    }.items()
+    for name in names
+    for ending in ("", "_set")
 }
 _CLASS_FOLDERS = {"cat": 0, "cats": 0, "dog": 1, "dogs": 1}
 _CLASS_PREFIX = re.compile(r"^(cat|dog)s?[._ -]*\(?\d", re.IGNORECASE)
@@ -93,30 +94,48 @@ def prepare(source: str, dest: str, valid_fraction: float = 0.1, split_seed: int
         raise UsageError(f"DEST {dest} lies inside SOURCE {source}, whose images it would add to; give another DEST")
     options: dict[str, object] = {"split_seed": split_seed, "valid_fraction": valid_fraction}
     previous = _previous(dest, options)
+    if previous is None:
+        require_vacant(dest)
 
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
         names = [path for path, _ in _walk(source, Path(scratch), names_only=True)]
         rows, class_names = _lay_out(names, source, valid_fraction, split_seed)
         if previous is not None:
-            gone = set(previous.table["key"].to_pylist()) - {row.key for row in rows.values()}
-            if gone:
-                raise CatdogError(
-                    f"DEST {dest} already holds another data set: {len(gone)} of its images, e.g. {min(gone)}, are "
-                    "not in SOURCE; prepare into a new folder"
-                )
+            _require_addition(previous, rows.values(), class_names)
         ordered = sorted(rows.values(), key=lambda row: (catalog.SPLITS.index(row.split), _natural(row.key)))
         planned = build(dest, ordered, class_names, options, folder="images")
         files = (file for file in _walk(source, Path(scratch)) if file.path in rows)
         if previous is None:
             storage.delete_folder(storage.join(dest, "images"))
-            storage.write_text(storage.join(dest, _UNFINISHED), "`catdog data prepare` was cut short; do it again.\n")
+            mark_unfinished(dest)
         content = _copy(files, rows, dest, previous)
     if previous is not None and previous.options.get("content_sha256") == content:
         return previous
     result = dataclasses.replace(planned, options=options | {"content_sha256": content})
-    result.write()
-    storage.delete_file(storage.join(dest, _UNFINISHED))
+    finish(result)
     return result
+
+
+def require_vacant(dest: str) -> None:
+    """Makes sure that a data set may be made in a folder: absent, empty, or left there by a making cut short.
+
+    Raises:
+        CatdogError: it holds something else, which is left alone.
+    """
+    found = storage.list_names(dest)
+    if found and _UNFINISHED not in found:
+        raise CatdogError(f"DEST {dest} is not empty and holds no data set; give a new or empty folder")
+
+
+def mark_unfinished(dest: str) -> None:
+    """Notes in a folder that a data set is being made there."""
+    storage.write_text(storage.join(dest, _UNFINISHED), "This data set was cut short; run the same command again.\n")
+
+
+def finish(result: Catalog) -> None:
+    """Writes the catalog of a data set whose files are all in place; from then on it is whole."""
+    result.write()
+    storage.delete_file(storage.join(result.root, _UNFINISHED))
 
 
 def build(
@@ -161,9 +180,6 @@ def is_in_validation(key: str, valid_fraction: float, split_seed: int) -> bool:
 def _previous(dest: str, options: dict[str, object]) -> Catalog | None:
     """The data set that `dest` already holds, if its split was made the same way."""
     if not storage.exists(storage.join(dest, catalog.FILE_NAME)):
-        unfinished = storage.exists(storage.join(dest, _UNFINISHED))
-        if not unfinished and storage.is_local(dest) and Path(dest).is_dir() and any(Path(dest).iterdir()):
-            raise CatdogError(f"DEST {dest} is not empty and holds no data set; give a new or empty folder")
         return None
     previous = catalog.read(dest)
     for option, value in options.items():
@@ -175,6 +191,20 @@ def _previous(dest: str, options: dict[str, object]) -> Catalog | None:
     return previous
 
 
+def _require_addition(previous: Catalog, rows: Iterable[Row], class_names: tuple[str, str]) -> None:
+    """Makes sure that a data set is only added to: every image it has is there still, in its split, with its label."""
+    now = {row.key: (row.split, row.label) for row in rows}
+    if previous.class_names != class_names:
+        raise CatdogError(f"DEST {previous.root} holds {previous.class_names}, SOURCE {class_names}; use a new folder")
+    for old in previous.table.select(["key", "split", "label"]).to_pylist():
+        key, before = old["key"], (old["split"], old["label"])
+        if now.get(key) != before:
+            change = "is not in SOURCE" if key not in now else f"would move from {before[0]} to {now[key][0]}"
+            raise CatdogError(
+                f"DEST {previous.root} already holds another data set: {key} {change}; prepare into a new folder"
+            )
+
+
 # --- reading sources ---------------------------------------------------------------------------------------------
 
 
@@ -182,17 +212,17 @@ def _walk(source: str, scratch: Path, names_only: bool = False) -> Iterator[Sour
     """Yields every image file of a source, zips inside it unpacked; bytes are left out where only names matter."""
     if storage.kind(source) == "file":
         with storage.open_seekable(source) as stream:
-            yield from _walk_zip(stream, storage.name(source), "", scratch, names_only, depth=1)
+            yield from _walk_zip(stream, storage.name(source), scratch, names_only, depth=1)
         return
     paths = list(_folder_paths(source))
-    unpacked = {path.split("/", 1)[0].lower() for path in paths if "/" in path}
+    unpacked = {folder.as_posix().lower() for path in paths for folder in PurePosixPath(path).parents}
     for path in paths:
         uri = storage.join(source, path)
-        if path.lower().endswith(".zip"):
+        if _is_zip_name(path):
             # People unpack the inner zips beside themselves; then the folder is what counts.
             if path.lower().removesuffix(".zip") not in unpacked:
                 with storage.open_seekable(uri) as stream:
-                    yield from _walk_zip(stream, path, "", scratch, names_only, depth=_MAX_ZIP_DEPTH)
+                    yield from _beside(path, _walk_zip(stream, path, scratch, names_only, depth=1))
         elif _is_image_name(path):
             if storage.is_local(source) and Path(uri).is_dir():
                 yield SourceFile(path, None)
@@ -228,9 +258,16 @@ def _folder_paths(source: str) -> Iterator[str]:
     yield from sorted(path.replace(os.sep, "/") for path in paths)
 
 
-def _walk_zip(
-    stream: BinaryIO, name: str, prefix: str, scratch: Path, names_only: bool, depth: int
-) -> Iterator[SourceFile]:
+def _beside(path: str, files: Iterator[SourceFile]) -> Iterator[SourceFile]:
+    """Files of an inner zip, as if it were unpacked where it lies: below a folder of its name, unless it has that."""
+    place = PurePosixPath(path)
+    for file in files:
+        first = file.path.split("/", 1)[0].lower() if "/" in file.path else ""
+        own = first == place.stem.lower() or first in _SPLIT_FOLDERS
+        yield SourceFile((place.parent if own else place.with_suffix("")).joinpath(file.path).as_posix(), file.data)
+
+
+def _walk_zip(stream: BinaryIO, name: str, scratch: Path, names_only: bool, depth: int) -> Iterator[SourceFile]:
     try:
         archive = zipfile.ZipFile(stream)
     except (zipfile.BadZipFile, OSError) as error:
@@ -239,21 +276,21 @@ def _walk_zip(
     with archive:
         for member in archive.infolist():
             _refuse_unsafe(member, name)
-            path = prefix + member.filename
+            path = member.filename
             if member.is_dir():
                 continue
             if path in seen:
                 raise CatdogError(f"{name} holds {member.filename} twice; expected every path once")
             seen.add(path)
-            is_zip = path.lower().endswith(".zip")
+            is_zip = _is_zip_name(path)
             if not (is_zip or _is_image_name(path)) or (is_zip and depth >= _MAX_ZIP_DEPTH):
                 continue
             try:
                 if is_zip:
-                    yield from _walk_inner_zip(archive, member, name, scratch, names_only, depth)
+                    yield from _beside(path, _walk_inner_zip(archive, member, name, scratch, names_only, depth))
                 else:
                     yield SourceFile(path, b"" if names_only else archive.read(member))
-            except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+            except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
                 # RuntimeError is what zipfile raises for an encrypted member.
                 raise CatdogError(f"could not unpack {member.filename} from {name}: {error}") from error
 
@@ -262,7 +299,7 @@ def _walk_inner_zip(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, scratch: Path, names_only: bool, depth: int
 ) -> Iterator[SourceFile]:
     """Unpacks a zip inside a zip to scratch once, for zipfile needs to jump about in it."""
-    copy = scratch / hashlib.sha256(member.filename.encode()).hexdigest()
+    copy = scratch / hashlib.sha256(f"{name}/{member.filename}".encode()).hexdigest()
     if not copy.exists():
         _require_space(str(scratch), member.file_size)
         try:
@@ -270,15 +307,8 @@ def _walk_inner_zip(
                 shutil.copyfileobj(inner, out, 1 << 20)
         except OSError as error:
             raise CatdogError(f"could not unpack {member.filename} to {scratch}: {error.strerror or error}") from error
-    folder = PurePosixPath(member.filename).parent.as_posix()
-    prefix = "" if folder == "." else f"{folder}/"
     with open(copy, "rb") as stream:
-        files = _walk_zip(stream, f"{name}/{member.filename}", prefix, scratch, names_only, depth + 1)
-        for file in files:
-            # A zip without a folder of its own in it (cat.0.jpg at its top) is its own name's folder.
-            inside = file.path.removeprefix(prefix)
-            stem = PurePosixPath(member.filename).stem
-            yield file if "/" in inside else SourceFile(f"{prefix}{stem}/{inside}", file.data)
+        yield from _walk_zip(stream, f"{name}/{member.filename}", scratch, names_only, depth + 1)
 
 
 def _refuse_unsafe(member: zipfile.ZipInfo, name: str) -> None:
@@ -291,9 +321,15 @@ def _refuse_unsafe(member: zipfile.ZipInfo, name: str) -> None:
 
 
 def _is_image_name(path: str) -> bool:
-    parts = path.split("/")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
+    return not _is_hidden(path) and PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_zip_name(path: str) -> bool:
+    return not _is_hidden(path) and PurePosixPath(path).suffix.lower() == ".zip"
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
 # --- telling labels and splits -----------------------------------------------------------------------------------
@@ -312,6 +348,9 @@ def _lay_out(
             f"{source} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, in a folder, a "
             "zip, or zips within one"
         )
+    twice = [path for path, count in Counter(paths).items() if count > 1]
+    if twice:
+        raise CatdogError(f"{source} holds {twice[0]} {paths.count(twice[0])} times; expected every path once")
     keys = _strip_wrapper(paths)
     class_folders, class_names = _class_folders(list(keys.values()), source)
     rows: dict[str, Row] = {}
@@ -322,7 +361,8 @@ def _lay_out(
     lost = [key for key in unlabelled if _split_of(key) in ("train", "valid")]
     any_labels = len(unlabelled) < len(rows)
     if any_labels:
-        lost += [k for k in unlabelled if _split_of(k) is None and not PurePosixPath(k).stem.isdecimal()]
+        # Beside cat.0.jpg a bare 7.jpg is a test image; anything else without a label is a mistake.
+        lost += [k for k in unlabelled if _split_of(k) is None and ("/" in k or not PurePosixPath(k).stem.isdecimal())]
     if lost:
         raise CatdogError(
             f"{source}: {len(lost)} images carry no label, e.g. {lost[0]}; expected names like {class_names[0]}.0.jpg "
@@ -369,9 +409,12 @@ def _class_folder(key: str) -> str | None:
 
 def _class_folders(keys: list[str], source: str) -> tuple[dict[str, int], tuple[str, str]]:
     """Which folders are classes: cats and dogs where there are any, else the only two that hold training images."""
-    if any(_label_of(key, _CLASS_FOLDERS) is not None for key in keys):
+    cats_and_dogs = {label for key in keys if (label := _label_of(key, _CLASS_FOLDERS)) is not None}
+    if len(cats_and_dogs) == 2:
         return _CLASS_FOLDERS, DEFAULT_CLASS_NAMES
     found = sorted({folder for key in keys if _split_of(key) != "test" and (folder := _class_folder(key))})
+    if len(found) != 2 and cats_and_dogs:
+        return _CLASS_FOLDERS, DEFAULT_CLASS_NAMES
     if not found:
         return {}, DEFAULT_CLASS_NAMES
     if len(found) != 2:
@@ -417,6 +460,9 @@ def _ids(rows: list[Row]) -> list[str]:
     test = [row for row in rows if row.split == "test"]
     stems = {row.key: PurePosixPath(row.key).stem for row in test}
     numbers = {key: str(int(stem)) for key, stem in stems.items() if stem.isascii() and stem.isdecimal()}
+    if len(stems) / 2 < len(numbers) < len(stems):
+        stray = next(key for key in stems if key not in numbers)
+        raise CatdogError(f"test file {stray} is not numbered as {len(numbers)} others are; rename it or take it out")
     if len(numbers) < len(stems):
         numbers = {}
     first: dict[str, str] = {}
@@ -457,19 +503,20 @@ def _copy(files: Iterator[SourceFile], rows: dict[str, Row], dest: str, previous
         key = rows[file.path].key
         target = storage.join(images, key)
         digests[key] = hashlib.sha256(file.data or b"").digest()
-        if key in known:
+        # An image that the set has lost since is put back.
+        if key in known and storage.exists(target):
             if file.data is not None and storage.read_bytes(target) != file.data:
                 raise CatdogError(
                     f"DEST {dest} already holds another {key} than SOURCE does; prepare into a new folder"
                 )
-        elif file.data is None:
+        elif file.data is None and storage.is_local(target):
             Path(target).mkdir(parents=True, exist_ok=True)
-        elif storage.is_local(target):
+        elif file.data is not None and storage.is_local(target):
             # No sync here: the catalog, written last and synced, is what makes the set whole.
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             Path(target).write_bytes(file.data)
         else:
-            storage.write_bytes(target, file.data)
+            storage.write_bytes(target, file.data or b"")
 
     try:
         with ThreadPoolExecutor(8) as pool:
@@ -487,7 +534,8 @@ def _copy(files: Iterator[SourceFile], rows: dict[str, Row], dest: str, previous
             storage.delete_file(storage.join(dest, _UNFINISHED))
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
-            raise CatdogError(f"could not write the images to {dest}: {reason}; nothing was kept") from error
+            kept = "nothing was kept" if previous is None else "the data set is as it was"
+            raise CatdogError(f"could not write the images to {dest}: {reason}; {kept}") from error
         raise
     total = hashlib.sha256()
     for key in sorted(digests):

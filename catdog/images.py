@@ -25,6 +25,9 @@ Status = Literal["ok", "recovered", "unreadable"]
 # Twice what Pillow warns at: beyond it a small file that claims to be huge would take the worker's memory.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
+# How a verdict begins that is about the storage and not about the image: another time it may be read.
+NOT_READ = "could not be read"
+
 # Pillow's tolerance of truncated files is a global switch; one thread at a time may turn it.
 _pillow_lock = threading.Lock()
 
@@ -52,9 +55,10 @@ def read(uri: str, size: int) -> Decoded:
     """
     try:
         data = storage.read_bytes(uri)
+    except IsADirectoryError:
+        return _unreadable(size, "is a folder")
     except OSError as error:
-        reason = {IsADirectoryError: "is a folder", FileNotFoundError: "is not there"}.get(type(error))
-        return _unreadable(size, reason or str(error.strerror or error))
+        return _unreadable(size, f"{NOT_READ}: {error.strerror or error}")
     return decode(data, size)
 
 

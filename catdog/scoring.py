@@ -175,7 +175,7 @@ def read_parts(out: str) -> pa.Table:
         The columns of `PART_SCHEMA`.
     """
     folder = submission.sidecar(storage.absolute(out), "parts")
-    names = [name for name in storage.list_files(folder) if name.endswith(".parquet")]
+    names = [name for name in storage.list_names(folder) if name.endswith(".parquet")]
     return pa.concat_tables([_read(storage.join(folder, name)) for name in names] or [PART_SCHEMA.empty_table()])
 
 
@@ -359,6 +359,6 @@ def _drop_stale_parts(out: str, data: Catalog, info: BundleInfo, batch_size: int
     folder = submission.sidecar(out, "parts")
     scored = [split for split in _SCORED_SPLITS["all"] if data.count(split)]
     current = {storage.name(part.uri) for split in scored for part in _parts(split, data, info, batch_size, out)}
-    for name in storage.list_files(folder):
+    for name in storage.list_names(folder):
         if name.endswith(".parquet") and name not in current:
             storage.delete_file(storage.join(folder, name))

@@ -11,7 +11,6 @@ import os
 import secrets
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
 from pyarrow import fs as pafs
 
@@ -36,7 +35,7 @@ def absolute(uri: str) -> str:
         An absolute local path, or the URI without a trailing slash.
     """
     if uri.startswith("file://"):
-        uri = urlsplit(uri).path
+        uri = uri.removeprefix("file://")
     if is_local(uri):
         return str(Path(uri).expanduser().absolute())
     base, mark, query = uri.partition("?")
@@ -102,12 +101,14 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """
     if is_local(uri):
         return pafs.LocalFileSystem(), absolute(uri)
-    parts = urlsplit(uri)
+    # Not urlsplit: a "#" is part of a key.
+    scheme, _, rest = uri.partition("://")
+    path, _, query = rest.partition("?")
     try:
-        filesystem = _bucket_filesystem(parts.scheme, parts.netloc, parts.query)
+        filesystem = _bucket_filesystem(scheme, path.partition("/")[0], query)
     except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
         raise UsageError(f"received {uri!r}, expected a local path or an s3:// or gs:// URI: {error}") from error
-    return filesystem, parts.netloc + parts.path
+    return filesystem, path
 
 
 def kind(uri: str) -> str:
@@ -122,11 +123,11 @@ def exists(uri: str) -> bool:
     return kind(uri) != "absent"
 
 
-def list_files(uri: str) -> list[str]:
-    """The names of the files directly in a folder, sorted; an absent folder has none."""
+def list_names(uri: str) -> list[str]:
+    """The names of all files and folders directly in a folder, sorted; an absent folder has none."""
     filesystem, path = resolve(uri)
-    selector = pafs.FileSelector(path, allow_not_found=True)
-    return sorted(info.base_name for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File)
+    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -176,6 +177,29 @@ def write_bytes(uri: str, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise CatdogError(f"could not write {target}: {error.strerror or error}") from error
+
+
+def create_text(uri: str, text: str) -> bool:
+    """Writes a text file that must not be there yet; of several callers on one machine, one succeeds.
+
+    Returns:
+        False where the file was there already.
+    """
+    if not is_local(uri):
+        if exists(uri):
+            return False
+        write_text(uri, text)
+        return True
+    target = Path(absolute(uri))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target, "x") as stream:
+            stream.write(text)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise CatdogError(f"could not write {target}: {error.strerror or error}") from error
+    return True
 
 
 def write_text(uri: str, text: str) -> None:

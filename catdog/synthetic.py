@@ -63,8 +63,8 @@ def synthesize(dest: str, train: int, test: int, seed: int = 0, valid_fraction: 
         if there.options == options:
             return there
         raise CatdogError(f"DEST {dest} already holds another data set; give a new folder")
-    if storage.is_local(dest) and storage.list_files(dest):
-        raise CatdogError(f"DEST {dest} is not empty and holds no data set; give a new or empty folder")
+    datasets.require_vacant(dest)
+    datasets.mark_unfinished(dest)
 
     rows: list[Row] = []
     for label, name in enumerate(datasets.DEFAULT_CLASS_NAMES):
@@ -83,7 +83,7 @@ def synthesize(dest: str, train: int, test: int, seed: int = 0, valid_fraction: 
     storage.write_text(storage.join(dest, "sample_submission.csv"), sample)
     rows.sort(key=lambda row: catalog.SPLITS.index(row.split))
     result = datasets.build(dest, rows, datasets.DEFAULT_CLASS_NAMES, options)
-    result.write()
+    datasets.finish(result)
     return result
 
 

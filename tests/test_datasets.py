@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import jpeg
 
-from catdog import catalog, datasets
+from catdog import catalog, datasets, synthetic
 from catdog.errors import CatdogError, UsageError
 
 # Enough that a tenth of each class is somewhere in both splits.
@@ -135,7 +135,7 @@ def test_keras_class_folders_with_their_own_splits(tmp_path: Path) -> None:
 
 
 def test_two_other_classes(tmp_path: Path) -> None:
-    files = class_folders("ants", "bees", "train/") | {f"test/{n}.jpg": jpeg(n + 4000) for n in range(3)}
+    files = class_folders("ants", "bees", "training_set/") | {f"test/{n}.jpg": jpeg(n + 4000) for n in range(3)}
     data = datasets.prepare(str(write(tmp_path / "src", files)), str(tmp_path / "set"))
     assert data.class_names == ("ants", "bees")
     assert {row["label"] for row in data.table.to_pylist() if "bees" in row["key"]} == {1}
@@ -182,7 +182,7 @@ def test_a_prepared_set_is_never_overwritten_by_another(tmp_path: Path) -> None:
     with pytest.raises(CatdogError, match="another train/cat.0.jpg"):
         datasets.prepare(str(other), str(tmp_path / "set"))
     fewer = write(tmp_path / "fewer", {k: v for k, v in kaggle_files().items() if k != "test/2.jpg"})
-    with pytest.raises(CatdogError, match=r"1 of its images, e.g. test/2.jpg"):
+    with pytest.raises(CatdogError, match=r"test/2.jpg is not in SOURCE"):
         datasets.prepare(str(fewer), str(tmp_path / "set"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
@@ -296,6 +296,8 @@ def test_a_disk_that_fills_leaves_no_half_set(tmp_path: Path) -> None:
         ({**kaggle_files(), "test/01.jpg": jpeg(1)}, r"test/01.jpg and test/1.jpg have the same id 1"),
         ({**kaggle_files(), "train/unknown.jpg": jpeg(1)}, "1 images carry no label, e.g. train/unknown.jpg"),
         ({"train/cat.1.jpg": jpeg(1), "train/dog.1.jpg": jpeg(2)}, "leaves none of them for validation"),
+        ({**kaggle_files(), "test/1 (1).jpg": jpeg(1)}, r"test/1 .1..jpg is not numbered as 3 others are"),
+        ({**class_folders("cats", "dogs"), "birds/1.jpg": jpeg(1)}, "1 images carry no label, e.g. birds/1.jpg"),
         ({**kaggle_files(), "test/cat.5.jpg": jpeg(1)}, "1 of 4 test images carry a label"),
     ],
 )
@@ -303,6 +305,55 @@ def test_what_cannot_be_a_data_set(tmp_path: Path, files: dict[str, bytes], mess
     with pytest.raises(CatdogError, match=message):
         datasets.prepare(str(write(tmp_path / "src", files)), str(tmp_path / "set"))
     assert not (tmp_path / "set").exists()
+
+
+def test_zips_of_splits_and_of_classes_keep_their_names(tmp_path: Path) -> None:
+    train, valid = zipped(class_folders("cats", "dogs")), zipped({k: jpeg(7) for k in ("cats/0.jpg", "dogs/0.jpg")})
+    (tmp_path / "splits.zip").write_bytes(zipped({"train.zip": train, "valid.zip": valid}))
+    data = datasets.prepare(str(tmp_path / "splits.zip"), str(tmp_path / "a"))
+    assert (data.count("train"), data.count("valid")) == (2 * COUNT, 2)
+    cats, dogs = (zipped({f"{n}.jpg": jpeg(n + offset) for n in range(COUNT)}) for offset in (0, 1000))
+    write(tmp_path / "classes", {"Cat.zip": cats, "Dog.zip": dogs, "__MACOSX/._Cat.zip": b"x"})
+    data = datasets.prepare(str(tmp_path / "classes"), str(tmp_path / "b"))
+    assert data.count("train") + data.count("valid") == 2 * COUNT
+    write(tmp_path / "downloads", {"kaggle.zip": kaggle_zip()})
+    assert datasets.prepare(str(tmp_path / "downloads"), str(tmp_path / "c")).count("test") == 3
+
+
+def test_a_corrupt_compressed_inner_zip_is_one_line(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train.zip", zipped(kaggle_files()))
+    data = bytearray(out.getvalue())
+    data[3000:3400] = bytes(400)
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(CatdogError, match=r"a.zip"):
+        datasets.prepare(str(tmp_path / "a.zip"), str(tmp_path / "set"))
+
+
+def test_a_split_that_appears_later_moves_nothing(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", class_folders("cats", "dogs", "train/"))
+    first = datasets.prepare(str(source), str(tmp_path / "set"))
+    write(source, {"valid/cats/1.jpg": jpeg(71), "valid/dogs/1.jpg": jpeg(72)})
+    with pytest.raises(CatdogError, match="would move from valid to train; prepare into a new folder"):
+        datasets.prepare(str(source), str(tmp_path / "set"))
+    assert catalog.read(str(tmp_path / "set")).fingerprint == first.fingerprint
+
+
+def test_a_lost_image_is_put_back(tmp_path: Path) -> None:
+    source = write(tmp_path / "src", kaggle_files())
+    first = datasets.prepare(str(source), str(tmp_path / "set"))
+    lost = Path(first.table["uri"][0].as_py())
+    lost.unlink()
+    assert datasets.prepare(str(source), str(tmp_path / "set")).fingerprint == first.fingerprint
+    assert lost.is_file()
+
+
+def test_drawing_leaves_a_folder_with_photos_alone(tmp_path: Path) -> None:
+    photos = write(tmp_path / "photos", kaggle_files())
+    with pytest.raises(CatdogError, match="is not empty and holds no data set"):
+        synthetic.synthesize(str(photos), 10, 2)
+    assert (photos / "train" / "cat.0.jpg").read_bytes() == kaggle_files()["train/cat.0.jpg"]
 
 
 def test_an_unreadable_folder(tmp_path: Path) -> None:

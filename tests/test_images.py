@@ -116,7 +116,10 @@ def test_a_file_that_claims_to_be_huge_is_not_unpacked() -> None:
 
 def test_folders_and_absent_files_are_verdicts(tmp_path: Path) -> None:
     assert images.read(str(tmp_path), 16)[1:] == ("unreadable", "is a folder")
-    assert images.read(str(tmp_path / "no.jpg"), 16)[1:] == ("unreadable", "is not there")
+    assert images.read(str(tmp_path / "no.jpg"), 16)[1:] == (
+        "unreadable",
+        "could not be read: No such file or directory",
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -26,7 +26,7 @@ def test_a_written_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: P
     storage.write_text(str(target), "one")
     storage.write_text(str(target), "two")
     assert target.read_text() == "two"
-    assert storage.list_files(str(target.parent)) == ["file.txt"]
+    assert storage.list_names(str(target.parent)) == ["file.txt"]
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +40,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(CatdogError, match="could not write .*file.txt: No space left on device"):
         storage.write_text(str(target), "new")
     assert target.read_text() == "old"
-    assert storage.list_files(str(tmp_path)) == ["file.txt"]
+    assert storage.list_names(str(tmp_path)) == ["file.txt"]
 
 
 def test_a_submitted_job_refuses_relative_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_a_bucket_works_like_a_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "bucket" / "a").mkdir()
     storage.write_bytes("s3://bucket/a/x.bin", b"12")
     assert storage.read_bytes("s3://bucket/a/x.bin") == b"12"
-    assert storage.list_files("s3://bucket/a") == ["x.bin"]
+    assert storage.list_names("s3://bucket/a") == ["x.bin"]
     assert storage.kind("s3://bucket/a") == "folder"
     storage.delete_folder("s3://bucket/a")
     assert not storage.exists("s3://bucket/a/x.bin")
