@@ -2,7 +2,8 @@
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# A cluster of one's own, whatever else this shell points at; the short folder is for Ray's sockets.
+# Demo and tests start clusters of their own, whatever cluster this shell points at.
+unexport RAY_ADDRESS
 export RAY_USAGE_STATS_ENABLED = 0
 
 .PHONY: demo test check install clean

@@ -47,10 +47,19 @@ Gpu = Annotated[bool | None, typer.Option("--gpu/--cpu", help="Default: GPUs whe
 
 
 def main() -> NoReturn:
-    """Runs the command; every failure is one line on standard error, and a traceback only with --debug."""
+    """Runs the `catdog` command with this process's arguments."""
+    run(lambda: app(standalone_mode=False))
+
+
+def run(command: Callable[[], object]) -> NoReturn:
+    """Runs something and ends the process; a failure is one line on standard error, a traceback only with --debug.
+
+    Args:
+        command: returns the exit code, or anything else for 0.
+    """
     debug = "--debug" in sys.argv
     try:
-        code = app(standalone_mode=False)
+        code = command()
     except typer.exceptions.TyperException as error:
         err.print(f"catdog: {error.format_message()} (see --help)", markup=False)
         sys.exit(error.exit_code)
@@ -115,7 +124,7 @@ def data_synthesize(
 @app.command()
 def train(
     ctx: typer.Context,
-    data: DataDir,
+    data: Annotated[str | None, typer.Option(help="A prepared data set; with --resume, the run's own.")] = None,
     arch: Annotated[str | None, typer.Option(help="See `catdog models`. Default: small_resnet, from scratch.")] = None,
     alpha: Annotated[float, typer.Option(help="Width multiplier of mobilenet.")] = 1.0,
     weights: Annotated[
@@ -153,6 +162,8 @@ def train(
         given = {key for key in options if ctx.get_parameter_source(key).name != "DEFAULT"}  # type: ignore[union-attr]
         stored = training.stored_config(runs, name)
         options |= {key: value for key, value in stored.items() if key not in given}
+    elif data is None:
+        raise UsageError("Missing option '--data': expected a prepared data set")
     started = time.perf_counter()
     with _TrainView() as view:
         result = training.train(training.TrainConfig(**options), view.event)
@@ -224,8 +235,10 @@ def submit(
 ) -> None:
     """Check a submission and send it to Kaggle."""
     del address, debug
-    from catdog import catalog, submission
+    from catdog import catalog, storage, submission
 
+    if not storage.is_local(file):
+        raise UsageError(f"FILE received {file!r}; Kaggle's client sends files of this machine, so copy it here first")
     submission.check(file, catalog.read(data or submission.origin(file)))
     submission.submit(str(Path(file).absolute()), message, competition or submission.COMPETITION)
     out.print(f"Sent {file}")

@@ -35,9 +35,14 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
         CatdogError: no cluster there.
     """
     if ray.is_initialized():  # somebody who calls the library has a cluster already
-        yield True
+        yield False
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
+    if address and address.startswith("http"):
+        raise UsageError(
+            f"received the address {address}, which is that of the Jobs API; expected HOST:PORT of a head, or auto "
+            "(`ray job submit` takes its own from RAY_API_SERVER_ADDRESS)"
+        )
     # Reports reach the Train controller by polling; its two seconds are as long as a small epoch.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if not debug:
@@ -121,11 +126,16 @@ def plan_training(
         if not count:
             hint = "give --workers N to wait for N of them" if may_grow else "expected at least one; use --cpu"
             raise UsageError(f"--gpu received, but the cluster has no GPU; {hint}")
-        if count > sum(gpus) and not may_grow:
-            raise UsageError(
-                f"received --workers {count} with a GPU each, but the cluster has {sum(gpus)}; ask for fewer"
-            )
         share = cpus_per_worker or 1
+        room = sum(
+            min(int(node["Resources"].get("GPU", 0)), int(node["Resources"].get("CPU", 0)) // share)
+            for node in ray.nodes()
+            if node["Alive"]
+        )
+        if count > room and not may_grow:
+            raise UsageError(
+                f"received --workers {count} with a GPU and {share} CPU{'s' * (share > 1)} each, but the cluster holds {room}"
+            )
     else:
         share = cpus_per_worker or 1
         room = sum(count // share for count in cpus)

@@ -7,6 +7,7 @@ it. So one worker or four compute the same steps.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
@@ -25,6 +26,8 @@ from catdog import bundle, images, metrics, models, storage
 from catdog.errors import CatdogError
 
 _EVENT_SECONDS = 0.5
+# Beyond this share of unreadable images it is not the images that are broken.
+_MAX_REJECTED = 0.2
 _ORDER_STREAM, _AUGMENT_STREAM = 0, 1
 
 
@@ -76,6 +79,10 @@ class Pixels:
         return np.flatnonzero(self.where[:, 0] >= 0)
 
 
+class CommonError(CatdogError):
+    """What every worker finds at the same step: all of them return, and Ray need not start them again."""
+
+
 @dataclass
 class Progress:
     """Where a run stands after an epoch; with the variables it is all that resuming needs."""
@@ -95,11 +102,12 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         On rank 0 the bundle's URI and figures, or `{"error": line}`: an error that would only come again is no reason
-        for Ray to start the workers again.
+        for Ray to start the workers again. Whatever goes wrong in one worker alone is raised, and Ray starts all anew;
+        if that worker returned, the others would wait for it for ever.
     """
     try:
         return Replica(job).train()
-    except CatdogError as error:
+    except CommonError as error:
         return {"error": str(error)}
 
 
@@ -122,8 +130,12 @@ class Replica:
         size = self.config["image_size"]
         self.train_pixels = Pixels.fetch(job["refs"]["train"], len(job["labels"]["train"]), size)
         self.valid_pixels = Pixels.fetch(job["refs"]["valid"], len(job["labels"]["valid"]), size)
-        if not len(self.train_pixels.readable) or not len(self.valid_pixels.readable):
-            raise CatdogError("no image of the training or of the validation split could be read")
+        for split, pixels in (("training", self.train_pixels), ("validation", self.valid_pixels)):
+            if len(pixels.rejected) > _MAX_REJECTED * len(pixels.where):
+                raise CommonError(
+                    f"{len(pixels.rejected)} of {len(pixels.where)} {split} images could not be used, more than "
+                    f"{_MAX_REJECTED:.0%} (the first {pixels.rejected[0][1]}); is the data set on every node?"
+                )
         self.batch_size = min(self.config["batch_size"], len(self.train_pixels.readable))
         self.steps = len(self.train_pixels.readable) // self.batch_size
 
@@ -135,13 +147,25 @@ class Replica:
             self.config["freeze"],
             pretrained=weights is not None,
         )
+        self._gather = tf.function(self._gather_in_replicas)
         with self.strategy.scope():
-            self.model = models.build(spec, weights)
+            self.model = self._build(spec, weights)
             self.optimizer = keras.optimizers.AdamW(self._schedule(), weight_decay=1e-4)
             self.optimizer.build(self.model.trainable_variables)
-        self._gather = tf.function(self._gather_in_replicas)
         self._step = tf.function(self._step_in_replicas)
         self._predict = tf.function(lambda batch: self.model(batch, training=False))
+
+    def _build(self, spec: models.Spec, weights: bytes | None) -> Any:
+        """Builds the model in every worker, or finds in every worker that it cannot be built."""
+        try:
+            model, error = models.build(spec, weights), None
+        except CatdogError as caught:
+            model, error = None, caught
+        if self._all_gather(np.array([error is not None])).all():
+            raise CommonError(str(error))
+        if error is not None:
+            raise error
+        return model
 
     def train(self) -> dict[str, Any]:
         """Trains to the last epoch or until patience runs out, then writes the bundle with the best weights."""
@@ -157,6 +181,10 @@ class Replica:
             self._average_moving_statistics()
             digests = self._require_equal_replicas()
             figures = self._validate()
+            if not np.isfinite(figures["valid_log_loss"]):
+                raise CommonError(
+                    f"the validation log loss of epoch {progress.epoch + 1} is {figures['valid_log_loss']}"
+                )
             progress.epoch += 1
             entry = {
                 "epoch": progress.epoch,
@@ -172,7 +200,8 @@ class Replica:
                 best = self._model_values()
             self._report(progress, best)
             if board is not None:
-                board.add(entry)
+                with contextlib.suppress(CatdogError):  # a curve is not worth a run
+                    board.add(entry)
                 self._emit("epoch", best=progress.best_epoch == progress.epoch, **entry)
         for variable, value in zip(self.model.variables, best, strict=True):
             variable.assign(value)
@@ -226,7 +255,7 @@ class Replica:
                 self._emit("step", epoch=epoch + 1, step=step + 1, steps=self.steps, loss=float(np.mean(losses)))
         loss = float(np.mean(losses))
         if not np.isfinite(loss):
-            raise CatdogError(
+            raise CommonError(
                 f"training diverged: the loss of epoch {epoch + 1} is {loss}; use a --learning-rate below "
                 f"{self.config['learning_rate']}"
             )
@@ -314,7 +343,7 @@ class Replica:
         every = self._all_gather(np.frombuffer(digest, np.int64))
         digests = [row.tobytes().hex() for row in every]
         if len(set(digests)) > 1:
-            raise CatdogError(f"the workers' models have drifted apart ({digests}); nothing more was saved")
+            raise CommonError(f"the workers' models have drifted apart ({digests}); nothing more was saved")
         return digests
 
     # --- checkpoints, events, the bundle -------------------------------------------------------------------------

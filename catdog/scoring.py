@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pydantic
 import ray
@@ -127,7 +128,7 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
     if data.class_names != info.class_names:
         raise UsageError(f"the model tells {info.class_names} apart, but the data set holds {data.class_names}")
     splits = _splits(config.split, data)
-    _refuse_mixed_set(out, data, info, splits)
+    _refuse_mixed_set(out, data, info, splits, config.batch_size)
     parts = [part for split in splits for part in _parts(split, data, info, config.batch_size, out)]
     missing = [part for part in parts if not _is_complete(part)]
     seconds = {"start": time.perf_counter() - started}
@@ -135,6 +136,13 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
         _score_parts(missing, len(parts), uri, config, on_event, seconds)
 
     merging = time.perf_counter()
+    for split in _SCORED_SPLITS["all"]:
+        # What an earlier run scored with the same model belongs to the same set of files.
+        if split not in splits and data.count(split):
+            others = list(_parts(split, data, info, config.batch_size, out))
+            if all(storage.kind(part.uri) == "file" for part in others):
+                splits.append(split)
+                parts += others
     tables = {split: _merge(part for part in parts if part.split == split) for split in splits}
     counts = {split: _count(table) for split, table in tables.items()}
     rejected = submission.sidecar(out, "rejected.csv")
@@ -205,7 +213,10 @@ def _is_complete(part: Part) -> bool:
     if storage.kind(part.uri) != "file":
         return False
     try:
-        return _read(part.uri)["key"].equals(part.rows["key"])
+        table = _read(part.uri)
+        # What the storage did not give then, it may give now.
+        missed = pc.any(pc.starts_with(table["detail"], images.NOT_READ)).as_py()
+        return table["key"].equals(part.rows["key"]) and not missed
     except (pa.ArrowInvalid, OSError, KeyError):
         return False
 
@@ -333,14 +344,14 @@ def _count(table: pa.Table) -> dict[str, int]:
     return {status: statuses.count(status) for status in ("ok", "recovered", "unreadable")}
 
 
-def _refuse_mixed_set(out: str, data: Catalog, info: BundleInfo, splits: list[str]) -> None:
+def _refuse_mixed_set(out: str, data: Catalog, info: BundleInfo, splits: list[str], batch_size: int) -> None:
     """A CSV and its sidecars speak of one model and one data set; what this run leaves in place must be of the same."""
     try:
         meta = json.loads(storage.read_bytes(submission.sidecar(out, "meta.json")))
-        before = (meta["bundle_fingerprint"], meta["catalog_fingerprint"])
+        before = (meta["bundle_fingerprint"], meta["catalog_fingerprint"], meta["options"]["batch_size"])
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if before == (bundle.fingerprint(info), data.fingerprint):
+    if before == (bundle.fingerprint(info), data.fingerprint, batch_size):
         return
     kept = {
         out: "test" not in splits,
@@ -349,8 +360,8 @@ def _refuse_mixed_set(out: str, data: Catalog, info: BundleInfo, splits: list[st
     for uri, stays in kept.items():
         if stays and storage.exists(uri):
             raise UsageError(
-                f"{uri} is of another model or data set, and this run would not replace it; give another --out, or "
-                "--split all"
+                f"{uri} is of another model, data set or --batch-size, and this run would not replace it; give another "
+                "--out, or --split all"
             )
 
 

@@ -30,7 +30,9 @@ CONFIG_NAME = "config.json"
 _BLOCK_ROWS = 256
 _MAX_RESTARTS = 3
 # What may differ when a run is resumed: where it runs, not what it computes.
-_PLACE_FIELDS = frozenset({"runs", "workers", "cpus_per_worker", "gpu", "resume", "overwrite", "address", "debug"})
+_SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
+# The data set is compared by its fingerprint, wherever it lies.
+_PLACE_FIELDS = frozenset({"data", "runs", "resume", "overwrite", "address", "debug"}) | _SHAPE_FIELDS
 
 EventHandler = Callable[[dict[str, Any]], None]
 
@@ -177,15 +179,16 @@ def train(config: TrainConfig, on_event: EventHandler | None = None) -> TrainRes
     on_event = on_event or (lambda _event: None)
     data = catalog.read(config.data)
     rows = {split: data.split(split) for split in ("train", "valid")}
-    finished = _claim_run(config, data)
+    finished = _check_run(config, data)
     if finished is not None:
         return finished
     with cluster.connect(config.address, config.debug) as may_grow:
         plan = cluster.plan_training(config.batch_size, config.workers, config.cpus_per_worker, config.gpu, may_grow)
         config = config.model_copy(update=vars(plan))
-        storage.write_text(storage.join(config.run, CONFIG_NAME), _stored(config, data))
         weights = _weights(config)
         _require_memory(rows, config)
+        # Only now, when nothing more can be refused, is an old run deleted or a name taken.
+        _open_run(config, data)
         on_event({"kind": "decode", "images": sum(table.num_rows for table in rows.values()), "run": config.run})
         # Kept until the end: the blocks live as long as somebody holds the data set.
         decoded = {split: _decode(table, config.image_size or 0) for split, table in rows.items()}
@@ -226,14 +229,31 @@ def stored_config(runs: str, name: str) -> dict[str, Any]:
         raise CatdogError(f"{path} is damaged ({error}); start the run again with --overwrite") from error
 
 
-def _stored(config: TrainConfig, data: Catalog) -> str:
-    options = {name: value for name, value in config.model_dump().items() if name not in _PLACE_FIELDS}
-    content = {"options": options, "catalog_fingerprint": data.fingerprint}
-    return json.dumps(content, indent=2) + "\n"
+def _computed(config: TrainConfig) -> dict[str, Any]:
+    """The options that decide what a run computes; the same run has the same ones, wherever it goes on."""
+    return {name: value for name, value in config.model_dump().items() if name not in _PLACE_FIELDS}
 
 
-def _claim_run(config: TrainConfig, data: Catalog) -> TrainResult | None:
-    """Makes sure that the run's folder is this run's to write: new, or resumed with the same options and data.
+def _open_run(config: TrainConfig, data: Catalog) -> None:
+    """Writes down what the run is, deleting the old one of its name if that was asked for."""
+    path = storage.join(config.run, CONFIG_NAME)
+    if config.overwrite:
+        # config.json last: until then it can be seen that this is a run.
+        for name in ("model", "checkpoints", "tensorboard"):
+            storage.delete_folder(storage.join(config.run, name))
+        storage.delete_folder(config.run)
+    options = _computed(config) | {name: getattr(config, name) for name in {"data", *_SHAPE_FIELDS}}
+    content = json.dumps({"options": options, "catalog_fingerprint": data.fingerprint}, indent=2) + "\n"
+    if config.resume:
+        storage.write_text(path, content)
+    elif not storage.create_text(path, content):
+        raise UsageError(
+            f"--name received {config.name!r}, which another start of it has just taken; give another name"
+        )
+
+
+def _check_run(config: TrainConfig, data: Catalog) -> TrainResult | None:
+    """Makes sure that the run's folder may be written: new, to be overwritten, or resumed with options and data it had.
 
     Returns:
         The result, where the run to resume is finished already.
@@ -248,14 +268,13 @@ def _claim_run(config: TrainConfig, data: Catalog) -> TrainResult | None:
             raise UsageError(
                 f"--overwrite received, but {config.run} is not a run (it has no {CONFIG_NAME}); left alone"
             )
-        storage.delete_folder(config.run)
         return None
     if not config.resume:
         raise UsageError(
             f"--name received {config.name!r}, and {config.run} exists; give another name, --resume or --overwrite"
         )
     before = stored_config(config.runs, config.name or "")
-    for name, value in json.loads(_stored(config, data))["options"].items():
+    for name, value in _computed(config).items():
         if before.get(name) != value:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(

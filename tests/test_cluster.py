@@ -40,6 +40,9 @@ def test_cluster_yaml_has_a_cpu_head_and_gpu_workers_from_zero(config: dict[str,
     commands = [*config["setup_commands"], *workers["worker_setup_commands"]]
     installs = [shlex.split(command) for command in commands if "catdog/constraints.txt" in command]
     assert len(installs) == 2
+    # A shell leaves a quoted ~ as it is, and pip knows no such folder.
+    assert all(word.startswith(("~/", "$HOME/")) for install in installs for word in install if "catdog" in word)
+    assert not any("'~" in command or '"~' in command for command in commands)
     assert "~/catdog" in config["file_mounts"]
     assert (ROOT / "constraints.txt").is_file()
 
@@ -74,7 +77,7 @@ def test_what_training_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
         cluster.plan_training(1, workers=2)
     with pytest.raises(UsageError, match="the cluster has no GPU; expected at least one; use --cpu"):
         cluster.plan_training(64, gpu=True)
-    with pytest.raises(UsageError, match="--workers 2 with a GPU each, but the cluster has 0"):
+    with pytest.raises(UsageError, match="--workers 2 with a GPU and 1 CPU each, but the cluster holds 0"):
         cluster.plan_training(64, workers=2, gpu=True)
     # An autoscaler may bring GPUs to whoever says how many to wait for.
     with pytest.raises(UsageError, match="give --workers N to wait"):
@@ -95,6 +98,11 @@ def test_scoring_takes_an_actor_a_cpu_or_gpu_but_none_without_a_part(monkeypatch
     pretend(monkeypatch, {"CPU": 8.0})
     with pytest.raises(UsageError, match="the cluster has no GPU"):
         cluster.plan_scoring(25, gpu=True)
+
+
+def test_the_address_of_the_jobs_api_is_told_apart() -> None:
+    with pytest.raises(UsageError, match="that of the Jobs API"), cluster.connect("http://127.0.0.1:8265"):
+        pass
 
 
 def test_no_cluster_at_the_address_is_one_line() -> None:

@@ -152,6 +152,11 @@ def test_too_many_unreadable_images_are_written_and_then_told(
     assert "more than 1.00% of the images are unreadable (valid, test)" in done.err
     assert submission.check(str(out), own) == 24
 
+    # One split alone, of the same model: what is said of the other one stays.
+    before = {name: out.with_name(f"results.{name}").read_text() for name in ("rejected.csv", "report.json")}
+    scoring.score(config_for(trained[0].run, own, out, split="valid", max_unreadable=0.1))
+    assert before == {name: out.with_name(f"results.{name}").read_text() for name in before}
+
 
 def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
     drawn: Catalog, untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -102,10 +102,8 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, catdog) -> Non
     assert changed.code == 2
     assert "--resume: run 'killed' was started with --seed 0, received 5" in changed.err
 
-    # The options of the run are its own: none but its name and place need be said again.
-    short = ["--data", data.root, "--name", "killed", "--runs", str(tmp_path), "--resume"]
-    # One thread again, as two would add up in another order.
-    short += ["--workers", "1", "--cpus-per-worker", "1"]
+    # The options of the run are its own, its threads too: none but its name and place need be said again.
+    short = ["--name", "killed", "--runs", tmp_path, "--resume"]
     resumed = catdog("train", *short)
     assert "Training on 1 worker after epoch" in resumed.out
     assert "epoch   1" not in resumed.out
