@@ -134,7 +134,8 @@ def plan_training(
         )
         if count > room and not may_grow:
             raise UsageError(
-                f"received --workers {count} with a GPU and {share} CPU{'s' * (share > 1)} each, but the cluster holds {room}"
+                f"received --workers {count} with a GPU and {share} CPU{'s' * (share > 1)} each, but the cluster holds "
+                f"{room}"
             )
     else:
         share = cpus_per_worker or 1

@@ -102,7 +102,9 @@ def test_all_variables_of_both_workers_are_equal_to_the_bit(trained: tuple[train
 def scored(
     trained: tuple[training.TrainResult, list[dict]], own: Catalog, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[scoring.ScoreResult, Path]:
-    """Both splits scored, and where the CSV is."""
+    """Both splits scored, while one test image could not be had, and where the CSV is."""
+    gone = Path(own.split("test")["uri"][2].as_py())
+    gone.rename(gone.with_suffix(".away"))
     out = tmp_path_factory.mktemp("scored") / "results.csv"
     return scoring.score(config_for(trained[0].run, own, out, max_unreadable=0.1)), out
 
@@ -133,10 +135,11 @@ def test_scoring_agrees_with_training_and_with_scikit_learn(
     rejected = (tmp_path / "results.rejected.csv").read_text().splitlines()
     assert rejected[0] == "split,id,key,reason"
     assert "test,1,test/1.jpg,is empty (0 bytes)" in rejected
-    assert len(rejected) == 3
+    assert "test,3,test/3.jpg,could not be read: No such file or directory" in rejected
+    assert len(rejected) == 4
     meta = json.loads((tmp_path / "results.meta.json").read_text())
     assert meta["catalog_fingerprint"] == own.fingerprint
-    assert meta["counts"]["test"] == {"ok": 23, "recovered": 0, "unreadable": 1}
+    assert meta["counts"]["test"] == {"ok": 22, "recovered": 0, "unreadable": 2}
 
 
 def test_too_many_unreadable_images_are_written_and_then_told(
@@ -151,6 +154,12 @@ def test_too_many_unreadable_images_are_written_and_then_told(
     assert done.code == 1
     assert "more than 1.00% of the images are unreadable (valid, test)" in done.err
     assert submission.check(str(out), own) == 24
+
+    # What the storage did not give then is scored once it is back, by the same command.
+    gone = Path(own.split("test")["uri"][2].as_py())
+    gone.with_suffix(".away").rename(gone)
+    scoring.score(config_for(trained[0].run, own, out, max_unreadable=0.1))
+    assert "test/3.jpg" not in out.with_name("results.rejected.csv").read_text()
 
     # One split alone, of the same model: what is said of the other one stays.
     before = {name: out.with_name(f"results.{name}").read_text() for name in ("rejected.csv", "report.json")}
