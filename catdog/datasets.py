@@ -8,50 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import re
-import shutil
 import tempfile
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
-from pyarrow import fs as pafs
 
-from catdog import catalog, storage
+from catdog import catalog, sources, storage
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 DEFAULT_CLASS_NAMES = ("cat", "dog")
-_SPLIT_FOLDERS = {
-    name + ending: split
-    for split, names in {
-        "train": ("train", "training"),
-        "valid": ("valid", "validation", "val"),
-        "test": ("test", "testing", "test1"),
-    }.items()
-    for name in names
-    for ending in ("", "_set")
-}
 _CLASS_FOLDERS = {"cat": 0, "cats": 0, "dog": 1, "dogs": 1}
 _CLASS_PREFIX = re.compile(r"^(cat|dog)s?[._ -]*\(?\d", re.IGNORECASE)
-_MAX_ZIP_DEPTH = 2
 _WRITE_BATCH = 64
 # Lies in DEST while it is being filled; with it and without a catalog, what is there is a set cut short.
 _UNFINISHED = "unfinished.txt"
-
-
-class SourceFile(NamedTuple):
-    """One file of a source: its path within it and how to get its bytes; `data` None says it is a folder."""
-
-    path: str
-    data: bytes | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +73,13 @@ def prepare(source: str, dest: str, valid_fraction: float = 0.1, split_seed: int
         require_vacant(dest)
 
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
-        names = [path for path, _ in _walk(source, Path(scratch), names_only=True)]
+        names = [path for path, _ in sources.walk(source, Path(scratch), names_only=True)]
         rows, class_names = _lay_out(names, source, valid_fraction, split_seed)
         if previous is not None:
             _require_addition(previous, rows.values(), class_names)
         ordered = sorted(rows.values(), key=lambda row: (catalog.SPLITS.index(row.split), _natural(row.key)))
         planned = build(dest, ordered, class_names, options, folder="images")
-        files = (file for file in _walk(source, Path(scratch)) if file.path in rows)
+        files = (file for file in sources.walk(source, Path(scratch)) if file.path in rows)
         if previous is None:
             storage.delete_folder(storage.join(dest, "images"))
             mark_unfinished(dest)
@@ -205,133 +180,6 @@ def _require_addition(previous: Catalog, rows: Iterable[Row], class_names: tuple
             )
 
 
-# --- reading sources ---------------------------------------------------------------------------------------------
-
-
-def _walk(source: str, scratch: Path, names_only: bool = False) -> Iterator[SourceFile]:
-    """Yields every image file of a source, zips inside it unpacked; bytes are left out where only names matter."""
-    if storage.kind(source) == "file":
-        with storage.open_seekable(source) as stream:
-            yield from _walk_zip(stream, storage.name(source), scratch, names_only, depth=1)
-        return
-    paths = list(_folder_paths(source))
-    unpacked = {folder.as_posix().lower() for path in paths for folder in PurePosixPath(path).parents}
-    for path in paths:
-        uri = storage.join(source, path)
-        if _is_zip_name(path):
-            # People unpack the inner zips beside themselves; then the folder is what counts.
-            if path.lower().removesuffix(".zip") not in unpacked:
-                with storage.open_seekable(uri) as stream:
-                    yield from _beside(path, _walk_zip(stream, path, scratch, names_only, depth=1))
-        elif _is_image_name(path):
-            if storage.is_local(source) and Path(uri).is_dir():
-                yield SourceFile(path, None)
-            else:
-                try:
-                    yield SourceFile(path, b"" if names_only else storage.read_bytes(uri))
-                except OSError as error:
-                    raise CatdogError(f"could not read {uri}: {error.strerror or error}") from error
-
-
-def _folder_paths(source: str) -> Iterator[str]:
-    """Yields the paths below a folder, sorted, following links; a folder named like an image counts as a file."""
-    if not storage.is_local(source):
-        filesystem, root = storage.resolve(source)
-        found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-        yield from sorted(info.path.removeprefix(root).lstrip("/") for info in found if info.is_file)
-        return
-
-    def refuse(error: OSError) -> None:
-        raise CatdogError(f"could not read the folder {error.filename}: {error.strerror}") from error
-
-    seen: set[str] = set()
-    paths = []
-    for folder, folders, files in os.walk(source, onerror=refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        named_like_images = [name for name in folders if _is_image_name(name)]
-        folders[:] = [name for name in folders if name not in named_like_images]
-        paths += [os.path.relpath(Path(folder) / name, source) for name in files + named_like_images]
-    yield from sorted(path.replace(os.sep, "/") for path in paths)
-
-
-def _beside(path: str, files: Iterator[SourceFile]) -> Iterator[SourceFile]:
-    """Files of an inner zip, as if it were unpacked where it lies: below a folder of its name, unless it has that."""
-    place = PurePosixPath(path)
-    for file in files:
-        first = file.path.split("/", 1)[0].lower() if "/" in file.path else ""
-        own = first == place.stem.lower() or first in _SPLIT_FOLDERS
-        yield SourceFile((place.parent if own else place.with_suffix("")).joinpath(file.path).as_posix(), file.data)
-
-
-def _walk_zip(stream: BinaryIO, name: str, scratch: Path, names_only: bool, depth: int) -> Iterator[SourceFile]:
-    try:
-        archive = zipfile.ZipFile(stream)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise CatdogError(f"{name} is not a readable zip ({error}); download it again") from error
-    seen: set[str] = set()
-    with archive:
-        for member in archive.infolist():
-            _refuse_unsafe(member, name)
-            path = member.filename
-            if member.is_dir():
-                continue
-            if path in seen:
-                raise CatdogError(f"{name} holds {member.filename} twice; expected every path once")
-            seen.add(path)
-            is_zip = _is_zip_name(path)
-            if not (is_zip or _is_image_name(path)) or (is_zip and depth >= _MAX_ZIP_DEPTH):
-                continue
-            try:
-                if is_zip:
-                    yield from _beside(path, _walk_inner_zip(archive, member, name, scratch, names_only, depth))
-                else:
-                    yield SourceFile(path, b"" if names_only else archive.read(member))
-            except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
-                # RuntimeError is what zipfile raises for an encrypted member.
-                raise CatdogError(f"could not unpack {member.filename} from {name}: {error}") from error
-
-
-def _walk_inner_zip(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, scratch: Path, names_only: bool, depth: int
-) -> Iterator[SourceFile]:
-    """Unpacks a zip inside a zip to scratch once, for zipfile needs to jump about in it."""
-    copy = scratch / hashlib.sha256(f"{name}/{member.filename}".encode()).hexdigest()
-    if not copy.exists():
-        _require_space(str(scratch), member.file_size)
-        try:
-            with archive.open(member) as inner, open(copy, "wb") as out:
-                shutil.copyfileobj(inner, out, 1 << 20)
-        except OSError as error:
-            raise CatdogError(f"could not unpack {member.filename} to {scratch}: {error.strerror or error}") from error
-    with open(copy, "rb") as stream:
-        yield from _walk_zip(stream, f"{name}/{member.filename}", scratch, names_only, depth + 1)
-
-
-def _refuse_unsafe(member: zipfile.ZipInfo, name: str) -> None:
-    path = member.filename
-    is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
-    outside = path.startswith(("/", "\\")) or re.match(r"^[A-Za-z]:", path) or ".." in re.split(r"[/\\]", path)
-    if is_link or outside or "\\" in path or "\0" in path:
-        what = "a link" if is_link else "a path that leads outside"
-        raise CatdogError(f"{name} holds {path!r}, {what}; nothing was unpacked from it: expected plain relative paths")
-
-
-def _is_image_name(path: str) -> bool:
-    return not _is_hidden(path) and PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
-
-
-def _is_zip_name(path: str) -> bool:
-    return not _is_hidden(path) and PurePosixPath(path).suffix.lower() == ".zip"
-
-
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
-
-
 # --- telling labels and splits -----------------------------------------------------------------------------------
 
 
@@ -345,8 +193,8 @@ def _lay_out(
     """
     if not paths:
         raise CatdogError(
-            f"{source} holds no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, in a folder, a "
-            "zip, or zips within one"
+            f"{source} holds no images; expected files ending in {', '.join(sorted(sources.IMAGE_SUFFIXES))}, in a "
+            "folder, a zip, or zips within one"
         )
     twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:
@@ -391,7 +239,7 @@ def _strip_wrapper(paths: list[str]) -> dict[str, str]:
     while all(len(parts) > depth + 1 for parts in split):
         names = {parts[depth] for parts in split}
         only = next(iter(names)).lower()
-        if len(names) > 1 or only in _SPLIT_FOLDERS or only in _CLASS_FOLDERS:
+        if len(names) > 1 or only in sources.SPLIT_FOLDERS or only in _CLASS_FOLDERS:
             break
         depth += 1
     return {path: "/".join(parts[depth:]) for path, parts in zip(paths, split, strict=True)}
@@ -399,11 +247,11 @@ def _strip_wrapper(paths: list[str]) -> dict[str, str]:
 
 def _split_of(key: str) -> str | None:
     folders = key.lower().split("/")[:-1]
-    return next((_SPLIT_FOLDERS[folder] for folder in folders if folder in _SPLIT_FOLDERS), None)
+    return next((sources.SPLIT_FOLDERS[folder] for folder in folders if folder in sources.SPLIT_FOLDERS), None)
 
 
 def _class_folder(key: str) -> str | None:
-    folders = [folder for folder in key.lower().split("/")[:-1] if folder not in _SPLIT_FOLDERS]
+    folders = [folder for folder in key.lower().split("/")[:-1] if folder not in sources.SPLIT_FOLDERS]
     return folders[0] if folders else None
 
 
@@ -489,7 +337,7 @@ def _natural(key: str) -> list[tuple[int, int, str]]:
 # --- writing the data set ----------------------------------------------------------------------------------------
 
 
-def _copy(files: Iterator[SourceFile], rows: dict[str, Row], dest: str, previous: Catalog | None) -> str:
+def _copy(files: Iterator[sources.SourceFile], rows: dict[str, Row], dest: str, previous: Catalog | None) -> str:
     """Copies the images into place, several at a time (a bucket answers slowly), and digests their bytes.
 
     Returns:
@@ -499,7 +347,7 @@ def _copy(files: Iterator[SourceFile], rows: dict[str, Row], dest: str, previous
     images = storage.join(dest, "images")
     digests: dict[str, bytes] = {}
 
-    def place(file: SourceFile) -> None:
+    def place(file: sources.SourceFile) -> None:
         key = rows[file.path].key
         target = storage.join(images, key)
         digests[key] = hashlib.sha256(file.data or b"").digest()
@@ -520,11 +368,11 @@ def _copy(files: Iterator[SourceFile], rows: dict[str, Row], dest: str, previous
 
     try:
         with ThreadPoolExecutor(8) as pool:
-            batch: list[SourceFile] = []
+            batch: list[sources.SourceFile] = []
             for file in files:
                 batch.append(file)
                 if len(batch) == _WRITE_BATCH:
-                    _require_space(dest, sum(len(f.data or b"") for f in batch))
+                    sources.require_space(dest, sum(len(f.data or b"") for f in batch))
                     list(pool.map(place, batch))
                     batch.clear()
             list(pool.map(place, batch))
@@ -541,14 +389,3 @@ def _copy(files: Iterator[SourceFile], rows: dict[str, Row], dest: str, previous
     for key in sorted(digests):
         total.update(key.encode() + b"\0" + digests[key])
     return total.hexdigest()
-
-
-def _require_space(folder: str, size: int) -> None:
-    if not storage.is_local(folder):
-        return
-    place = Path(folder)
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < size:
-        raise CatdogError(f"the disk of {folder} is full: {size / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")

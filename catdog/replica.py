@@ -22,61 +22,13 @@ import numpy as np
 import ray
 import ray.train
 
-from catdog import bundle, images, metrics, models, storage
+from catdog import bundle, images, ingest, metrics, models, storage
 from catdog.errors import CatdogError
 
 _EVENT_SECONDS = 0.5
 # Beyond this share of unreadable images it is not the images that are broken.
 _MAX_REJECTED = 0.2
 _ORDER_STREAM, _AUGMENT_STREAM = 0, 1
-
-
-@dataclass
-class Pixels:
-    """A split's decoded images, spread over blocks of Ray's shared memory, and read from there without a copy.
-
-    Attributes:
-        blocks: uint8 arrays n×S×S×3.
-        where: int, N×2: block and place in it of each row, -1 where the image is unreadable.
-        rejected: row and reason of each unreadable image.
-    """
-
-    blocks: list[np.ndarray]
-    where: np.ndarray
-    rejected: list[tuple[int, str]]
-
-    @classmethod
-    def fetch(cls, refs: list[ray.ObjectRef], rows: int, size: int) -> Pixels:
-        """Maps the blocks that `catdog.training` decoded into this process."""
-        blocks: list[np.ndarray] = []
-        rejected: list[tuple[int, str]] = []
-        where = np.full((rows, 2), -1, np.int64)
-        for table in ray.get(refs):
-            for batch in table.to_batches():
-                buffer = batch.column("pixels").buffers()[1]
-                start = batch.column("pixels").offset
-                array = np.frombuffer(buffer, np.uint8).reshape(-1, size, size, 3)[start : start + batch.num_rows]
-                row = batch.column("row").to_numpy()
-                readable = np.array(batch.column("status").to_pylist()) != "unreadable"
-                where[row[readable], 0] = len(blocks)
-                where[row[readable], 1] = np.flatnonzero(readable)
-                rejected += [
-                    (int(row[at]), batch.column("detail")[int(at)].as_py()) for at in np.flatnonzero(~readable)
-                ]
-                blocks.append(array)
-        return cls(blocks, where, sorted(rejected))
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Gathers images by row: uint8, len(rows)×S×S×3."""
-        out = np.empty((len(rows), *self.blocks[0].shape[1:]), np.uint8)
-        for at, (block, place) in enumerate(self.where[rows]):
-            out[at] = self.blocks[block][place]
-        return out
-
-    @property
-    def readable(self) -> np.ndarray:
-        """The rows that have pixels, in order."""
-        return np.flatnonzero(self.where[:, 0] >= 0)
 
 
 class CommonError(CatdogError):
@@ -128,8 +80,8 @@ class Replica:
         self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
 
         size = self.config["image_size"]
-        self.train_pixels = Pixels.fetch(job["refs"]["train"], len(job["labels"]["train"]), size)
-        self.valid_pixels = Pixels.fetch(job["refs"]["valid"], len(job["labels"]["valid"]), size)
+        self.train_pixels = ingest.Pixels.fetch(job["refs"]["train"], len(job["labels"]["train"]), size)
+        self.valid_pixels = ingest.Pixels.fetch(job["refs"]["valid"], len(job["labels"]["valid"]), size)
         for split, pixels in (("training", self.train_pixels), ("validation", self.valid_pixels)):
             if len(pixels.rejected) > _MAX_REJECTED * len(pixels.where):
                 raise CommonError(
@@ -137,6 +89,8 @@ class Replica:
                     f"{_MAX_REJECTED:.0%} (the first {pixels.rejected[0][1]}); is the data set on every node?"
                 )
         self.batch_size = min(self.config["batch_size"], len(self.train_pixels.readable))
+        if self.batch_size < self.world:
+            raise CommonError(f"{self.batch_size} training images for {self.world} workers, expected one each at least")
         self.steps = len(self.train_pixels.readable) // self.batch_size
 
         weights = ray.get(job["weights"]) if job["weights"] is not None else None
@@ -161,7 +115,7 @@ class Replica:
             model, error = models.build(spec, weights), None
         except CatdogError as caught:
             model, error = None, caught
-        if self._all_gather(np.array([error is not None])).all():
+        if self._all_gather(np.array([error is not None], np.int64)).all():
             raise CommonError(str(error))
         if error is not None:
             raise error

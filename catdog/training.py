@@ -7,7 +7,6 @@ A Ray Data job decodes every image once into Ray's shared memory; then the worke
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import threading
 import time
@@ -16,18 +15,16 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow as pa
 import pydantic
 import ray
 import ray.data
 import ray.train
 
-from catdog import bundle, catalog, cluster, images, models, replica, storage
+from catdog import bundle, catalog, cluster, images, ingest, models, replica, storage
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 
 CONFIG_NAME = "config.json"
-_BLOCK_ROWS = 256
 _MAX_RESTARTS = 3
 # What may differ when a run is resumed: where it runs, not what it computes.
 _SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
@@ -186,12 +183,12 @@ def train(config: TrainConfig, on_event: EventHandler | None = None) -> TrainRes
         plan = cluster.plan_training(config.batch_size, config.workers, config.cpus_per_worker, config.gpu, may_grow)
         config = config.model_copy(update=vars(plan))
         weights = _weights(config)
-        _require_memory(rows, config)
+        ingest.require_memory(sum(table.num_rows for table in rows.values()), config.image_size or 0)
         # Only now, when nothing more can be refused, is an old run deleted or a name taken.
         _open_run(config, data)
         on_event({"kind": "decode", "images": sum(table.num_rows for table in rows.values()), "run": config.run})
         # Kept until the end: the blocks live as long as somebody holds the data set.
-        decoded = {split: _decode(table, config.image_size or 0) for split, table in rows.items()}
+        decoded = {split: ingest.decode(table, config.image_size or 0) for split, table in rows.items()}
         labels = {split: table["label"].to_numpy().astype(np.int64) for split, table in rows.items()}
         keys = {split: table["key"].to_pylist() for split, table in rows.items()}
         with _listening(on_event) as events:
@@ -313,44 +310,6 @@ def _download(spec: models.Spec) -> tuple[bytes, str]:
         return models.download_imagenet(spec), ""
     except CatdogError as error:
         return b"", str(error)
-
-
-def _require_memory(rows: dict[str, pa.Table], config: TrainConfig) -> None:
-    size = config.image_size or 0
-    needed = sum(table.num_rows for table in rows.values()) * size * size * 3
-    there = cluster.object_store_bytes()
-    if needed > 0.9 * there:
-        raise CatdogError(
-            f"the decoded images need {needed / 1e9:.1f} GB of Ray's shared memory on each node, and the smallest has "
-            f"{there / 1e9:.1f} GB; use a smaller --image-size, or start Ray with a larger --object-store-memory"
-        )
-
-
-def _decode(rows: pa.Table, size: int) -> ray.data.MaterializedDataset:
-    """Decodes a split into Ray's shared memory: columns row, pixels (S·S·3 bytes), status, detail."""
-    blocks = [
-        pa.table({"row": range(start, start + part.num_rows), "uri": part["uri"]})
-        for start in range(0, rows.num_rows, _BLOCK_ROWS)
-        if (part := rows.slice(start, _BLOCK_ROWS))
-    ]
-    dataset = ray.data.from_arrow(blocks)
-    decode = functools.partial(_decode_block, size=size)
-    try:
-        return dataset.map_batches(decode, batch_format="pyarrow", batch_size=None).materialize()
-    except ray.exceptions.RayError as error:
-        raise CatdogError(f"decoding the images failed: {str(error).strip().splitlines()[-1]}") from error
-
-
-def _decode_block(block: pa.Table, size: int) -> pa.Table:
-    images.use_one_thread()
-    pixels = np.empty((block.num_rows, size, size, 3), np.uint8)
-    statuses, details = [], []
-    for at, uri in enumerate(block["uri"].to_pylist()):
-        pixels[at], status, detail = images.read(uri, size)
-        statuses.append(status)
-        details.append(detail)
-    column = pa.Array.from_buffers(pa.binary(size * size * 3), block.num_rows, [None, pa.py_buffer(pixels)])
-    return pa.table({"row": block["row"], "pixels": column, "status": statuses, "detail": details})
 
 
 def _fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,127 @@
+"""Training's images: a Ray Data job decodes each once into shared memory, and every worker maps them from there."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from catdog import cluster, images
+from catdog.errors import CatdogError
+
+_BLOCK_ROWS = 256
+
+
+def require_memory(count: int, size: int) -> None:
+    """Makes sure that every node can hold all decoded images.
+
+    Args:
+        count: images.
+        size: S, in pixels.
+
+    Raises:
+        CatdogError: they do not fit; says how much is needed and there.
+    """
+    needed = count * size * size * 3
+    there = cluster.object_store_bytes()
+    if needed > 0.9 * there:
+        raise CatdogError(
+            f"the decoded images need {needed / 1e9:.1f} GB of Ray's shared memory on each node, and the smallest has "
+            f"{there / 1e9:.1f} GB; use a smaller --image-size, or start Ray with a larger --object-store-memory"
+        )
+
+
+def decode(rows: pa.Table, size: int) -> ray.data.MaterializedDataset:
+    """Decodes a split into Ray's shared memory, on all CPUs.
+
+    Args:
+        rows: the split, N rows, column uri.
+        size: S, in pixels.
+
+    Returns:
+        Columns row (0 to N-1), pixels (S·S·3 bytes, uint8 RGB), status and detail. It lives as long as it is held.
+
+    Raises:
+        CatdogError: a task failed for another reason than an image.
+    """
+    blocks = [
+        pa.table({"row": range(start, start + part.num_rows), "uri": part["uri"]})
+        for start in range(0, rows.num_rows, _BLOCK_ROWS)
+        if (part := rows.slice(start, _BLOCK_ROWS))
+    ]
+    dataset = ray.data.from_arrow(blocks)
+    decode = functools.partial(_decode_block, size=size)
+    try:
+        return dataset.map_batches(decode, batch_format="pyarrow", batch_size=None).materialize()
+    except ray.exceptions.RayError as error:
+        raise CatdogError(f"decoding the images failed: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _decode_block(block: pa.Table, size: int) -> pa.Table:
+    images.use_one_thread()
+    pixels = np.empty((block.num_rows, size, size, 3), np.uint8)
+    statuses, details = [], []
+    for at, uri in enumerate(block["uri"].to_pylist()):
+        pixels[at], status, detail = images.read(uri, size)
+        statuses.append(status)
+        details.append(detail)
+    column = pa.Array.from_buffers(pa.binary(size * size * 3), block.num_rows, [None, pa.py_buffer(pixels)])
+    return pa.table({"row": block["row"], "pixels": column, "status": statuses, "detail": details})
+
+
+@dataclass
+class Pixels:
+    """A split's decoded images, spread over blocks of Ray's shared memory, and read from there without a copy.
+
+    Attributes:
+        blocks: uint8 arrays n×S×S×3.
+        where: int, N×2: block and place in it of each row, -1 where the image is unreadable.
+        rejected: row and reason of each unreadable image.
+    """
+
+    blocks: list[np.ndarray]
+    where: np.ndarray
+    rejected: list[tuple[int, str]]
+
+    @classmethod
+    def fetch(cls, refs: list[ray.ObjectRef], rows: int, size: int) -> Pixels:
+        """Maps the blocks that `decode` made into this process.
+
+        Args:
+            refs: of the blocks.
+            rows: N, how many rows the split has.
+            size: S, in pixels.
+        """
+        blocks: list[np.ndarray] = []
+        rejected: list[tuple[int, str]] = []
+        where = np.full((rows, 2), -1, np.int64)
+        for table in ray.get(refs):
+            for batch in table.to_batches():
+                buffer = batch.column("pixels").buffers()[1]
+                start = batch.column("pixels").offset
+                array = np.frombuffer(buffer, np.uint8).reshape(-1, size, size, 3)[start : start + batch.num_rows]
+                row = batch.column("row").to_numpy()
+                readable = np.array(batch.column("status").to_pylist()) != "unreadable"
+                where[row[readable], 0] = len(blocks)
+                where[row[readable], 1] = np.flatnonzero(readable)
+                rejected += [
+                    (int(row[at]), batch.column("detail")[int(at)].as_py()) for at in np.flatnonzero(~readable)
+                ]
+                blocks.append(array)
+        return cls(blocks, where, sorted(rejected))
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Gathers images by row: uint8, len(rows)×S×S×3."""
+        out = np.empty((len(rows), *self.blocks[0].shape[1:]), np.uint8)
+        for at, (block, place) in enumerate(self.where[rows]):
+            out[at] = self.blocks[block][place]
+        return out
+
+    @property
+    def readable(self) -> np.ndarray:
+        """The rows that have pixels, in order."""
+        return np.flatnonzero(self.where[:, 0] >= 0)
