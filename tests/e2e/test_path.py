@@ -193,7 +193,7 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
     # Another model under the same name: it may not leave a mixed set, and nothing of the old one stays.
     other = str(tmp_path / "other")
     save_untrained(other, drawn, temperature=3.0)
-    with pytest.raises(UsageError, match=r"results.csv is of another model or data set"):
+    with pytest.raises(UsageError, match=r"results.csv is of another model, data set or --batch-size"):
         scoring.score(config_for(other, drawn, out, split="valid"))
     assert out.read_bytes() == first
     scoring.score(config_for(other, drawn, out, split="test"))
