@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import ray.data
@@ -50,17 +51,18 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
             logging.getLogger(name).setLevel(logging.ERROR)
         # Ray Data starts its actors in a way that Ray's core calls an error; it is none.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    quiet = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     try:
         if address:
             _require_listener(address)
-            ray.init(address=address, **quiet)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             # Nobody reclaims a machine of one's own, and the watcher is one more process to start.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+            options["include_dashboard"] = False
+        with quiet_stderr(not debug):
             # "local": without it Ray would join whatever cluster this machine last heard of.
-            ray.init(address="local", include_dashboard=False, **quiet)
+            ray.init(address=address or "local", **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         where = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
         raise CatdogError(f"could not {where}: {_first_line(error)}") from error

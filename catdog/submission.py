@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -140,17 +141,18 @@ def submit(path: str, message: str, competition: str = COMPETITION) -> None:
     """
     place = f"the file is {path}, and https://www.kaggle.com/c/{competition}/submit takes it by hand"
     try:
-        # Its import already looks for credentials, and leaves the process where it finds none.
-        from kaggle.api.kaggle_api_extended import KaggleApi
+        # Without credentials the client prints a page and leaves the process, already while it is imported.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            from kaggle.api.kaggle_api_extended import KaggleApi
 
-        api = KaggleApi()
-        api.authenticate()
+            api = KaggleApi()
+            api.authenticate()
     except ImportError as error:
-        raise CatdogError(f"the kaggle client is not installed: pip install 'catdog[kaggle]'; {place}") from error
+        raise CatdogError(f"the kaggle client is not installed: `pip install kaggle`; {place}") from error
     except (SystemExit, OSError, ValueError) as error:
         raise CatdogError(
-            "no Kaggle credentials: make a token on your Kaggle account page and save it as ~/.kaggle/kaggle.json, or "
-            f"set KAGGLE_USERNAME and KAGGLE_KEY; {place}"
+            "no Kaggle credentials: run `kaggle auth login`, or make a token on your account's settings page and set "
+            f"KAGGLE_API_TOKEN; {place}"
         ) from error
     try:
         api.competition_submit(path, message, competition)
