@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -48,7 +49,8 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if not debug:
         for name in ("ray.data", "ray.train"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            # Their errors come as exceptions too, of which `cause` makes one line.
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         # Ray Data starts its actors in a way that Ray's core calls an error; it is none.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
@@ -211,6 +213,14 @@ def _per_node(resource: str) -> list[int]:
     """How much of a resource each living node has, nodes without it left out."""
     amounts = [int(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"]]
     return [amount for amount in amounts if amount]
+
+
+def cause(error: BaseException) -> str:
+    """The line of an error from a Ray task, actor or worker that says what went wrong there."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b.*: ", line)]
+    ours = [line.partition("Error: ")[2] for line in raised if line.startswith("catdog.errors.")]
+    return (ours or raised or lines or [type(error).__name__])[-1]
 
 
 def _require_listener(address: str) -> None:

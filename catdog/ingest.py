@@ -58,7 +58,7 @@ def decode(rows: pa.Table, size: int) -> ray.data.MaterializedDataset:
     try:
         return dataset.map_batches(decode, batch_format="pyarrow", batch_size=None).materialize()
     except ray.exceptions.RayError as error:
-        raise CatdogError(f"decoding the images failed: {str(error).strip().splitlines()[-1]}") from error
+        raise CatdogError(f"decoding the images failed: {cluster.cause(error)}") from error
 
 
 def _decode_block(block: pa.Table, size: int) -> pa.Table:

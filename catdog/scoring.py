@@ -124,6 +124,10 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
     if not storage.name(out).endswith(".csv") or storage.kind(out) == "folder":
         raise UsageError(f"--out received {config.out!r}, expected the name of a .csv file")
     uri, info = bundle.read_info(config.model)
+    # Better to know now than after an hour of scoring that nothing can be written there.
+    probe = storage.join(submission.sidecar(out, "parts"), "writable")
+    storage.write_text(probe, "")
+    storage.delete_file(probe)
     data = catalog.read(config.data)
     if data.class_names != info.class_names:
         raise UsageError(f"the model tells {info.class_names} apart, but the data set holds {data.class_names}")
@@ -261,9 +265,8 @@ def _score_parts(
             for row in done.iter_rows():
                 on_event({"kind": "part", **row})
         except ray.exceptions.RayError as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
             raise CatdogError(
-                f"scoring failed ({lines[-1].strip() if lines else type(error).__name__}); finished parts stay, "
+                f"scoring failed ({cluster.cause(error)}); finished parts stay, "
                 "and the same command goes on from them (--debug shows why it failed)"
             ) from error
     seconds["score"] = time.perf_counter() - started - seconds["connect"]

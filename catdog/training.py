@@ -336,9 +336,8 @@ def _fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
     try:
         outcome = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
         raise CatdogError(
-            f"training failed, also after {_MAX_RESTARTS} restarts ({lines[-1].strip() if lines else error}); --debug "
+            f"training failed, also after {_MAX_RESTARTS} restarts ({cluster.cause(error)}); --debug "
             f"shows why, and --resume --name {config.name} continues from the last epoch"
         ) from error
     if "error" in outcome:

@@ -93,6 +93,15 @@ def test_usage_errors_are_one_line_and_exit_2(
     assert re.search(message, refused.err), refused.err
 
 
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_scored(
+    drawn: Catalog, untrained: str, catdog
+) -> None:
+    refused = catdog("score", "--model", untrained, "--data", drawn.root, "--out", "/proc/x/results.csv")
+    assert refused.code == 1
+    assert refused.err.startswith("catdog: could not write /proc/x/results.parts/")
+    assert refused.err.count("\n") == 1
+
+
 def test_overwrite_deletes_runs_only(drawn: Catalog, tmp_path: Path, catdog) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("years of work")

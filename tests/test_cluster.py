@@ -111,3 +111,10 @@ def test_no_cluster_at_the_address_is_one_line() -> None:
         cluster.connect("127.0.0.1:1"),
     ):
         pass
+
+
+def test_the_cause_of_an_error_far_away_is_one_line() -> None:
+    far = "ray::f() (pid=1)\nTraceback:\n  File x\ncatdog.errors.CatdogError: the disk is full\nA hint."
+    assert cluster.cause(RuntimeError(far)) == "the disk is full"
+    assert cluster.cause(RuntimeError("a\nValueError: bad\nmore")) == "ValueError: bad"
+    assert cluster.cause(RuntimeError("")) == "RuntimeError"
