@@ -40,7 +40,7 @@ class Catalog:
     Attributes:
         table: columns `key` (path relative to the set's root, unique), `id` (what a submission calls the row),
             `uri` (where the bytes are), `label` (0 or 1, null where unknown) and `split` (train, valid or test).
-        class_names: the names of labels 0 and 1; empty strings never occur.
+        class_names: the names of labels 0 and 1.
         root: URI of the data set's folder.
         options: what made the split: `split_seed`, `valid_fraction`, `content_sha256`.
     """

@@ -177,7 +177,6 @@ def train(
 
 @app.command()
 def score(
-    ctx: typer.Context,
     model: Annotated[str, typer.Option(help="A run or a bundle.")],
     data: DataDir,
     split: Annotated[Split, typer.Option(help="all: validation, and test where there is one.")] = Split.all,
@@ -191,7 +190,6 @@ def score(
     debug: Debug = False,
 ) -> None:
     """Score a data set's images with a model, and write results.csv and the validation report."""
-    del ctx
     from catdog import scoring
 
     config = scoring.ScoreConfig(
@@ -272,7 +270,6 @@ class _TrainView:
 
     def __init__(self) -> None:
         self._status = out.status("Starting…")
-        self._epochs = ""
 
     def __enter__(self) -> _TrainView:
         self._status.start()

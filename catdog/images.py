@@ -7,7 +7,6 @@ whole image is squashed to S×S. Nothing here scales pixel values: a batch stays
 from __future__ import annotations
 
 import io
-import os
 import threading
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -78,7 +77,6 @@ def decode(data: bytes, size: int) -> Decoded:
         return _unreadable(size, "is empty (0 bytes)")
     if _is_plain_jpeg(data) or _is_plain_png(data):
         try:
-            # IMREAD_COLOR_RGB would leave out the EXIF rotation on some builds, BGR never does.
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         except cv2.error:
             pixels = None
@@ -268,5 +266,3 @@ def augment(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
 def use_one_thread() -> None:
     """Keeps OpenCV to the thread that calls it: in a Ray worker the cores belong to other workers."""
     cv2.setNumThreads(1)
-    # libjpeg's remarks on odd files go to the verdicts, not to the log.
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")

@@ -78,7 +78,6 @@ class Part:
     """A range of a split, and the file its predictions are in."""
 
     split: str
-    start: int
     rows: pa.Table
     uri: str
 
@@ -209,7 +208,7 @@ def _parts(split: str, data: Catalog, info: BundleInfo, batch_size: int, out: st
     for start in range(0, rows.num_rows, PART_ROWS):
         block = rows.slice(start, PART_ROWS)
         name = f"{split}-{start:08d}-{start + block.num_rows:08d}-{mark}.parquet"
-        yield Part(split, start, block, storage.join(folder, name))
+        yield Part(split, block, storage.join(folder, name))
 
 
 def _is_complete(part: Part) -> bool:

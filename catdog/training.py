@@ -26,9 +26,10 @@ from catdog.errors import CatdogError, UsageError
 
 CONFIG_NAME = "config.json"
 _MAX_RESTARTS = 3
-# What may differ when a run is resumed: where it runs, not what it computes.
+# A resumed run takes the workers it had, unless told otherwise: with others it differs by float noise and by
+# batch-norm's share of the batch.
 _SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
-# The data set is compared by its fingerprint, wherever it lies.
+# What may differ when a run is resumed. The data set is compared by its fingerprint, wherever it lies.
 _PLACE_FIELDS = frozenset({"data", "runs", "resume", "overwrite", "address", "debug"}) | _SHAPE_FIELDS
 
 EventHandler = Callable[[dict[str, Any]], None]
