@@ -17,15 +17,17 @@ import numpy as np
 import pydantic
 
 import catdog
-from catdog import metrics, storage
+from catdog import images, metrics, storage
 from catdog.errors import CatdogError, UsageError
 
 if TYPE_CHECKING:
     import keras
 
 FILE_NAME = "bundle.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DEFAULT_CLIP = 1e-6
+# A view as `images.show` takes it.
+View = Annotated[str, pydantic.Field(pattern=r"^(identity|mirror|crop-[5-9][0-9](-mirror)?)$")]
 
 
 class BundleInfo(pydantic.BaseModel):
@@ -38,10 +40,11 @@ class BundleInfo(pydantic.BaseModel):
         class_names: of labels 0 and 1; probabilities are of the second.
         members: file names of the models, averaged in logit space.
         views: how each image is shown to each member, averaged likewise.
+        calibration: what temperature and clip were fitted on.
         temperature: what the averaged logit is divided by.
         clip: how far probabilities stay away from 0 and 1.
         prior: share of label 1 in the training split; what an unreadable image gets.
-        validation: figures of the validation split at the kept epoch, from plain logits.
+        validation: figures of the validation split with the kept weights, from plain logits.
         catalog_fingerprint: of the data set it was trained on.
         seed: of the run.
         training: the run's options and its history.
@@ -56,7 +59,8 @@ class BundleInfo(pydantic.BaseModel):
     image_size: Annotated[int, pydantic.Field(gt=0)]
     class_names: tuple[str, str]
     members: Annotated[list[str], pydantic.Field(min_length=1)]
-    views: Annotated[list[Literal["identity", "mirror"]], pydantic.Field(min_length=1)]
+    views: Annotated[list[View], pydantic.Field(min_length=1)]
+    calibration: Literal["none", "validation"]
     temperature: Annotated[float, pydantic.Field(gt=0)]
     clip: Annotated[float, pydantic.Field(gt=0, lt=0.5)]
     prior: Annotated[float, pydantic.Field(gt=0, lt=1)]
@@ -126,7 +130,7 @@ class ModelBundle:
         Returns:
             float32, N.
         """
-        views = [batch if view == "identity" else batch[:, :, ::-1] for view in self.info.views]
+        views = [images.show(batch, view) for view in self.info.views]
         return np.stack([engine.logits(view) for engine in self._engines for view in views]).mean(axis=0)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
@@ -178,6 +182,44 @@ def read_info(model: str) -> tuple[str, BundleInfo]:
         if "/" in member or "\\" in member or member not in info.checksums:
             raise CatdogError(f"{path} names the member {member!r} without a checksum or outside its folder")
     return uri, info
+
+
+def merge(infos: list[BundleInfo]) -> BundleInfo:
+    """Describes several bundles as one whose logit is the mean of theirs.
+
+    Args:
+        infos: of bundles that tell the same classes apart; one is given back as it is.
+
+    Returns:
+        Members of all, named by their bundle's number; temperature, clip and prior are means.
+
+    Raises:
+        UsageError: their classes differ.
+    """
+    first = infos[0]
+    if len(infos) == 1:
+        return first
+    for info in infos[1:]:
+        if info.class_names != first.class_names:
+            raise UsageError(
+                f"--model received models of {first.class_names} and of {info.class_names}; expected the same classes"
+            )
+    named = {
+        f"{number}/{member}": info.checksums[member] for number, info in enumerate(infos) for member in info.members
+    }
+    return first.model_copy(
+        update={
+            "architecture": " + ".join(dict.fromkeys(info.architecture for info in infos)),
+            "members": list(named),
+            "checksums": named,
+            "views": list(dict.fromkeys(view for info in infos for view in info.views)),
+            "calibration": "validation" if any(info.calibration == "validation" for info in infos) else "none",
+            "temperature": float(np.exp(np.mean([np.log(info.temperature) for info in infos]))),
+            "clip": float(np.mean([info.clip for info in infos])),
+            "prior": float(np.mean([info.prior for info in infos])),
+            "training": {"bundles": [fingerprint(info) for info in infos]},
+        }
+    )
 
 
 def fingerprint(info: BundleInfo) -> str:

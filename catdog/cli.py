@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -125,26 +126,38 @@ def data_synthesize(
 def train(
     ctx: typer.Context,
     data: Annotated[str | None, typer.Option(help="A prepared data set; with --resume, the run's own.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="See `catdog recipes`. Default: fine-tune for pretrained weights, else plain."),
+    ] = None,
     arch: Annotated[str | None, typer.Option(help="See `catdog models`. Default: small_resnet, from scratch.")] = None,
-    alpha: Annotated[float, typer.Option(help="Width multiplier of mobilenet.")] = 1.0,
+    alpha: Annotated[float | None, typer.Option(help="Width multiplier of mobilenet.")] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="imagenet, none, or a Keras weights file without the top. Default: imagenet for a backbone."),
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels. Default: the architecture's own.")] = None,
     freeze: Annotated[
-        bool | None, typer.Option("--freeze/--no-freeze", help="The backbone. Default: frozen if pretrained.")
+        bool | None, typer.Option("--freeze/--no-freeze", help="Keep the backbone's weights as they are.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="At most this many.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Images in a step, over all workers.")] = 64,
+    epochs: Annotated[int | None, typer.Option(help="At most this many.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a step, over all workers.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak rate. Default: the architecture's own.")] = None,
-    patience: Annotated[int, typer.Option(help="Epochs without a better validation log loss before stopping.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of initial weights, order and augmentation.")] = 0,
-    augment: Annotated[bool, typer.Option("--augment/--no-augment", help="Mirror, shift, rotate and zoom.")] = True,
+    patience: Annotated[int | None, typer.Option(help="Epochs without a better one before stopping.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of initial weights, order and augmentation.")] = None,
+    augment: Annotated[bool | None, typer.Option("--augment/--no-augment", help="Change the training images.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other field of a recipe: NAME=VALUE, such as augmentation.rotation=10."),
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Cross-validate: K models, and out-of-fold predictions of all labelled images.")
+    ] = None,
+    fold: Annotated[int | None, typer.Option(help="With --folds: only this one, counted from 1.")] = None,
     workers: Annotated[int | None, typer.Option(help="Ray Train workers. Default: as many as fit.")] = None,
     cpus_per_worker: Annotated[int | None, typer.Option(help="CPUs of each. Default: an even share.")] = None,
     gpu: Gpu = None,
-    name: Annotated[str | None, typer.Option(help="Of the run. Default: architecture and time.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run. Default: recipe, architecture and time.")] = None,
     runs: Annotated[str, typer.Option(help="Folder or bucket of runs.")] = "runs",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of this name.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run of this name first.")] = False,
@@ -153,31 +166,44 @@ def train(
 ) -> None:
     """Train a model, data-parallel on Ray Train, and write its bundle to RUNS/NAME/model/."""
     from catdog import training
+    from catdog.recipes import TrainConfig
 
-    options = {key: value for key, value in ctx.params.items() if key in training.TrainConfig.model_fields}
+    # What was not given is the recipe's to say, or the resumed run's.
+    given = {key for key in ctx.params if ctx.get_parameter_source(key).name != "DEFAULT"}  # type: ignore[union-attr]
+    options = {key: value for key, value in ctx.params.items() if key in given and key in TrainConfig.model_fields}
+    options |= _settings(set_ or [])
     if resume:
         if name is None:
             raise UsageError("--resume received without --name; say which run to continue")
-        # Unless they are given again, a resumed run keeps the options it was started with.
-        given = {key for key in options if ctx.get_parameter_source(key).name != "DEFAULT"}  # type: ignore[union-attr]
-        stored = training.stored_config(runs, name)
-        options |= {key: value for key, value in stored.items() if key not in given}
+        options = training.stored_config(runs, name) | options
     elif data is None:
         raise UsageError("Missing option '--data': expected a prepared data set")
+    if fold is not None and folds is None:
+        raise UsageError("--fold received without --folds; say how many there are")
+    if folds is not None:
+        if name is None or resume or overwrite:
+            raise UsageError("--folds wants a --name, and goes on by itself where it ended: leave out --resume")
+        from catdog import crossval
+
+        with _TrainView() as view:
+            found = crossval.cross_validate(TrainConfig(**options), folds, fold, view.event)
+        _show_out_of_fold([found])
+        return
     started = time.perf_counter()
     with _TrainView() as view:
-        result = training.train(training.TrainConfig(**options), view.event)
+        result = training.train(TrainConfig(**options), view.event)
     figures = result.validation
+    calibrated = f", calibrated {figures['log_loss_calibrated']:.4f}" if "log_loss_calibrated" in figures else ""
     out.print(
-        f"Validation log loss {figures['log_loss']:.4f}, accuracy {figures['accuracy']:.4f} on {figures['n']} images "
-        f"(epoch {figures['epoch']} of {result.epochs}), {time.perf_counter() - started:.0f} s"
+        f"Validation log loss {figures['log_loss']:.4f}{calibrated}, accuracy {figures['accuracy']:.4f} on "
+        f"{figures['n']} images (epoch {figures['epoch']} of {result.epochs}), {time.perf_counter() - started:.0f} s"
     )
     out.print(f"Model: {result.bundle}")
 
 
 @app.command()
 def score(
-    model: Annotated[str, typer.Option(help="A run or a bundle.")],
+    model: Annotated[list[str], typer.Option(help="A run or a bundle; give several to average their logits.")],
     data: DataDir,
     split: Annotated[Split, typer.Option(help="all: validation, and test where there is one.")] = Split.all,
     out_: Annotated[str, typer.Option("--out", help="The submission; its sidecars take its stem.")] = (
@@ -255,6 +281,71 @@ def list_models(address: Address = None, debug: Debug = False) -> None:
     out.print(table)
 
 
+@app.command("oof")
+def out_of_fold(
+    names: Annotated[list[str], typer.Argument(help="Finished cross-validations: the folders of `train --folds`.")],
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Compare cross-validations image by image, and judge the average of their logits."""
+    del address, debug
+    from catdog import crossval
+
+    _show_out_of_fold([crossval.read(name) for name in names])
+
+
+def _show_out_of_fold(found: list[Any]) -> None:
+    from catdog import crossval, metrics
+
+    for one in [*found, crossval.average(found)] if len(found) > 1 else found:
+        figures = crossval.summarise(one)
+        out.print(
+            f"{one.name}: out-of-fold log loss {figures['log_loss']:.4f} (95 % interval {figures['log_loss_low']:.4f} to "
+            f"{figures['log_loss_high']:.4f}), uncalibrated {figures['log_loss_plain']:.4f}, accuracy "
+            f"{figures['accuracy']:.4f} on {figures['n']} images, {one.seconds / 60:.1f} minutes"
+        )
+        if one is not found[0]:
+            gain = found[0].losses - one.losses
+            low, high = metrics.bootstrap_interval(gain)
+            verdict = " is noise" if low <= 0 <= high else ""
+            out.print(f"  better than {found[0].name} by {gain.mean():.4f} ({low:.4f} to {high:.4f}){verdict}")
+
+
+@app.command("recipes")
+def list_recipes(address: Address = None, debug: Debug = False) -> None:
+    """List the recipes."""
+    del address, debug
+    from catdog import recipes
+
+    table = Table("name", "what it is")
+    for recipe in recipes.RECIPES.values():
+        table.add_row(recipe.name, recipe.summary)
+    out.print(table)
+
+
+def _settings(texts: list[str]) -> dict[str, Any]:
+    """Reads what `--set` was given; a value is JSON, or else the text it is."""
+    from catdog.augment import Augmentation
+    from catdog.recipes import TrainConfig
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, separator, raw = text.partition("=")
+        try:
+            value = json.loads(raw)
+        except ValueError:
+            value = raw
+        outer, _, inner = name.partition(".")
+        known = inner in Augmentation.model_fields if outer == "augmentation" else name in TrainConfig.model_fields
+        if not separator or not known:
+            raise UsageError(f"--set received {text!r}, expected NAME=VALUE with a field of TrainConfig, as ema=0.99")
+        if inner:
+            found.setdefault(outer, {})[inner] = value
+        else:
+            found[name] = value
+    return found
+
+
 def _show_catalog(catalog: Any) -> None:
     table = Table("split", *catalog.class_names, "unlabelled", "all")
     for split in ("train", "valid", "test"):
@@ -284,6 +375,10 @@ class _TrainView:
         if kind == "decode":
             out.print(f"Run: {event['run']}")
             self._status.update(f"Decoding {event['images']} images, then starting workers…")
+        elif kind == "fold":
+            out.print(f"Fold {event['fold']} of {event['folds']}")
+        elif kind == "features":
+            self._status.update(f"Computing features of {event['images']} images, {event['kept']} are there…")
         elif kind == "start":
             after = f" after epoch {event['epoch']}" if event["epoch"] else ""
             where = f" on {event['nodes']} nodes" if event["nodes"] > 1 else ""

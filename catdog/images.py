@@ -1,4 +1,4 @@
-"""The one path from a file's bytes to pixels, for training, scoring and serving alike, and training's augmentation.
+"""The one path from a file's bytes to pixels, for training, scoring and serving alike.
 
 OpenCV (libjpeg-turbo) decodes the plain JPEG and PNG files that nearly every image is; Pillow takes the rest. The
 whole image is squashed to S×S. Nothing here scales pixel values: a batch stays uint8 RGB until the model does.
@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import io
 import threading
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from catdog import storage
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 Status = Literal["ok", "recovered", "unreadable"]
 
@@ -165,104 +162,29 @@ def _is_plain_png(data: bytes) -> bool:
     return data[24] == 8 and data[25] in (0, 2) and 0 < width * height <= MAX_PIXELS
 
 
-def key_hash(keys: list[str]) -> np.ndarray:
-    """A stable 64-bit number for each key, which order and augmentation are drawn from.
+def use_one_thread() -> None:
+    """Keeps OpenCV to the thread that calls it: in a Ray worker the cores belong to other workers."""
+    cv2.setNumThreads(1)
+
+
+def show(batch: np.ndarray, view: str) -> np.ndarray:
+    """Gives a batch as a view of it: what test-time augmentation shows to a model.
 
     Args:
-        keys: N catalog keys.
-
-    Returns:
-        uint64, N (FNV-1a over the UTF-8 bytes, from the FNV reference by Fowler, Noll and Vo).
-    """
-    hashes = np.empty(len(keys), np.uint64)
-    for row, key in enumerate(keys):
-        value = 0xCBF29CE484222325
-        for byte in key.encode():
-            value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
-        hashes[row] = value
-    return hashes
-
-
-def uniform(seed: int, epoch: int, hashes: np.ndarray, draws: int) -> np.ndarray:
-    """Random numbers that depend on seed, epoch and key alone, not on timing, order or the number of workers.
-
-    Args:
-        seed: the run's seed.
-        epoch: counted from 0.
-        hashes: uint64, N, from `key_hash`.
-        draws: D, how many numbers each key gets.
-
-    Returns:
-        float64 in [0, 1), N×D (SplitMix64: Steele, Lea and Flood, 2014).
-    """
-    with np.errstate(over="ignore"):
-        start = _mix(_mix(np.array([seed], np.uint64) + np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(epoch))
-        counters = np.arange(1, draws + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        bits = _mix(_mix(hashes ^ start)[:, None] + counters[None, :])
-    return (bits >> np.uint64(11)).astype(np.float64) / 2.0**53
-
-
-def _mix(z: np.ndarray) -> np.ndarray:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def augmentation(
-    random: np.ndarray, size: int, shift: float = 0.08, rotation: float = 12.0, zoom: float = 0.12
-) -> np.ndarray:
-    """Draws one small geometric change an image: mirror, shift, rotation and zoom about the centre.
-
-    Args:
-        random: float64 in [0, 1), N×5, from `uniform`.
-        size: S, in pixels.
-        shift: greatest shift along each axis, as a share of S.
-        rotation: greatest rotation either way, in degrees.
-        zoom: greatest zoom in or out, as a share.
-
-    Returns:
-        float32, N×8: for each image the projective transform from output to input pixels that `augment` takes.
-    """
-    mirror = np.where(random[:, 0] < 0.5, -1.0, 1.0)
-    signed = 2.0 * random[:, 1:5] - 1.0
-    angle = np.deg2rad(rotation) * signed[:, 0]
-    scale = 1.0 + zoom * signed[:, 1]
-    offset_x, offset_y = shift * size * signed[:, 2], shift * size * signed[:, 3]
-    cosine, sine = np.cos(angle) * scale, np.sin(angle) * scale
-    centre = (size - 1) / 2
-    x_x, x_y, y_x, y_y = cosine * mirror, -sine, sine * mirror, cosine
-    zeros = np.zeros_like(angle)
-    transform = [
-        x_x, x_y, centre - x_x * centre - x_y * centre + offset_x,
-        y_x, y_y, centre - y_x * centre - y_y * centre + offset_y,
-        zeros, zeros,
-    ]  # fmt: skip
-    return np.stack(transform, axis=1).astype(np.float32)
-
-
-def augment(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
-    """Applies one transform an image, inside TensorFlow's graph; what falls outside is mirrored in.
-
-    Args:
-        images: uint8, N×S×S×3.
-        transforms: float32, N×8, from `augmentation`.
+        batch: uint8, N×S×S×3.
+        view: "identity", "mirror", or "crop-88" (the middle 88 % of each side, enlarged again) and "crop-88-mirror".
 
     Returns:
         uint8, N×S×S×3.
     """
-    import tensorflow as tf
-
-    moved = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.cast(images, tf.float32),
-        transforms=transforms,
-        output_shape=tf.shape(images)[1:3],
-        interpolation="BILINEAR",
-        fill_mode="REFLECT",
-        fill_value=0.0,
-    )
-    return tf.cast(tf.round(tf.clip_by_value(moved, 0.0, 255.0)), tf.uint8)
-
-
-def use_one_thread() -> None:
-    """Keeps OpenCV to the thread that calls it: in a Ray worker the cores belong to other workers."""
-    cv2.setNumThreads(1)
+    kind, _, share = view.removesuffix("mirror").rstrip("-").partition("-")
+    if kind == "crop":
+        size = batch.shape[1]
+        side = size * int(share) / 100
+        # Pixel centres: output x shows input (x + 1/2)·share - 1/2 + offset.
+        scale = side / size
+        offset = (size - side) / 2 + (scale - 1) / 2
+        matrix = np.array([[scale, 0, offset], [0, scale, offset]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        batch = np.stack([cv2.warpAffine(image, matrix, (size, size), flags=flags) for image in batch])
+    return batch[:, :, ::-1] if view.endswith("mirror") else batch

@@ -18,6 +18,7 @@ from catdog.errors import CatdogError, UsageError
 if TYPE_CHECKING:
     import keras
 
+BACKBONE, FEATURES = "backbone", "features"
 MOBILENET_ALPHAS = (0.25, 0.5, 0.75, 1.0)
 DEFAULT_ARCHITECTURE = "small_resnet"
 
@@ -32,6 +33,9 @@ class Spec:
         alpha: width multiplier, where the architecture has one.
         freeze: keep the backbone's weights as they are.
         pretrained: the backbone's weights come from a file; its batch-norm then stays in inference mode.
+        trainable_from: the backbone's first layer that is trained, by name; those before it are kept. None is all.
+        dropout: before the logit, where the architecture has it; None is the architecture's own.
+        conv_layers, units, dense_layers: of gray_cnn.
     """
 
     arch: str
@@ -39,6 +43,11 @@ class Spec:
     alpha: float = 1.0
     freeze: bool = False
     pretrained: bool = False
+    trainable_from: str | None = None
+    dropout: float | None = None
+    conv_layers: int = 3
+    units: int = 64
+    dense_layers: int = 0
 
 
 Builder = Callable[[Any, Spec], Any]
@@ -55,6 +64,8 @@ class Architecture:
         learning_rate: a peak rate that trains it well from scratch, or trains its head on a frozen backbone.
         fine_tuning_rate: the peak rate for a pretrained backbone that is not frozen; None without a backbone.
         summary: one line on what it is.
+        application: the function of `keras.applications` that builds the backbone, or None.
+        trainable_from: the backbone's first layer that the recipe `fine-tune` trains; None is all of them.
     """
 
     name: str
@@ -63,6 +74,8 @@ class Architecture:
     learning_rate: float
     fine_tuning_rate: float | None
     summary: str
+    application: str | None = None
+    trainable_from: str | None = None
 
     @property
     def has_backbone(self) -> bool:
@@ -74,14 +87,16 @@ ARCHITECTURES: dict[str, Architecture] = {}
 
 
 def architecture(
-    image_size: int, learning_rate: float, fine_tuning_rate: float | None = None
+    image_size: int, learning_rate: float, fine_tuning_rate: float | None = None, **backbone: str
 ) -> Callable[[Builder], Builder]:
     """Registers a builder under its function's name, with the first line of its docstring as the summary."""
 
     def register(build: Builder) -> Builder:
         summary = (build.__doc__ or "").strip().splitlines()[0]
         name = build.__name__
-        ARCHITECTURES[name] = Architecture(name, build, image_size, learning_rate, fine_tuning_rate, summary)
+        ARCHITECTURES[name] = Architecture(
+            name, build, image_size, learning_rate, fine_tuning_rate, summary, **backbone
+        )
         return build
 
     return register
@@ -124,8 +139,45 @@ def build(spec: Spec, weights: bytes | None = None) -> keras.Model:
         ) from error
     model = keras.Model(inputs, logit, name=spec.arch)
     if weights is not None:
-        _load_backbone(model.get_layer("backbone"), weights, spec)
+        _load_backbone(model.get_layer(BACKBONE), weights, spec)
     return model
+
+
+def forward(model: keras.Model, batch: Any, run: Callable[[Any, Any], Any] | None = None) -> Any:
+    """What training computes with a pretrained backbone: dropout is on, and batch-norm stays in inference mode.
+
+    `model(batch, training=True)` would not do: Keras then trains nested batch-norm whatever the nested call says.
+
+    Args:
+        model: with a backbone; its layers form a chain.
+        batch: uint8, N×S×S×3.
+        run: computes the backbone's output from the backbone and its input, where Keras is not to do it.
+
+    Returns:
+        float32, N×1.
+    """
+    import keras
+
+    x = batch
+    for operation in model.operations[1:]:
+        if operation.name == BACKBONE:
+            x = run(operation, x) if run is not None else operation(x, training=False)
+        else:
+            x = operation(x, training=True) if isinstance(operation, keras.layers.Dropout) else operation(x)
+    return x
+
+
+def feature_extractor(model: keras.Model) -> keras.Model:
+    """The part of a model up to what its head is given: uint8 N×S×S×3 to float32 N×D."""
+    import keras
+
+    return keras.Model(model.inputs, model.get_layer(FEATURES).output)
+
+
+def head(model: keras.Model) -> list[keras.Layer]:
+    """The layers of a model after its features, in order; the last gives the logit."""
+    names = [layer.name for layer in model.layers]
+    return model.layers[names.index(FEATURES) + 1 :]
 
 
 def download_imagenet(spec: Spec) -> bytes:
@@ -163,31 +215,58 @@ def _load_backbone(backbone: keras.Model, weights: bytes, spec: Spec) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"backbone{ending}"
             path.write_bytes(weights)
-            backbone.load_weights(path)
+            if spec.arch == "vgg16_top":
+                whole = _backbone(spec, None)
+                whole.load_weights(path)
+                backbone.set_weights(whole.get_weights()[:-2])
+            else:
+                backbone.load_weights(path)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CatdogError(
             f"--weights does not fit {spec.arch} with --alpha {spec.alpha}: {reason}; expected a Keras weights file of "
-            "that backbone without its top"
+            f"that backbone {'with' if spec.arch == 'vgg16_top' else 'without'} its top"
         ) from error
 
 
 def _backbone(spec: Spec, weights: str | None) -> keras.Model:
     import keras
 
+    application = getattr(keras.applications, find(spec.arch).application or "")
+    options = {"alpha": spec.alpha} if spec.arch == "mobilenet" else {}
     shape = (spec.image_size, spec.image_size, 3)
-    if spec.arch == "mobilenet":
-        return keras.applications.MobileNet(
-            input_shape=shape, alpha=spec.alpha, include_top=False, weights=weights, name="backbone"
-        )
-    return keras.applications.VGG16(input_shape=shape, include_top=False, weights=weights, name="backbone")
+    built = application(input_shape=shape, include_top=spec.arch == "vgg16_top", weights=weights, **options)
+    # Not by the name argument: EfficientNetV2 looks its blocks up by it.
+    return keras.Model(built.input, built.output, name=BACKBONE)
 
 
-def _apply_backbone(x: Any, spec: Spec) -> Any:
-    backbone = _backbone(spec, None)
+def _apply_backbone(x: Any, spec: Spec, cut: Callable[[keras.Model], keras.Model] = lambda backbone: backbone) -> Any:
+    backbone = cut(_backbone(spec, None))
     backbone.trainable = not spec.freeze
+    if spec.trainable_from is not None:
+        names = [layer.name for layer in backbone.layers]
+        if spec.trainable_from not in names:
+            raise CatdogError(
+                f"trainable_from received {spec.trainable_from!r}, expected a layer of {spec.arch}'s backbone such as "
+                f"{names[len(names) // 2]}"
+            )
+        for layer in backbone.layers[: names.index(spec.trainable_from)]:
+            layer.trainable = False
     # Pretrained statistics are better than what small batches give; None leaves it to the training loop.
     return backbone(x, training=False if spec.pretrained or spec.freeze else None)
+
+
+def _logit(x: Any, spec: Spec, dropout: float) -> Any:
+    from keras import layers
+
+    rate = dropout if spec.dropout is None else spec.dropout
+    return layers.Dense(1, name="logit")(layers.Dropout(rate)(x) if rate else x)
+
+
+def _pooled(x: Any, spec: Spec) -> Any:
+    from keras import layers
+
+    return _logit(layers.GlobalAveragePooling2D(name=FEATURES)(_apply_backbone(x, spec)), spec, 0.2)
 
 
 def _three_convolutions(inputs: Any, filters: tuple[int, int, int], units: int, dropout: float) -> Any:
@@ -239,26 +318,114 @@ def workshop_cnn(inputs: Any, spec: Spec) -> Any:  # noqa: ARG001
     return _three_convolutions(inputs, (32, 64, 64), 256, 0.0)
 
 
-@architecture(image_size=224, learning_rate=3e-3, fine_tuning_rate=2e-4)
-def mobilenet(inputs: Any, spec: Spec) -> Any:
-    """MobileNet (Howard et al., 2017) of any width, pooled, with a logistic head."""
+@architecture(image_size=64, learning_rate=1e-3)
+def gray_cnn(inputs: Any, spec: Spec) -> Any:
+    """Convolutions, and dense layers if asked for, on grey pixels: the grid of a TensorBoard tutorial."""
+    import keras
     from keras import layers
 
-    x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
-    x = layers.GlobalAveragePooling2D()(_apply_backbone(x, spec))
-    x = layers.Dropout(0.2)(x)
-    return layers.Dense(1, name="logit")(x)
+    x = keras.ops.image.rgb_to_grayscale(layers.Rescaling(1 / 255)(inputs))
+    for _ in range(spec.conv_layers):
+        x = layers.Conv2D(spec.units, 3, activation="relu")(x)
+        x = layers.MaxPooling2D(2)(x)
+    x = layers.Flatten()(x)
+    for _ in range(spec.dense_layers):
+        x = layers.Dense(spec.units, activation="relu")(x)
+    return _logit(x, spec, 0.0)
 
 
-@architecture(image_size=150, learning_rate=3e-4, fine_tuning_rate=2e-5)
-def vgg16(inputs: Any, spec: Spec) -> Any:
-    """VGG16 (Simonyan and Zisserman, 2015) with a 256-unit head and dropout 0.4."""
+@architecture(
+    image_size=224, learning_rate=3e-3, fine_tuning_rate=2e-4, application="MobileNet", trainable_from="conv_dw_4"
+)
+def mobilenet(inputs: Any, spec: Spec) -> Any:
+    """MobileNet (Howard et al., 2017) of any width, pooled, with a logistic head."""
+    return _pooled(_to_unit_range(inputs), spec)
+
+
+def _vgg_pixels(inputs: Any) -> Any:
     import keras
     from keras import layers
 
     x = layers.Rescaling(1.0, offset=[-123.68, -116.779, -103.939])(inputs)
-    x = keras.ops.flip(x, axis=-1)  # it was trained on BGR
-    x = layers.Flatten()(_apply_backbone(x, spec))
+    return keras.ops.flip(x, axis=-1)  # it was trained on BGR
+
+
+@architecture(
+    image_size=150, learning_rate=3e-4, fine_tuning_rate=2e-5, application="VGG16", trainable_from="block5_conv1"
+)
+def vgg16(inputs: Any, spec: Spec) -> Any:
+    """VGG16 (Simonyan and Zisserman, 2015) with a 256-unit head and dropout 0.4."""
+    from keras import layers
+
+    x = layers.Flatten(name=FEATURES)(_apply_backbone(_vgg_pixels(inputs), spec))
     x = layers.Dense(256, activation="relu")(x)
-    x = layers.Dropout(0.4)(x)
-    return layers.Dense(1, name="logit")(x)
+    return _logit(x, spec, 0.4)
+
+
+@architecture(image_size=224, learning_rate=1e-3, fine_tuning_rate=1e-5, application="VGG16", trainable_from="fc1")
+def vgg16_top(inputs: Any, spec: Spec) -> Any:
+    """The whole VGG16, its two 4,096-unit layers too, with one logit for its 1,000 classes: fast.ai's first lesson."""
+    import keras
+    from keras import layers
+
+    rate = 0.5 if spec.dropout is None else spec.dropout
+
+    def cut(backbone: keras.Model) -> keras.Model:
+        x = layers.Dropout(rate)(backbone.get_layer("fc1").output)
+        x = layers.Dropout(rate)(backbone.get_layer("fc2")(x))
+        return keras.Model(backbone.inputs, x, name=BACKBONE)
+
+    x = _apply_backbone(_vgg_pixels(inputs), spec, cut)
+    return layers.Dense(1, name="logit")(layers.Identity(name=FEATURES)(x))
+
+
+def _to_unit_range(inputs: Any) -> Any:
+    from keras import layers
+
+    return layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+
+
+def _to_imagenet_range(inputs: Any) -> Any:
+    from keras import layers
+
+    deviation = (0.229, 0.224, 0.225)
+    return layers.Rescaling(
+        [1 / (255 * d) for d in deviation],
+        offset=[-mean / d for mean, d in zip((0.485, 0.456, 0.406), deviation, strict=True)],
+    )(inputs)
+
+
+def _as_floats(inputs: Any) -> Any:
+    """For the backbones that scale pixels themselves."""
+    from keras import layers
+
+    return layers.Rescaling(1.0)(inputs)
+
+
+def _register_applications() -> None:
+    """The backbones of `keras.applications` that need no more than their name, size and pixel range."""
+    for application, size, scale, paper in (
+        ("MobileNetV2", 224, _to_unit_range, "Sandler et al., 2018"),
+        ("MobileNetV3Small", 224, _as_floats, "Howard et al., 2019"),
+        ("MobileNetV3Large", 224, _as_floats, "Howard et al., 2019"),
+        ("EfficientNetV2B0", 224, _as_floats, "Tan and Le, 2021"),
+        ("EfficientNetV2B1", 240, _as_floats, "Tan and Le, 2021"),
+        ("EfficientNetV2B2", 260, _as_floats, "Tan and Le, 2021"),
+        ("EfficientNetV2B3", 300, _as_floats, "Tan and Le, 2021"),
+        ("EfficientNetV2S", 384, _as_floats, "Tan and Le, 2021"),
+        ("ConvNeXtTiny", 224, _as_floats, "Liu et al., 2022"),
+        ("ConvNeXtSmall", 224, _as_floats, "Liu et al., 2022"),
+        ("ResNet50V2", 224, _to_unit_range, "He et al., 2016"),
+        ("Xception", 299, _to_unit_range, "Chollet, 2017"),
+        ("DenseNet121", 224, _to_imagenet_range, "Huang et al., 2017"),
+    ):
+
+        def build(inputs: Any, spec: Spec, scale: Callable[[Any], Any] = scale) -> Any:
+            return _pooled(scale(inputs), spec)
+
+        name = application.lower()
+        summary = f"{application} ({paper}), pooled, with a logistic head."
+        ARCHITECTURES[name] = Architecture(name, build, size, 3e-3, 1e-4, summary, application)
+
+
+_register_applications()

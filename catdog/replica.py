@@ -8,6 +8,7 @@ it. So one worker or four compute the same steps.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import tempfile
@@ -22,13 +23,16 @@ import numpy as np
 import ray
 import ray.train
 
-from catdog import bundle, images, ingest, metrics, models, storage
+from catdog import augment, bundle, calibration, fused, images, ingest, metrics, models, optimizers, storage
+from catdog.board import Board
 from catdog.errors import CatdogError
+from catdog.recipes import TrainConfig
 
 _EVENT_SECONDS = 0.5
 # Beyond this share of unreadable images it is not the images that are broken.
 _MAX_REJECTED = 0.2
 _ORDER_STREAM, _AUGMENT_STREAM = 0, 1
+_MIXUP_STREAM = 2**33
 
 
 class CommonError(CatdogError):
@@ -49,8 +53,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train runs in each worker.
 
     Args:
-        job: `config` (the resolved options), `refs` and `labels` and `hashes` by split, `weights` (a reference or
-            None), `prior`, `class_names`, `catalog_fingerprint`, `run` (URI) and `events` (a queue).
+        job: `config` (resolved), `refs`, `labels`, `hashes` and `keys` by split, `weights` (a reference or None),
+            `head` (its variables' values or None), `prior`, `class_names`, `catalog_fingerprint`, `run` (URI) and
+            `events` (a queue).
 
     Returns:
         On rank 0 the bundle's URI and figures, or `{"error": line}`: an error that would only come again is no reason
@@ -72,42 +77,49 @@ class Replica:
 
         from catdog import cluster
 
-        self.job, self.config = job, job["config"]
+        self.job = job
+        self.config: TrainConfig = job["config"]
+        config = self.config
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        cluster.limit_threads(self.config["cpus_per_worker"])
-        keras.utils.set_random_seed(self.config["seed"])
+        cluster.limit_threads(config.cpus_per_worker or 1)
+        keras.utils.set_random_seed(config.seed)
         self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
 
-        size = self.config["image_size"]
-        self.train_pixels = ingest.Pixels.fetch(job["refs"]["train"], len(job["labels"]["train"]), size)
-        self.valid_pixels = ingest.Pixels.fetch(job["refs"]["valid"], len(job["labels"]["valid"]), size)
+        self.size = config.image_size or 0
+        self.train_pixels = ingest.Pixels.fetch(job["refs"]["train"], len(job["labels"]["train"]), self.size)
+        self.valid_pixels = ingest.Pixels.fetch(job["refs"]["valid"], len(job["labels"]["valid"]), self.size)
         for split, pixels in (("training", self.train_pixels), ("validation", self.valid_pixels)):
             if len(pixels.rejected) > _MAX_REJECTED * len(pixels.where):
                 raise CommonError(
                     f"{len(pixels.rejected)} of {len(pixels.where)} {split} images could not be used, more than "
                     f"{_MAX_REJECTED:.0%} (the first {pixels.rejected[0][1]}); is the data set on every node?"
                 )
-        self.batch_size = min(self.config["batch_size"], len(self.train_pixels.readable))
+        self.batch_size = min(config.batch_size, len(self.train_pixels.readable))
         if self.batch_size < self.world:
             raise CommonError(f"{self.batch_size} training images for {self.world} workers, expected one each at least")
         self.steps = len(self.train_pixels.readable) // self.batch_size
 
         weights = ray.get(job["weights"]) if job["weights"] is not None else None
-        spec = models.Spec(
-            self.config["arch"],
-            size,
-            self.config["alpha"],
-            self.config["freeze"],
-            pretrained=weights is not None,
-        )
         self._gather = tf.function(self._gather_in_replicas)
         with self.strategy.scope():
-            self.model = self._build(spec, weights)
-            self.optimizer = keras.optimizers.AdamW(self._schedule(), weight_decay=1e-4)
+            # What is trained, and what is validated and saved: they differ where training's images are smaller.
+            self.model = self._build(dataclasses.replace(config.spec, image_size=config.train_size), weights)
+            self.scorer = self.model if config.train_size == self.size else self._build(config.spec, None)
+            if [v.shape for v in self.model.variables] != [v.shape for v in self.scorer.variables]:
+                raise CommonError(
+                    f"train_scale received {config.train_scale}, but {config.arch} has other weights at another size; "
+                    "expected 1"
+                )
+            if job["head"] is not None:
+                variables = [variable for layer in models.head(self.model) for variable in layer.weights]
+                for variable, value in zip(variables, job["head"], strict=True):
+                    variable.assign(value)
+            self.optimizer = optimizers.build(config, self.model, self.steps * config.epochs)
             self.optimizer.build(self.model.trainable_variables)
+        self.precision = self._choose_precision()
         self._step = tf.function(self._step_in_replicas)
-        self._predict = tf.function(lambda batch: self.model(batch, training=False))
+        self._predict = tf.function(lambda batch: self.scorer(batch, training=False))
 
     def _build(self, spec: models.Spec, weights: bytes | None) -> Any:
         """Builds the model in every worker, or finds in every worker that it cannot be built."""
@@ -121,6 +133,16 @@ class Replica:
             raise error
         return model
 
+    def _choose_precision(self) -> str:
+        """bfloat16 where every worker's CPU has it in hardware and the backbone's batch-norm stays as it is."""
+        config = self.config
+        suits = config.spec.pretrained and fused.suits(self.model) and not config.gpu
+        if config.precision == "bfloat16" and not suits:
+            raise CommonError(f"--precision bfloat16 received, but {config.arch} as asked for is not trained in it")
+        able = self._all_gather(np.array([fused.has_bfloat16()], np.int64)).all()
+        wanted = config.precision == "bfloat16" or (config.precision == "auto" and able)
+        return "bfloat16" if suits and wanted else "float32"
+
     def train(self) -> dict[str, Any]:
         """Trains to the last epoch or until patience runs out, then writes the bundle with the best weights."""
         progress, best = self._restore()
@@ -129,66 +151,89 @@ class Replica:
         if self.rank == 0:
             self._emit("start", workers=self.world, nodes=nodes, epoch=progress.epoch, rejected=self._rejected())
         board = self._open_board(progress) if self.rank == 0 else None
-        while progress.epoch < self.config["epochs"] and not self._out_of_patience(progress):
+        config = self.config
+        while progress.epoch < config.epochs and not self._out_of_patience(progress):
             started = time.perf_counter()
             loss = self._epoch(progress.epoch)
             self._average_moving_statistics()
-            digests = self._require_equal_replicas()
-            figures = self._validate()
-            if not np.isfinite(figures["valid_log_loss"]):
-                raise CommonError(
-                    f"the validation log loss of epoch {progress.epoch + 1} is {figures['valid_log_loss']}"
-                )
+            with self._scoring_weights():
+                digests = self._require_equal_replicas()
+                figures = self._judge(self._valid_logits(["identity"]))
+                values = self._model_values()
+            if not np.isfinite(figures["log_loss"]):
+                raise CommonError(f"the validation log loss of epoch {progress.epoch + 1} is {figures['log_loss']}")
             progress.epoch += 1
             entry = {
                 "epoch": progress.epoch,
                 "loss": loss,
-                **figures,
+                "valid_log_loss": figures["log_loss"],
+                "valid_accuracy": figures["accuracy"],
                 "learning_rate": float(np.asarray(self.optimizer.learning_rate)),
                 "seconds": time.perf_counter() - started,
                 "variables_sha256": digests,
             }
             progress.history.append(entry)
-            if figures["valid_log_loss"] < progress.best_log_loss:
-                progress.best_log_loss, progress.best_epoch = figures["valid_log_loss"], progress.epoch
-                best = self._model_values()
+            if config.keep == "last" or figures["log_loss"] < progress.best_log_loss:
+                progress.best_log_loss, progress.best_epoch = figures["log_loss"], progress.epoch
+                best = values
             self._report(progress, best)
             if board is not None:
                 with contextlib.suppress(CatdogError):  # a curve is not worth a run
                     board.add(entry)
-                self._emit("epoch", best=progress.best_epoch == progress.epoch, **entry)
-        for variable, value in zip(self.model.variables, best, strict=True):
-            variable.assign(value)
+                kept = config.keep == "best" and progress.best_epoch == progress.epoch
+                self._emit("epoch", best=kept, **entry)
+        for model in (self.model, self.scorer):
+            _assign(model, best)
         digests = self._require_equal_replicas()
-        return self._save(progress, digests) if self.rank == 0 else {}
+        logits = self._valid_logits(config.views)
+        return self._save(progress, digests, logits) if self.rank == 0 else {}
 
     def _out_of_patience(self, progress: Progress) -> bool:
-        return progress.epoch - progress.best_epoch >= self.config["patience"]
+        return self.config.keep == "best" and progress.epoch - progress.best_epoch >= self.config.patience
+
+    @contextlib.contextmanager
+    def _scoring_weights(self) -> Iterator[None]:
+        """Puts the weights to be judged, averaged if they are to be, into the model that is; training's come back."""
+        own = self._model_values()
+        if self.config.ema:
+            self.optimizer.finalize_variable_values(self.model.trainable_variables)
+        if self.scorer is not self.model:
+            _assign(self.scorer, self._model_values())
+        yield
+        if self.config.ema:
+            _assign(self.model, own)
 
     # --- one epoch ---------------------------------------------------------------------------------------------
 
-    def _schedule(self) -> Any:
-        """Linear warm-up over the first twentieth of all steps, then cosine down to 0."""
-        import keras
+    def _batches(self, epoch: int) -> Iterator[list[np.ndarray]]:
+        """This worker's share of each global batch, gathered one step ahead.
 
-        total = self.steps * self.config["epochs"]
-        warm_up = max(1, total // 20)
-        return keras.optimizers.schedules.CosineDecay(
-            0.0, max(1, total - warm_up), warmup_target=self.config["learning_rate"], warmup_steps=warm_up
-        )
-
-    def _batches(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """This worker's share of each global batch: images, labels and transforms, gathered one step ahead."""
-        seed, size = self.config["seed"], self.config["image_size"]
+        Yields:
+            Images, labels, weights of their losses, augmentations, and each one's share in MixUp. With MixUp the
+            images to mix in, and all that goes with them, follow in the second half.
+        """
+        config, seed = self.config, self.config.seed
         rows = self.train_pixels.readable
         hashes, labels = self.job["hashes"]["train"], self.job["labels"]["train"].astype(np.float32)
-        order = rows[np.argsort(images.uniform(2 * seed + _ORDER_STREAM, epoch, hashes[rows], 1)[:, 0], kind="stable")]
-        random = images.uniform(2 * seed + _AUGMENT_STREAM, epoch, hashes, 5)
-        transforms = images.augmentation(random, size)
+        order = rows[np.argsort(augment.uniform(2 * seed + _ORDER_STREAM, epoch, hashes[rows], 1)[:, 0], kind="stable")]
+        random = augment.uniform(2 * seed + _AUGMENT_STREAM, epoch, hashes, augment.DRAWS)
+        changes = augment.draw(random, config.augmentation, self.size, config.train_size)
+        shares = np.ones(len(labels), np.float32)
+        if config.mixup:
+            from scipy import stats
 
-        def share(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            mine = order[step * self.batch_size : (step + 1) * self.batch_size][self.rank :: self.world]
-            return self.train_pixels.take(mine), labels[mine], transforms[mine]
+            drawn = augment.uniform(_MIXUP_STREAM + seed, epoch, hashes, 1)[:, 0]
+            shares = stats.beta.ppf(drawn, config.mixup, config.mixup).astype(np.float32)
+        weights = np.ones(len(labels), np.float32)
+        if config.balance:
+            weights = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean())).astype(np.float32)
+
+        def share(step: int) -> list[np.ndarray]:
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            mine = batch[self.rank :: self.world]
+            if config.mixup:
+                mine = np.concatenate([mine, np.roll(batch, 1)[self.rank :: self.world]])
+            return [self.train_pixels.take(mine), labels[mine], weights[mine], changes[mine], shares[mine]]
 
         with ThreadPoolExecutor(1) as ahead:
             following = ahead.submit(share, 0)
@@ -211,47 +256,67 @@ class Replica:
         if not np.isfinite(loss):
             raise CommonError(
                 f"training diverged: the loss of epoch {epoch + 1} is {loss}; use a --learning-rate below "
-                f"{self.config['learning_rate']}"
+                f"{self.config.learning_rate}"
             )
         return loss
 
-    def _step_in_replicas(self, batch: Any, labels: Any, transforms: Any) -> Any:
+    def _step_in_replicas(self, *batch: Any) -> Any:
         import tensorflow as tf
 
-        def step(batch: Any, labels: Any, transforms: Any) -> Any:
-            if self.config["augment"]:
-                batch = images.augment(batch, transforms)
+        config = self.config
+        unchanged = config.augmentation == augment.Augmentation() and config.train_size == self.size
+
+        def forward(pixels: Any) -> Any:
+            if self.precision == "bfloat16":
+                return fused.apply(self.model, pixels)
+            return models.forward(self.model, pixels) if config.spec.pretrained else self.model(pixels, training=True)
+
+        def step(pixels: Any, labels: Any, weights: Any, changes: Any, shares: Any) -> Any:
+            if not unchanged:
+                pixels = augment.apply(pixels, changes, config.augmentation, config.train_size)
+            if config.mixup:
+                pixels, labels, weights = augment.mix(shares, pixels, labels, weights)
+            labels = labels * (1 - config.label_smoothing) + config.label_smoothing / 2
             with tf.GradientTape() as tape:
-                logits = self.model(batch, training=True)[:, 0]
-                each = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
+                logits = forward(pixels)[:, 0]
+                each = weights * tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
                 # Gradients are summed over the workers, so each divides by the whole batch.
                 loss = tf.reduce_sum(each) / self.batch_size
             gradients = tape.gradient(loss, [variable.value for variable in self.model.trainable_variables])
             self.optimizer.apply(gradients, self.model.trainable_variables)
             return loss
 
-        return self.strategy.reduce("SUM", self.strategy.run(step, args=(batch, labels, transforms)), axis=None)
+        return self.strategy.reduce("SUM", self.strategy.run(step, args=batch), axis=None)
 
-    def _validate(self) -> dict[str, float]:
-        """Predicts every validation image once, over all workers; an unreadable one counts with the prior."""
+    def _valid_logits(self, views: list[str]) -> np.ndarray:
+        """Predicts every validation image, over all workers; an unreadable one gets the prior.
+
+        Returns:
+            float64, N: the mean over the views.
+        """
         pixels, labels = self.valid_pixels, self.job["labels"]["valid"]
         mine = pixels.readable[self.rank :: self.world]
         share = -(-len(pixels.readable) // self.world)
         size = min(self.batch_size, share)
-        logits = np.full(share, np.nan)
+        logits = np.zeros(share)
         for start in range(0, len(mine), size):
             rows = mine[start : start + size]
             # A batch of its own size would cost a trace of its own.
-            padded = np.pad(rows, (0, size - len(rows)), mode="edge")
-            logits[start : start + len(rows)] = self._predict(pixels.take(padded)).numpy()[: len(rows), 0]
+            batch = pixels.take(np.pad(rows, (0, size - len(rows)), mode="edge"))
+            seen = [self._predict(images.show(batch, view)).numpy()[: len(rows), 0] for view in views]
+            logits[start : start + len(rows)] = np.mean(seen, axis=0)
         every = self._all_gather(logits)
         all_logits = np.full(len(labels), np.log(self.job["prior"] / (1 - self.job["prior"])))
         for rank in range(self.world):
             rows = pixels.readable[rank :: self.world]
             all_logits[rows] = every[rank, : len(rows)]
+        return all_logits
+
+    def _judge(self, logits: np.ndarray) -> dict[str, float]:
+        labels = self.job["labels"]["valid"]
         return {
-            "valid_log_loss": float(metrics.losses_from_logits(labels, all_logits).mean()),
-            "valid_accuracy": float(((all_logits > 0) == (labels == 1)).mean()),
+            "log_loss": float(metrics.losses_from_logits(labels, logits).mean()),
+            "accuracy": float(((logits > 0) == (labels == 1)).mean()),
         }
 
     # --- keeping replicas equal ----------------------------------------------------------------------------------
@@ -274,7 +339,7 @@ class Replica:
     def _average_moving_statistics(self) -> None:
         """Batch-norm's statistics are the one thing the strategy does not keep equal: each worker saw other images."""
         moving = [v for v in self.model.non_trainable_variables if str(v.dtype).startswith("float")]
-        if not moving:
+        if not moving or self.config.spec.pretrained:  # whose batch-norm stays in inference mode
             return
         flat = np.concatenate([np.asarray(variable).ravel() for variable in moving])
         mean = self._all_gather(flat).mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -331,29 +396,36 @@ class Replica:
             (Path(folder) / "progress.json").write_text(json.dumps(vars(progress)))
             ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    def _save(self, progress: Progress, digests: list[str]) -> dict[str, Any]:
-        kept = progress.history[progress.best_epoch - 1]
-        validation = {
-            "epoch": progress.best_epoch,
-            "n": len(self.job["labels"]["valid"]),
-            "log_loss": kept["valid_log_loss"],
-            "accuracy": kept["valid_accuracy"],
-        }
+    def _save(self, progress: Progress, digests: list[str], logits: np.ndarray) -> dict[str, Any]:
+        config, labels = self.config, self.job["labels"]["valid"]
+        validation = {"epoch": progress.best_epoch, "n": len(labels), **self._judge(logits)}
+        temperature, clip = 1.0, bundle.DEFAULT_CLIP
+        if config.calibrate:
+            temperature, clip = calibration.fit(labels, logits)
+            halves = calibration.halves(self.job["keys"]["valid"])
+            probabilities = calibration.cross_fitted(labels, logits, halves)
+            validation["log_loss_calibrated"] = float(metrics.losses(labels, probabilities).mean())
         uri = storage.join(self.job["run"], "model")
         bundle.save(
             uri,
-            [self.model],
-            architecture=self.config["arch"],
-            image_size=self.config["image_size"],
+            [self.scorer],
+            architecture=config.arch,
+            image_size=self.size,
             class_names=self.job["class_names"],
-            views=["identity"],
-            temperature=1.0,
-            clip=bundle.DEFAULT_CLIP,
+            views=config.views,
+            calibration="validation" if config.calibrate else "none",
+            temperature=temperature,
+            clip=clip,
             prior=self.job["prior"],
             validation=validation,
             catalog_fingerprint=self.job["catalog_fingerprint"],
-            seed=self.config["seed"],
-            training={"options": self.config, "history": progress.history, "variables_sha256": digests},
+            seed=config.seed,
+            training={
+                "options": config.model_dump(mode="json"),
+                "precision": self.precision,
+                "history": progress.history,
+                "variables_sha256": digests,
+            },
         )
         return {"bundle": uri, "validation": validation, "epochs": progress.epoch, "workers": self.world}
 
@@ -372,36 +444,11 @@ class Replica:
         return Board(storage.join(self.job["run"], "tensorboard"), progress.epoch)
 
 
+def _assign(model: Any, values: list[np.ndarray]) -> None:
+    for variable, value in zip(model.variables, values, strict=True):
+        variable.assign(value)
+
+
 def _save_arrays(path: Path, values: list[np.ndarray]) -> None:
     named: dict[str, Any] = {f"v{at}": value for at, value in enumerate(values)}
     np.savez(path, **named)
-
-
-class Board:
-    """TensorBoard's scalars of one run; for a bucket they are written here and copied after each epoch."""
-
-    def __init__(self, uri: str, epoch: int) -> None:
-        # tensorboardX comes with ray[train]; TensorFlow's own writer would want all of TensorBoard installed.
-        from tensorboardX import SummaryWriter
-
-        self._uri = uri
-        self._copy = None if storage.is_local(uri) else tempfile.TemporaryDirectory()
-        self._folder = uri if self._copy is None else self._copy.name
-        # A resumed run goes on in a file of its own, which TensorBoard shows as one curve.
-        self._writer = SummaryWriter(self._folder, filename_suffix=f".from-epoch-{epoch}")
-
-    def add(self, entry: dict[str, Any]) -> None:
-        """Adds one epoch."""
-        names = {
-            "loss": "loss/train",
-            "valid_log_loss": "loss/valid",
-            "valid_accuracy": "accuracy/valid",
-            "learning_rate": "learning_rate",
-            "seconds": "seconds_per_epoch",
-        }
-        for key, name in names.items():
-            self._writer.add_scalar(name, entry[key], entry["epoch"])
-        self._writer.flush()
-        if self._copy is not None:
-            for path in Path(self._folder).iterdir():
-                storage.write_bytes(storage.join(self._uri, path.name), path.read_bytes())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from catdog import bundle, metrics
+from catdog import bundle, calibration, metrics
 from catdog.bundle import BundleInfo
 from catdog.catalog import Catalog
 
@@ -19,6 +19,8 @@ _LABELS = {
     "roc_auc": "ROC AUC",
     "brier_score": "Brier score",
     "unreadable": "unreadable",
+    "calibration": "calibration",
+    "temperature": "temperature",
     "clip": "clip",
 }
 
@@ -38,7 +40,7 @@ def build(
         Validation's figures at the top, flat, and a labelled test split's, alike, under "test"; an unreadable image
         counts with what it would get in a submission.
     """
-    sections = {split: _section(table, counts[split], info, data) for split, table in tables.items()}
+    sections = {split: _section(split, table, counts[split], info, data) for split, table in tables.items()}
     content: dict[str, Any] = sections.pop("valid", {})
     return content | sections
 
@@ -57,7 +59,7 @@ def rows(section: dict[str, Any]) -> list[tuple[str, str]]:
     lines = []
     for key, label in _LABELS.items():
         value = section[key]
-        text = f"{value:.4f}" if isinstance(value, float) and key != "clip" else str(value)
+        text = f"{value:.3g}" if key == "clip" else f"{value:.4f}" if isinstance(value, float) else str(value)
         if key == "log_loss":
             text += f"  (95 % interval {section['log_loss_low']:.4f} to {section['log_loss_high']:.4f})"
         lines.append((label, text))
@@ -67,12 +69,18 @@ def rows(section: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _section(table: pa.Table, counts: dict[str, int], info: BundleInfo, data: Catalog) -> dict[str, Any]:
+def _section(split: str, table: pa.Table, counts: dict[str, int], info: BundleInfo, data: Catalog) -> dict[str, Any]:
     labels = table["label"].to_numpy()
     prior_logit = np.log(info.prior / (1 - info.prior))
     logits = table["logit"].fill_null(float(prior_logit)).to_numpy()
+    probabilities = table["probability"].to_numpy()
+    cross_fit = split == "valid" and info.calibration == "validation"
+    if cross_fit:
+        # Temperature and clip were fitted on these very photos: judged here is what each half does for the other.
+        probabilities = calibration.cross_fitted(labels, logits, calibration.halves(table["key"].to_pylist()))
     return {
-        **metrics.summarise(labels, table["probability"].to_numpy()),
+        **metrics.summarise(labels, probabilities),
+        "calibration": "cross-fitted on halves" if cross_fit else info.calibration,
         # Before temperature and clip: what the training loop reports too, so that the two can be compared.
         "log_loss_plain": float(metrics.losses_from_logits(labels, logits).mean()),
         "unreadable": counts["unreadable"],

@@ -23,7 +23,7 @@ import pydantic
 import ray
 import ray.data
 
-from catdog import bundle, catalog, cluster, images, report, storage, submission
+from catdog import bundle, catalog, cluster, images, metrics, report, storage, submission
 from catdog.bundle import BundleInfo, ModelBundle, TensorFlowEngine
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
@@ -49,7 +49,7 @@ class ScoreConfig(pydantic.BaseModel):
     """The options of `catdog score`.
 
     Attributes:
-        model: URI of a run or of a bundle.
+        model: URIs of runs or of bundles; the logits of several are averaged.
         data: URI of a prepared data set.
         split: which splits; "all" is validation and, where there is one, test.
         out: URI of the CSV; its sidecars take its stem.
@@ -62,7 +62,9 @@ class ScoreConfig(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
-    model: str
+    model: Annotated[
+        list[str], pydantic.BeforeValidator(lambda m: [m] if isinstance(m, str) else m), pydantic.Field(min_length=1)
+    ]
     data: str
     split: Literal["test", "valid", "all"] = "all"
     out: str = "submissions/results.csv"
@@ -122,7 +124,8 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
     out = storage.absolute_output(config.out, "--out")
     if not storage.name(out).endswith(".csv") or storage.kind(out) == "folder":
         raise UsageError(f"--out received {config.out!r}, expected the name of a .csv file")
-    uri, info = bundle.read_info(config.model)
+    found = [bundle.read_info(model) for model in config.model]
+    uris, info = [uri for uri, _ in found], bundle.merge([info for _, info in found])
     # Better to know now than after an hour of scoring that nothing can be written there.
     probe = storage.join(submission.sidecar(out, "parts"), "writable")
     storage.write_text(probe, "")
@@ -136,7 +139,7 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
     missing = [part for part in parts if not _is_complete(part)]
     seconds = {"start": time.perf_counter() - started}
     if missing:
-        _score_parts(missing, len(parts), uri, config, on_event, seconds)
+        _score_parts(missing, len(parts), uris, config, on_event, seconds)
 
     merging = time.perf_counter()
     for split in _SCORED_SPLITS["all"]:
@@ -158,7 +161,7 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
         submission.write(out, tables["test"])
     seconds["merge"] = time.perf_counter() - merging
     meta = {
-        "model": uri,
+        "model": uris,
         "bundle_fingerprint": bundle.fingerprint(info),
         "architecture": info.architecture,
         "data": data.root,
@@ -231,7 +234,7 @@ def _read(uri: str) -> pa.Table:
 def _score_parts(
     missing: list[Part],
     total: int,
-    uri: str,
+    uris: list[str],
     config: ScoreConfig,
     on_event: EventHandler,
     seconds: dict[str, float],
@@ -249,7 +252,7 @@ def _score_parts(
         done = ray.data.from_arrow(blocks).map_batches(
             PartScorer,
             fn_constructor_kwargs={
-                "model": uri,
+                "models": uris,
                 "batch_size": config.batch_size,
                 "threads": plan.cpus_per_actor,
             },
@@ -272,11 +275,13 @@ def _score_parts(
 
 
 class PartScorer:
-    """An actor that loads the model once and then turns ranges of the catalog into parts."""
+    """An actor that loads the models once and then turns ranges of the catalog into parts."""
 
-    def __init__(self, model: str, batch_size: int, threads: int) -> None:
+    def __init__(self, models: list[str], batch_size: int, threads: int) -> None:
         cluster.limit_threads(threads)
-        self._bundle = ModelBundle.load(model)
+        self._bundles = [ModelBundle.load(model) for model in models]
+        self._info = bundle.merge([loaded.info for loaded in self._bundles])
+        self._sizes = sorted({loaded.info.image_size for loaded in self._bundles})
         self._batch_size = batch_size
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -289,25 +294,27 @@ class PartScorer:
             One row about it: node, images, seconds.
         """
         started = time.perf_counter()
-        info = self._bundle.info
         logits: list[np.ndarray] = []
         verdicts: list[tuple[str, str]] = []
         for batch in self._batches(block["uri"].to_pylist()):
-            pixels = np.zeros((self._batch_size, info.image_size, info.image_size, 3), np.uint8)
-            for at, decoded in enumerate(batch):
-                pixels[at] = decoded.pixels
-            logits.append(self._bundle.logits(pixels)[: len(batch)])
-            verdicts += [(decoded.status, decoded.detail) for decoded in batch]
+            pixels = {size: np.zeros((self._batch_size, size, size, 3), np.uint8) for size in self._sizes}
+            for size, decoded in batch.items():
+                for at, image in enumerate(decoded):
+                    pixels[size][at] = image.pixels
+            first = batch[self._sizes[0]]
+            each = [loaded.logits(pixels[loaded.info.image_size]) for loaded in self._bundles]
+            logits.append(np.mean(each, axis=0)[: len(first)])
+            verdicts += [(image.status, image.detail) for image in first]
         unreadable = np.array([status == "unreadable" for status, _ in verdicts])
         plain = np.concatenate(logits)
-        probability = np.where(unreadable, info.prior, self._bundle.probabilities(plain))
+        calibrated = metrics.calibrated(plain, self._info.temperature, self._info.clip)
         part = pa.Table.from_pydict(
             {
                 "key": block["key"],
                 "id": block["id"],
                 "label": block["label"],
                 "logit": pa.array(plain, pa.float32(), mask=unreadable),
-                "probability": probability,
+                "probability": np.where(unreadable, self._info.prior, calibrated),
                 "status": [status for status, _ in verdicts],
                 "detail": [detail for _, detail in verdicts],
             },
@@ -320,13 +327,16 @@ class PartScorer:
         seconds = time.perf_counter() - started
         return pa.table({"node": [node], "images": [block.num_rows], "seconds": [seconds]})
 
-    def _batches(self, uris: list[str]) -> Iterator[list[images.Decoded]]:
-        """Decodes one batch ahead of the model, in a thread, so that waiting for files costs nothing."""
-        size = self._bundle.info.image_size
+    def _batches(self, uris: list[str]) -> Iterator[dict[int, list[images.Decoded]]]:
+        """Decodes one batch ahead of the model, in a thread, so that waiting for files costs nothing.
+
+        Yields:
+            The images of a batch, by the size they were decoded to.
+        """
         groups = [uris[start : start + self._batch_size] for start in range(0, len(uris), self._batch_size)]
 
-        def decode(group: list[str]) -> list[images.Decoded]:
-            return [images.read(uri, size) for uri in group]
+        def decode(group: list[str]) -> dict[int, list[images.Decoded]]:
+            return {size: [images.read(uri, size) for uri in group] for size in self._sizes}
 
         with ThreadPoolExecutor(1) as ahead:
             following = ahead.submit(decode, groups[0])

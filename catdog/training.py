@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import pydantic
 import ray
 import ray.data
 import ray.train
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from catdog import bundle, catalog, cluster, images, ingest, models, replica, storage
+from catdog import augment, bundle, catalog, cluster, features, ingest, models, replica, storage
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
+from catdog.recipes import TrainConfig
 
 CONFIG_NAME = "config.json"
 _MAX_RESTARTS = 3
@@ -30,116 +33,9 @@ _MAX_RESTARTS = 3
 # batch-norm's share of the batch.
 _SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
 # What may differ when a run is resumed. The data set is compared by its fingerprint, wherever it lies.
-_PLACE_FIELDS = frozenset({"data", "runs", "resume", "overwrite", "address", "debug"}) | _SHAPE_FIELDS
+_PLACE_FIELDS = frozenset({"data", "runs", "features", "resume", "overwrite", "address", "debug"}) | _SHAPE_FIELDS
 
 EventHandler = Callable[[dict[str, Any]], None]
-
-
-class TrainConfig(pydantic.BaseModel):
-    """The options of `catdog train`; None means "decide for me", and `resolve` does.
-
-    Attributes:
-        data: URI of a prepared data set.
-        arch: name in the registry.
-        alpha: width multiplier of mobilenet.
-        weights: "imagenet", "none" or the URI of a Keras weights file without the top.
-        image_size: S, in pixels.
-        freeze: keep the backbone's weights as they are.
-        epochs: at most this many.
-        batch_size: the global batch, in images, over all workers.
-        learning_rate: the peak rate.
-        patience: stop after this many epochs without a better validation log loss.
-        seed: of initial weights, order and augmentation.
-        augment: mirror, shift, rotate and zoom the training images.
-        workers: Ray Train workers.
-        cpus_per_worker: CPUs of each.
-        gpu: a GPU for each.
-        name: of the run.
-        runs: URI of the folder of runs.
-        resume: continue the run of this name.
-        overwrite: delete the run of this name first.
-        address: of the Ray cluster.
-        debug: show Ray's log and tracebacks.
-    """
-
-    model_config = pydantic.ConfigDict(extra="forbid")
-
-    data: str
-    arch: str | None = None
-    alpha: Annotated[float, pydantic.Field(gt=0)] = 1.0
-    weights: str | None = None
-    image_size: Annotated[int, pydantic.Field(ge=16, le=2048)] | None = None
-    freeze: bool | None = None
-    epochs: Annotated[int, pydantic.Field(ge=1)] = 10
-    batch_size: Annotated[int, pydantic.Field(ge=1)] = 64
-    learning_rate: Annotated[float, pydantic.Field(gt=0)] | None = None
-    patience: Annotated[int, pydantic.Field(ge=1)] = 5
-    seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
-    augment: bool = True
-    workers: Annotated[int, pydantic.Field(ge=1)] | None = None
-    cpus_per_worker: Annotated[int, pydantic.Field(ge=1)] | None = None
-    gpu: bool | None = None
-    name: str | None = None
-    runs: str = "runs"
-    resume: bool = False
-    overwrite: bool = False
-    address: str | None = None
-    debug: bool = False
-
-    def resolve(self) -> TrainConfig:
-        """Fills in what was left open, and checks what was given against the registry.
-
-        Returns:
-            A config whose every field but the cluster's is decided.
-
-        Raises:
-            UsageError: options that contradict each other.
-        """
-        if self.arch is None and self.weights not in (None, "none"):
-            candidates = ", ".join(arch.name for arch in models.ARCHITECTURES.values() if arch.has_backbone)
-            raise UsageError(f"--weights received without --arch; say which one they are for: {candidates}")
-        arch = models.find(self.arch or models.DEFAULT_ARCHITECTURE)
-        weights = self.weights or ("imagenet" if arch.has_backbone else "none")
-        pretrained = weights != "none"
-        if not arch.has_backbone and (pretrained or self.freeze):
-            option = f"--weights {weights}" if pretrained else "--freeze"
-            raise UsageError(f"{option} received, but {arch.name} has no backbone; it trains from scratch")
-        if self.alpha != 1.0 and arch.name != "mobilenet":
-            raise UsageError(f"--alpha {self.alpha} received, but only mobilenet has a width multiplier")
-        if weights == "imagenet" and arch.name == "mobilenet" and self.alpha not in models.MOBILENET_ALPHAS:
-            raise UsageError(
-                f"--alpha received {self.alpha}; ImageNet weights exist for "
-                f"{', '.join(map(str, models.MOBILENET_ALPHAS))}"
-            )
-        if pretrained and weights != "imagenet":
-            weights = storage.absolute(weights)
-            if storage.kind(weights) != "file":
-                raise UsageError(f"--weights received {weights!r}, expected imagenet, none or an existing weights file")
-        if self.resume and self.overwrite:
-            raise UsageError("--resume and --overwrite received together; give one of them")
-        freeze = pretrained if self.freeze is None else self.freeze
-        fine_tuning = pretrained and not freeze
-        rate = arch.fine_tuning_rate if fine_tuning else arch.learning_rate
-        name = self.name or f"{arch.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-        if "/" in name or name in ("", ".", ".."):
-            raise UsageError(f"--name received {name!r}, expected a plain folder name")
-        return self.model_copy(
-            update={
-                "data": storage.absolute(self.data),
-                "arch": arch.name,
-                "weights": weights,
-                "image_size": self.image_size or arch.image_size,
-                "freeze": freeze,
-                "learning_rate": self.learning_rate or rate,
-                "name": name,
-                "runs": storage.absolute_output(self.runs, "--runs"),
-            }
-        )
-
-    @property
-    def run(self) -> str:
-        """URI of the run's folder."""
-        return storage.join(self.runs, self.name or "")
 
 
 @dataclass(frozen=True)
@@ -188,20 +84,27 @@ def train(config: TrainConfig, on_event: EventHandler | None = None) -> TrainRes
         # Only now, when nothing more can be refused, is an old run deleted or a name taken.
         _open_run(config, data)
         on_event({"kind": "decode", "images": sum(table.num_rows for table in rows.values()), "run": config.run})
-        # Kept until the end: the blocks live as long as somebody holds the data set.
-        decoded = {split: ingest.decode(table, config.image_size or 0) for split, table in rows.items()}
         labels = {split: table["label"].to_numpy().astype(np.int64) for split, table in rows.items()}
         keys = {split: table["key"].to_pylist() for split, table in rows.items()}
+        head = None
+        if config.head_first:
+            views = ["identity"] if config.epochs else ["identity", "mirror"]
+            folder = features.cache(config.features or "", data, config.spec, weights, config.seed)
+            features.compute(rows["train"], config.spec, weights, config.seed, views, folder, on_event)
+            head = features.fit_head(folder, rows["train"], config.spec, config.seed, views)
+        # Kept until the end: the blocks live as long as somebody holds the data set.
+        decoded = {split: ingest.decode(table, config.image_size or 0) for split, table in rows.items()}
         with _listening(on_event) as events:
             outcome = _fit(
                 config,
                 {
-                    "config": config.model_dump(),
+                    "config": config,
                     "refs": {split: dataset.to_arrow_refs() for split, dataset in decoded.items()},
                     "labels": labels,
                     "keys": keys,
-                    "hashes": {split: images.key_hash(names) for split, names in keys.items()},
+                    "hashes": {split: augment.key_hash(names) for split, names in keys.items()},
                     "weights": weights,
+                    "head": head,
                     "prior": float(np.clip(labels["train"].mean(), 0.01, 0.99)),
                     "class_names": data.class_names,
                     "catalog_fingerprint": data.fingerprint,
@@ -229,7 +132,8 @@ def stored_config(runs: str, name: str) -> dict[str, Any]:
 
 def _computed(config: TrainConfig) -> dict[str, Any]:
     """The options that decide what a run computes; the same run has the same ones, wherever it goes on."""
-    return {name: value for name, value in config.model_dump().items() if name not in _PLACE_FIELDS}
+    # As it is read back from JSON, where a tuple is a list.
+    return {name: value for name, value in config.model_dump(mode="json").items() if name not in _PLACE_FIELDS}
 
 
 def _open_run(config: TrainConfig, data: Catalog) -> None:
@@ -293,8 +197,7 @@ def _weights(config: TrainConfig) -> ray.ObjectRef | None:
     if config.weights == "none":
         return None
     if config.weights == "imagenet":
-        spec = models.Spec(config.arch or "", config.image_size or 0, config.alpha)
-        reference = ray.remote(_download).remote(spec)
+        reference = ray.remote(_download).remote(config.spec)
         error = ray.get(reference)[1]
         if error:
             raise CatdogError(error)
@@ -313,14 +216,42 @@ def _download(spec: models.Spec) -> tuple[bytes, str]:
         return b"", str(error)
 
 
-def _fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
-    with cluster.quiet_stderr(not config.debug):
-        from ray.train.tensorflow import TensorflowTrainer
+class _TensorFlowBackend(Backend):
+    """Tells each worker where the others are, which is all that TensorFlow's strategy wants to know.
 
+    Ray's own backend does so too, but importing it imports TensorFlow, here and in the controller: 10 s of CPU.
+    """
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002
+        addresses = worker_group.execute(_free_address)
+        ray.get(
+            [worker_group.execute_single_async(rank, _set_tf_config, addresses, rank) for rank in range(len(addresses))]
+        )
+
+
+class _TensorFlowConfig(BackendConfig):
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _TensorFlowBackend
+
+
+def _free_address() -> str:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return f"{ray.util.get_node_ip_address()}:{listener.getsockname()[1]}"
+
+
+def _set_tf_config(addresses: list[str], rank: int) -> None:
+    task = {"type": "worker", "index": rank}
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
+
+
+def _fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
     resources = {"CPU": config.cpus_per_worker or 1} | ({"GPU": 1} if config.gpu else {})
-    trainer = TensorflowTrainer(
+    trainer = DataParallelTrainer(
         replica.run,
         train_loop_config=job,
+        backend_config=_TensorFlowConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.workers,
             use_gpu=bool(config.gpu),

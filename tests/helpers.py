@@ -81,6 +81,7 @@ def save_untrained(uri: str, data: Catalog, size: int = 32, members: int = 1, **
         "image_size": size,
         "class_names": data.class_names,
         "views": ["identity"],
+        "calibration": "none",
         "temperature": 1.0,
         "clip": bundle.DEFAULT_CLIP,
         "prior": 0.5,

@@ -54,7 +54,7 @@ def test_members_and_views_are_averaged_in_logit_space(tmp_path: Path, drawn: Ca
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(schema_version=99), "schema version 99, expected 1"),
+        (lambda c: c.update(schema_version=99), "schema version 99, expected 2"),
         (lambda c: c.pop("temperature"), "temperature: Field required"),
         (lambda c: c.update(clip=0.7), "clip: Input should be less than 0.5"),
         (lambda c: c.update(surprise=1), "surprise: Extra inputs"),

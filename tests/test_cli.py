@@ -62,7 +62,7 @@ def test_python_m_catdog_is_the_command_and_imports_nothing_heavy() -> None:
         ("train --data DATA --freeze", "--freeze received, but small_resnet has no backbone"),
         ("train --data DATA --arch vgg16 --alpha 0.5", "only mobilenet has a width multiplier"),
         ("train --data DATA --arch mobilenet --alpha 0.3", "--alpha received 0.3; ImageNet weights exist for 0.25"),
-        ("train --data DATA --epochs 0", "--epochs received 0: .* greater than or equal to 1"),
+        ("train --data DATA --epochs 0", "--epochs received 0, expected at least 1"),
         ("train --data DATA --epochs ten", "'--epochs': .* valid integer"),
         ("train --data DATA --name a/b", "--name received 'a/b', expected a plain folder name"),
         ("train --data DATA --resume", "--resume received without --name"),

@@ -1,4 +1,4 @@
-"""One decoder for all: what it makes of every kind of file, and that order and augmentation are pure functions."""
+"""One decoder for all: what it makes of every kind of file, and how a view shows it."""
 
 from __future__ import annotations
 
@@ -162,31 +162,13 @@ def test_real_photos_at_original_size_agree_with_pillow(photos: Path) -> None:
             assert np.abs(decoded.pixels - reference(photo, size)).mean() < 0.6
 
 
-def test_random_numbers_depend_on_seed_epoch_and_key_alone() -> None:
-    hashes = images.key_hash([f"train/cat.{n}.jpg" for n in range(4000)])
-    first = images.uniform(3, 5, hashes, 5)
-    order = np.random.default_rng(0).permutation(4000)
-    assert (images.uniform(3, 5, hashes[order], 5) == first[order]).all()
-    for other in (images.uniform(4, 5, hashes, 5), images.uniform(3, 6, hashes, 5)):
-        assert abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 0.03
-    assert abs(first.mean() - 0.5) < 0.01
-    assert np.abs(np.corrcoef(first.T) - np.eye(5)).max() < 0.06
-    assert len(np.unique(hashes)) == 4000
-
-
-def test_augmentation_without_amplitude_is_the_identity_or_the_mirror() -> None:
-    pixels = np.stack([np.asarray(smooth(48, 48)), np.asarray(smooth(48, 48))])
-    random = np.array([[0.9, 0.3, 0.7, 0.1, 0.8], [0.1, 0.3, 0.7, 0.1, 0.8]])
-    transforms = images.augmentation(random, 48, shift=0, rotation=0, zoom=0)
-    augmented = images.augment(pixels, transforms).numpy()
-    assert (augmented[0] == pixels[0]).all()
-    assert (augmented[1] == pixels[1][:, ::-1]).all()
-
-
-def test_augmentation_stays_small() -> None:
-    pixels = np.repeat(np.asarray(smooth(64, 64))[None], 64, axis=0)
-    random = np.random.default_rng(0).random((64, 5))
-    augmented = images.augment(pixels, images.augmentation(random, 64)).numpy()
-    assert augmented.dtype == np.uint8
-    facing = np.where((random[:, 0] < 0.5)[:, None, None, None], augmented[:, :, ::-1], augmented)
-    assert 3 < np.abs(facing.astype(float) - pixels).mean() < 40
+def test_views_are_the_image_its_mirror_and_the_middle_of_it() -> None:
+    batch = np.stack([np.asarray(smooth(50, 50))] * 2)
+    assert (images.show(batch, "identity") == batch).all()
+    assert (images.show(batch, "mirror") == batch[:, :, ::-1]).all()
+    # The middle 80 % of 50 pixels are the 40 from 5 to 44; Pillow enlarges them likewise.
+    middle = Image.fromarray(batch[0, 5:45, 5:45]).resize((50, 50), Image.Resampling.BILINEAR)
+    inside = (slice(1, -1), slice(1, -1))  # at the rim Pillow has nothing to look at beyond its 40 pixels
+    shown = images.show(batch, "crop-80")[0].astype(float)
+    assert np.abs(shown - np.asarray(middle))[inside].max() <= 2
+    assert (images.show(batch, "crop-80-mirror")[1] == images.show(batch, "crop-80")[0][:, ::-1]).all()

@@ -38,16 +38,57 @@ def test_vgg16_has_the_workshops_parameters_and_trains_its_head_only() -> None:
     assert trainable(model) == 2_097_665
 
 
+def test_vgg16_top_trains_one_layer_of_the_whole_vgg16(tmp_path: Path) -> None:
+    # The parameters of Keras's VGG16 with its top, less its 1,000 outputs, and a logit for them.
+    keras.utils.set_random_seed(5)
+    whole = keras.applications.VGG16(weights=None)
+    path = tmp_path / "vgg16.weights.h5"
+    whole.save_weights(path)
+    model = models.build(Spec("vgg16_top", 224, freeze=True, pretrained=True), path.read_bytes())
+    assert model.count_params() == whole.count_params() - 4097 * 1000 + 4097
+    assert trainable(model) == 4097
+    assert sum(isinstance(layer, keras.layers.Dropout) for layer in model.get_layer("backbone").layers) == 2
+    assert np.array_equal(model.get_layer("backbone").get_layer("fc2").kernel, whole.get_layer("fc2").kernel)
+
+
+def test_gray_cnn_is_the_grids() -> None:
+    model = models.build(Spec("gray_cnn", 64, conv_layers=2, units=32, dense_layers=1))
+    kinds = [type(layer).__name__ for layer in model.layers if layer.count_params()]
+    assert kinds == ["Conv2D", "Conv2D", "Dense", "Dense"]
+    # Grey in: the first convolution has one channel. 14·14·32 pixels reach the dense layer.
+    assert model.count_params() == (9 * 32 + 32) + (9 * 32 * 32 + 32) + (14 * 14 * 32 * 32 + 32) + 33
+
+
+def test_only_the_upper_layers_are_trained() -> None:
+    model = models.build(Spec("mobilenet", 64, 0.25, pretrained=True, trainable_from="conv_dw_13"))
+    paths = {variable.path.split("/")[-2] for variable in model.trainable_variables}
+    assert paths == {"conv_dw_13", "conv_dw_13_bn", "conv_pw_13", "conv_pw_13_bn", "logit"}
+    with pytest.raises(CatdogError, match="trainable_from received 'block99', expected a layer of mobilenet"):
+        models.build(Spec("mobilenet", 64, 0.25, trainable_from="block99"))
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "vgg16", "densenet121"])
+def test_training_leaves_a_pretrained_backbones_batch_norm_alone(name: str) -> None:
+    model = models.build(Spec(name, 64, pretrained=True, dropout=0.0))
+    batch = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    before = [np.asarray(variable).copy() for variable in model.variables]
+    assert np.asarray(models.forward(model, batch)) == pytest.approx(np.asarray(model(batch, training=False)), abs=1e-5)
+    for variable, value in zip(model.variables, before, strict=True):
+        assert np.array_equal(np.asarray(variable), value)
+
+
 def test_every_model_takes_uint8_gives_one_logit_and_loads_without_catdog(tmp_path: Path) -> None:
-    batch = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    batch = np.random.default_rng(0).integers(0, 256, (2, 72, 72, 3), dtype=np.uint8)
     np.save(tmp_path / "batch.npy", batch)
     expected = {}
     for name in models.ARCHITECTURES:
-        model = models.build(Spec(name, 64, alpha=0.25 if name == "mobilenet" else 1.0))
-        expected[name] = model.predict(batch, verbose=0)
-        assert model.input_shape == (None, 64, 64, 3)
+        if name == "vgg16_top":  # half a gigabyte, of layers that vgg16 has too
+            continue
+        model = models.build(Spec(name, 72, alpha=0.25 if name == "mobilenet" else 1.0))
+        expected[name] = np.asarray(model(batch, training=False))
+        assert model.input_shape == (None, 72, 72, 3)
         assert model.inputs[0].dtype == "uint8"
-        assert expected[name].shape == (3, 1)
+        assert expected[name].shape == (2, 1)
         model.save(tmp_path / f"{name}.keras")
     script = (
         "import sys, pathlib, numpy as np, keras\n"
@@ -55,18 +96,25 @@ def test_every_model_takes_uint8_gives_one_logit_and_loads_without_catdog(tmp_pa
         "batch = np.load('batch.npy')\n"
         "for path in pathlib.Path('.').glob('*.keras'):\n"
         "    model = keras.saving.load_model(path, safe_mode=True)\n"
-        "    np.save(path.stem, model.predict(batch, verbose=0))\n"
+        "    np.save(path.stem, np.asarray(model(batch, training=False)))\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=240, cwd=tmp_path)
     for name, logits in expected.items():
         assert np.load(tmp_path / f"{name}.npy") == pytest.approx(logits, abs=1e-5)
 
 
-@pytest.mark.parametrize(("name", "module"), [("mobilenet", "mobilenet"), ("vgg16", "vgg16")])
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("mobilenet", "mobilenet"), ("vgg16", "vgg16"), ("mobilenetv2", "mobilenet_v2"), ("xception", "xception"),
+        ("resnet50v2", "resnet_v2"), ("densenet121", "densenet"), ("efficientnetv2b0", "efficientnet_v2"),
+        ("mobilenetv3small", "mobilenet_v3"), ("convnexttiny", "convnext"),
+    ],
+)  # fmt: skip
 def test_preprocessing_is_keras_own(name: str, module: str) -> None:
-    model = models.build(Spec(name, 64))
+    model = models.build(Spec(name, 72))
     backbone = model.get_layer("backbone")
-    batch = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    batch = np.random.default_rng(0).integers(0, 256, (2, 72, 72, 3), dtype=np.uint8)
     before = keras.Model(model.inputs, backbone._inbound_nodes[-1].input_tensors[0])
     expected = getattr(keras.applications, module).preprocess_input(batch.astype(np.float32))
     assert np.asarray(before(batch)) == pytest.approx(expected, abs=1e-4)

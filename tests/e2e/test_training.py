@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers import bundle_json, wait_for_checkpoint, weights
 
-from catdog import images, models, synthetic, training
+from catdog import augment, images, models, synthetic, training
 from catdog.catalog import Catalog
 from catdog.training import TrainConfig
 
@@ -25,18 +25,18 @@ def by_plain_keras(data: Catalog) -> list[np.ndarray]:
     rows = data.split("train")
     pixels = np.stack([images.read(uri, SIZE).pixels for uri in rows["uri"].to_pylist()])
     labels = rows["label"].to_numpy().astype(np.float32)
-    hashes = images.key_hash(rows["key"].to_pylist())
+    hashes = augment.key_hash(rows["key"].to_pylist())
     steps = len(labels) // BATCH
     keras.utils.set_random_seed(0)
     model = models.build(models.Spec("workshop_cnn", SIZE))
     total = steps * EPOCHS
     warm_up = max(1, total // 20)
     schedule = keras.optimizers.schedules.CosineDecay(0.0, total - warm_up, warmup_target=RATE, warmup_steps=warm_up)
-    model.compile(
-        keras.optimizers.AdamW(schedule, weight_decay=1e-4), keras.losses.BinaryCrossentropy(from_logits=True)
-    )
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-4)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    model.compile(optimizer, keras.losses.BinaryCrossentropy(from_logits=True))
     for epoch in range(EPOCHS):
-        order = np.argsort(images.uniform(0, epoch, hashes, 1)[:, 0], kind="stable")
+        order = np.argsort(augment.uniform(0, epoch, hashes, 1)[:, 0], kind="stable")
         for step in range(steps):
             batch = order[step * BATCH : (step + 1) * BATCH]
             model.train_on_batch(pixels[batch], labels[batch, None])

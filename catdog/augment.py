@@ -1,0 +1,201 @@
+"""Augmentation: how each training image is changed in each epoch, drawn from its key, applied in TensorFlow's graph.
+
+Every geometric change of an image is one projective transform from output to input pixels, so that an image is
+resampled once however many changes there are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import pydantic
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# How many random numbers `draw` takes for an image, and how many parameters it gives.
+DRAWS = 16
+PARAMETERS = 14
+
+_Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+class Augmentation(pydantic.BaseModel):
+    """What may be done to a training image; the defaults do nothing.
+
+    Attributes:
+        mirror: flip left and right, half of the time.
+        crop: least and greatest side of a random crop, as a share of the image's.
+        aspect: greatest ratio of a crop's sides; 1 is square.
+        rotation: greatest rotation either way, in degrees.
+        shear: greatest shear along x either way, in degrees.
+        zoom: greatest zoom in or out, as a share.
+        shift: greatest shift along each axis, as a share.
+        fill: what is seen beyond the image's edge: its mirror image, or its last pixels.
+        brightness: greatest change, of 255.
+        contrast: greatest change, as a share, about the image's mean.
+        erase: probability of a grey rectangle over 2 to 20 % of the image (Zhong et al., 2020).
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    mirror: bool = False
+    crop: tuple[_Share, _Share] = (1.0, 1.0)
+    aspect: Annotated[float, pydantic.Field(ge=1, le=4)] = 1.0
+    rotation: Annotated[float, pydantic.Field(ge=0, le=180)] = 0.0
+    shear: Annotated[float, pydantic.Field(ge=0, lt=90)] = 0.0
+    zoom: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+    shift: _Share = 0.0
+    fill: Literal["reflect", "nearest"] = "reflect"
+    brightness: Annotated[float, pydantic.Field(ge=0, le=255)] = 0.0
+    contrast: _Share = 0.0
+    erase: _Share = 0.0
+
+    @pydantic.model_validator(mode="after")
+    def _check_crop(self) -> Augmentation:
+        if not 0 < self.crop[0] <= self.crop[1]:
+            raise ValueError(f"crop received {self.crop}, expected two shares, the lesser first, above 0")
+        return self
+
+
+def key_hash(keys: list[str]) -> np.ndarray:
+    """A stable 64-bit number for each key, which order and augmentation are drawn from.
+
+    Args:
+        keys: N catalog keys.
+
+    Returns:
+        uint64, N (FNV-1a over the UTF-8 bytes, from the FNV reference by Fowler, Noll and Vo).
+    """
+    hashes = np.empty(len(keys), np.uint64)
+    for row, key in enumerate(keys):
+        value = 0xCBF29CE484222325
+        for byte in key.encode():
+            value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+        hashes[row] = value
+    return hashes
+
+
+def uniform(seed: int, epoch: int, hashes: np.ndarray, draws: int) -> np.ndarray:
+    """Random numbers that depend on seed, epoch and key alone, not on timing, order or the number of workers.
+
+    Args:
+        seed: the run's seed.
+        epoch: counted from 0.
+        hashes: uint64, N, from `key_hash`.
+        draws: D, how many numbers each key gets.
+
+    Returns:
+        float64 in [0, 1), N×D (SplitMix64: Steele, Lea and Flood, 2014).
+    """
+    with np.errstate(over="ignore"):
+        start = _mix(_mix(np.array([seed], np.uint64) + np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(epoch))
+        counters = np.arange(1, draws + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        bits = _mix(_mix(hashes ^ start)[:, None] + counters[None, :])
+    return (bits >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def draw(random: np.ndarray, settings: Augmentation, source: int, size: int) -> np.ndarray:
+    """Draws one change an image.
+
+    Args:
+        random: float64 in [0, 1), N×DRAWS, from `uniform`.
+        settings: what may be drawn.
+        source: the side of the images, in pixels.
+        size: the side of what `apply` makes of them, in pixels.
+
+    Returns:
+        float32, N×PARAMETERS: the projective transform (8), brightness, contrast, and the erased rectangle's left,
+        top, right and bottom as shares of the side.
+    """
+    signed = 2.0 * random - 1.0
+    side = settings.crop[0] + (settings.crop[1] - settings.crop[0]) * random[:, 1]
+    stretch = settings.aspect ** (signed[:, 2] / 2)
+    width, height = np.minimum(side * stretch, 1.0), np.minimum(side / stretch, 1.0)
+    zoom = 1.0 + settings.zoom * signed[:, 3]
+    angle = np.deg2rad(settings.rotation) * signed[:, 4]
+    shear = np.tan(np.deg2rad(settings.shear) * signed[:, 5])
+    scale_x, scale_y = (zoom * extent * source / size for extent in (width, height))
+    mirror = np.where(settings.mirror & (random[:, 0] < 0.5), -1.0, 1.0)
+    # Mirror and scale first, then shear along x, then rotate, each about the centre.
+    cosine, sine = np.cos(angle), np.sin(angle)
+    x_x, x_y = cosine * scale_x * mirror, (cosine * shear - sine) * scale_y
+    y_x, y_y = sine * scale_x * mirror, (sine * shear + cosine) * scale_y
+    # A crop lies anywhere inside the image; a shift moves it beyond the edge.
+    from_centre, to_centre = (size - 1) / 2, (source - 1) / 2
+    move_x = source * ((1 - width) * signed[:, 6] / 2 + settings.shift * signed[:, 8])
+    move_y = source * ((1 - height) * signed[:, 7] / 2 + settings.shift * signed[:, 9])
+    area = 0.02 + 0.18 * random[:, 12]
+    erased = np.where(random[:, 13] < settings.erase, np.sqrt(area), 0.0)
+    left, top = (1 - erased) * random[:, 14], (1 - erased) * random[:, 15]
+    zeros = np.zeros_like(angle)
+    parameters = [
+        x_x, x_y, to_centre - (x_x + x_y) * from_centre + move_x,
+        y_x, y_y, to_centre - (y_x + y_y) * from_centre + move_y,
+        zeros, zeros,
+        settings.brightness * signed[:, 10], 1.0 + settings.contrast * signed[:, 11],
+        left, top, left + erased, top + erased,
+    ]  # fmt: skip
+    return np.stack(parameters, axis=1).astype(np.float32)
+
+
+def apply(images: tf.Tensor, parameters: tf.Tensor, settings: Augmentation, size: int) -> tf.Tensor:
+    """Applies one drawn change an image, inside TensorFlow's graph.
+
+    Args:
+        images: uint8, N×R×R×3.
+        parameters: float32, N×PARAMETERS, from `draw` with the same settings.
+        settings: what was drawn from; what it leaves out costs nothing.
+        size: S, in pixels.
+
+    Returns:
+        uint8, N×S×S×3.
+    """
+    import tensorflow as tf
+
+    pixels = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(images, tf.float32),
+        transforms=parameters[:, :8],
+        output_shape=tf.constant([size, size]),
+        interpolation="BILINEAR",
+        fill_mode=settings.fill.upper(),
+        fill_value=0.0,
+    )
+    if settings.contrast or settings.brightness:
+        mean = tf.reduce_mean(pixels, axis=(1, 2, 3), keepdims=True)
+        gain = parameters[:, 9, None, None, None]
+        pixels = pixels * gain + (mean * (1 - gain) + parameters[:, 8, None, None, None])
+    if settings.erase:
+        place = (tf.range(size, dtype=tf.float32) + 0.5) / size
+        left, top, right, bottom = (parameters[:, at, None] for at in (10, 11, 12, 13))
+        across, down = (place > left) & (place < right), (place > top) & (place < bottom)
+        pixels = tf.where((down[:, :, None] & across[:, None, :])[..., None], 127.5, pixels)
+    return tf.cast(tf.round(tf.clip_by_value(pixels, 0.0, 255.0)), tf.uint8)
+
+
+def mix(shares: Any, *doubled: Any) -> list[Any]:
+    """MixUp (Zhang et al., 2018): blends the first half of each batch with its second half.
+
+    Args:
+        shares: float32, 2N; the first N are those of the images that are mixed into.
+        *doubled: images, uint8, or figures, float32, 2N each.
+
+    Returns:
+        As many of N each; images are uint8 again.
+    """
+    import tensorflow as tf
+
+    count = tf.shape(shares)[0] // 2
+    mixed = []
+    for values in doubled:
+        share = tf.reshape(shares[:count], [-1] + [1] * (len(values.shape) - 1))
+        blend = share * tf.cast(values[:count], tf.float32) + (1 - share) * tf.cast(values[count:], tf.float32)
+        mixed.append(tf.cast(tf.round(blend), tf.uint8) if values.dtype == tf.uint8 else blend)
+    return mixed
