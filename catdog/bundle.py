@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 FILE_NAME = "bundle.json"
 SCHEMA_VERSION = 2
-DEFAULT_CLIP = 1e-6
 # A view as `images.show` takes it.
 View = Annotated[str, pydantic.Field(pattern=r"^(identity|mirror|crop-[5-9][0-9](-mirror)?)$")]
 
@@ -238,15 +237,43 @@ def save(uri: str, models: list[keras.Model], **fields: Any) -> BundleInfo:
     Returns:
         What was written to `bundle.json`.
     """
-    members = ["model.keras", *(f"model-{number}.keras" for number in range(2, len(models) + 1))]
-    checksums = {}
-    for member, model in zip(members, models, strict=True):
+    files = []
+    for model in models:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / member
+            path = Path(folder) / "model.keras"
             model.save(path)
-            data = path.read_bytes()
-        checksums[member] = hashlib.sha256(data).hexdigest()
+            files.append(path.read_bytes())
+    return _write(uri, files, fields)
+
+
+def assemble(uri: str, bundles: list[str], **fields: Any) -> BundleInfo:
+    """Writes a bundle whose members are those of others, of one image size.
+
+    Args:
+        uri: its folder.
+        bundles: URIs of the others.
+        **fields: as for `save`.
+
+    Returns:
+        What was written to `bundle.json`.
+
+    Raises:
+        CatdogError: their image sizes differ, or one is damaged.
+    """
+    files = []
+    for one in bundles:
+        place, info = read_info(one)
+        if info.image_size != fields["image_size"]:
+            raise CatdogError(f"{place} takes {info.image_size} pixels, expected {fields['image_size']} as the others")
+        files += [_read_member(place, info, member) for member in info.members]
+    return _write(uri, files, fields)
+
+
+def _write(uri: str, files: list[bytes], fields: dict[str, Any]) -> BundleInfo:
+    members = ["model.keras", *(f"model-{number}.keras" for number in range(2, len(files) + 1))]
+    for member, data in zip(members, files, strict=True):
         storage.write_bytes(storage.join(uri, member), data)
+    checksums = {member: hashlib.sha256(data).hexdigest() for member, data in zip(members, files, strict=True)}
     info = BundleInfo(members=members, checksums=checksums, versions=package_versions(), **fields)
     storage.write_text(storage.join(uri, FILE_NAME), info.model_dump_json(indent=2) + "\n")
     return info
@@ -259,9 +286,7 @@ def package_versions() -> dict[str, str]:
     return own | {name: importlib.metadata.version(name) for name in names}
 
 
-def _load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
-    import keras
-
+def _read_member(uri: str, info: BundleInfo, member: str) -> bytes:
     path = storage.join(uri, member)
     try:
         data = storage.read_bytes(path)
@@ -269,6 +294,13 @@ def _load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
         raise CatdogError(f"could not read the bundle's {path}: {error.strerror or error}") from error
     if hashlib.sha256(data).hexdigest() != info.checksums[member]:
         raise CatdogError(f"{path} is not the file that bundle.json was written for (its checksum differs)")
+    return data
+
+
+def _load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
+    import keras
+
+    path, data = storage.join(uri, member), _read_member(uri, info, member)
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / member
         local.write_bytes(data)

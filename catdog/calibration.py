@@ -11,6 +11,7 @@ import numpy as np
 from catdog import augment, metrics
 
 HALVES = 2
+DEFAULT_CLIP = 1e-6
 _TEMPERATURES = np.geomspace(0.5, 3.0, 73)
 _CLIPS = np.geomspace(1e-4, 0.02, 47)
 _CROSS_FIT_STREAM = 3
@@ -66,3 +67,29 @@ def halves(keys: list[str]) -> np.ndarray:
     fold = np.empty(len(keys), np.int64)
     fold[order] = np.arange(len(keys)) % HALVES
     return fold
+
+
+def conclude(
+    labels: np.ndarray, logits: np.ndarray, keys: list[str], fitted: bool
+) -> tuple[dict[str, float | int], float, float]:
+    """What a bundle is saved with: its figures on validation photos, its temperature and its clip.
+
+    Args:
+        labels: 0 or 1, N.
+        logits: float, N.
+        keys: N.
+        fitted: fit temperature and clip; else they do next to nothing.
+
+    Returns:
+        Figures (n, log_loss and accuracy of the plain logits and, if fitted, log_loss_calibrated, cross-fitted on
+        halves), temperature and clip.
+    """
+    figures: dict[str, float | int] = {
+        "n": len(labels),
+        "log_loss": float(metrics.losses_from_logits(labels, logits).mean()),
+        "accuracy": float(((logits > 0) == (labels == 1)).mean()),
+    }
+    if not fitted:
+        return figures, 1.0, DEFAULT_CLIP
+    figures["log_loss_calibrated"] = float(metrics.losses(labels, cross_fitted(labels, logits, halves(keys))).mean())
+    return figures, *fit(labels, logits)

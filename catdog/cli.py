@@ -122,6 +122,39 @@ def data_synthesize(
     _show_catalog(catalog)
 
 
+@data_app.command("audit")
+def data_audit(
+    data: DataDir,
+    oof: Annotated[str, typer.Option(help="A cross-validation of it: the folder of `train --folds`.")],
+    out_: Annotated[str, typer.Option("--out", help="The CSV; a sheet of pictures takes its stem.")] = "audit.csv",
+    distance: Annotated[int, typer.Option(min=0, max=16, help="Bits of 64 in which duplicates may differ.")] = 4,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """List probably wrong labels, photos of neither or both, and near-duplicates, and draw the gravest."""
+    from catdog import audit, catalog, cluster, crossval, features, storage
+
+    target = storage.absolute_output(out_, "--out")
+    if not target.endswith(".csv"):
+        raise UsageError(f"--out received {out_!r}, expected the name of a .csv file")
+    rows, found = catalog.read(data), crossval.read(oof)
+    with out.status("Auditing…"), cluster.connect(address, debug):
+        known = None
+        if found.features:
+            values, at = features.read(found.features, found.keys, "identity")
+            known = (values, [found.keys[row] for row in at])
+        findings = audit.audit(rows, found, known, distance)
+        audit.write(findings, target)
+        audit.draw(findings, rows, target.removesuffix("csv") + "png")
+    counts = {issue: sum(finding.issue == issue for finding in findings) for issue in audit.ISSUES}
+    leaks = sum(finding.leaks for finding in findings)
+    out.print(
+        f"{counts['label']} labels probably wrong, {counts['ambiguous']} ambiguous, {counts['outlier']} outliers, "
+        f"{counts['duplicate']} near-duplicates, {leaks} of them in different splits"
+    )
+    out.print(f"Audit: {target}   Pictures: {target.removesuffix('csv')}png")
+
+
 @app.command()
 def train(
     ctx: typer.Context,
@@ -146,6 +179,9 @@ def train(
     patience: Annotated[int | None, typer.Option(help="Epochs without a better one before stopping.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of initial weights, order and augmentation.")] = None,
     augment: Annotated[bool | None, typer.Option("--augment/--no-augment", help="Change the training images.")] = None,
+    leave_out: Annotated[
+        str | None, typer.Option(help="A list of training images to leave out: keys, or an audit's CSV.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other field of a recipe: NAME=VALUE, such as augmentation.rotation=10."),
@@ -281,6 +317,46 @@ def list_models(address: Address = None, debug: Debug = False) -> None:
     out.print(table)
 
 
+@app.command("tune")
+def tune_(
+    data: DataDir,
+    name: Annotated[str, typer.Option(help="Of the search: its folder in --runs.")],
+    search: Annotated[str | None, typer.Option(help="A search that comes with catdog: gray-grid.")] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option(help="NAME=[VALUE, …] of a training option; every combination is tried.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE that every trial has: recipe, arch, epochs …")
+    ] = None,
+    asha: Annotated[bool, typer.Option("--asha", help="Stop early what falls behind.")] = False,
+    concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time. Default: one a CPU.")] = None,
+    runs: Annotated[str, typer.Option(help="Folder or bucket of runs.")] = "runs",
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Search training options with Ray Tune, and rank the runs by validation log loss."""
+    from catdog import tuning
+    from catdog.recipes import TrainConfig
+
+    chosen = tuning.find(search) if search is not None else tuning.Search("", "")
+    values = chosen.grid | {key: value for text in grid or [] for key, value in _settings([text]).items()}
+    for key, value in values.items():
+        if not isinstance(value, list):
+            raise UsageError(f"--grid received {key}={value}, expected a list such as {key}=[1, 2]")
+    options = chosen.base | _settings(set_ or [])
+    config = TrainConfig(**(options | {"data": data, "name": name, "runs": runs, "address": address, "debug": debug}))
+    with out.status("Searching…"):
+        trials = tuning.search(config, values, asha, concurrent)
+    for rank, trial in enumerate(trials, 1):
+        if trial.log_loss is None:
+            out.print(f"{rank:>3}  failed     {trial.name}: {trial.error}", markup=False)
+        else:
+            out.print(f"{rank:>3}  {trial.log_loss:.4f}  {trial.accuracy:.4f}  {trial.epochs:>3} epochs  {trial.name}")
+    out.print(f"Runs: {config.run}   Curves: tensorboard --logdir {config.run}")
+    if all(trial.log_loss is None for trial in trials):
+        raise CatdogError("every run of the search failed")
+
+
 @app.command("oof")
 def out_of_fold(
     names: Annotated[list[str], typer.Argument(help="Finished cross-validations: the folders of `train --folds`.")],
@@ -299,10 +375,11 @@ def _show_out_of_fold(found: list[Any]) -> None:
 
     for one in [*found, crossval.average(found)] if len(found) > 1 else found:
         figures = crossval.summarise(one)
+        interval = f"95 % interval {figures['log_loss_low']:.4f} to {figures['log_loss_high']:.4f}"
         out.print(
-            f"{one.name}: out-of-fold log loss {figures['log_loss']:.4f} (95 % interval {figures['log_loss_low']:.4f} to "
-            f"{figures['log_loss_high']:.4f}), uncalibrated {figures['log_loss_plain']:.4f}, accuracy "
-            f"{figures['accuracy']:.4f} on {figures['n']} images, {one.seconds / 60:.1f} minutes"
+            f"{one.name}: out-of-fold log loss {figures['log_loss']:.4f} ({interval}), uncalibrated "
+            f"{figures['log_loss_plain']:.4f}, accuracy {figures['accuracy']:.4f} on {figures['n']} images, "
+            f"{one.seconds / 60:.1f} minutes"
         )
         if one is not found[0]:
             gain = found[0].losses - one.losses
@@ -377,6 +454,8 @@ class _TrainView:
             self._status.update(f"Decoding {event['images']} images, then starting workers…")
         elif kind == "fold":
             out.print(f"Fold {event['fold']} of {event['folds']}")
+        elif kind == "member":
+            out.print(f"Member {event['member']} of {event['members']}")
         elif kind == "features":
             self._status.update(f"Computing features of {event['images']} images, {event['kept']} are there…")
         elif kind == "start":

@@ -24,7 +24,9 @@ from catdog.errors import CatdogError
 
 _BLOCK_ROWS = 256
 _BATCH = 32
-_REGULARISATION = (0.003, 0.01, 0.03, 0.1, 0.3)
+# Inverse L2 penalties. The least penalty that cross-validates well gives weights so large that fine-tuning starts with
+# wild steps: over its first 120 the training loss was 0.3 with 1.0, and 0.1 with 0.02.
+_STRENGTHS, _GENTLE_STRENGTH = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), 0.02
 _HELD_OUT_STREAM = 2
 
 
@@ -171,7 +173,9 @@ def _parts(folder: str, with_features: bool = False) -> list[dict[str, Any]]:
     return parts
 
 
-def fit_head(folder: str, rows: pa.Table, spec: models.Spec, seed: int, views: list[str]) -> list[np.ndarray]:
+def fit_head(
+    folder: str, rows: pa.Table, spec: models.Spec, seed: int, views: list[str], gentle: bool = False
+) -> list[np.ndarray]:
     """Fits a model's head to cached features, in one task on the cluster.
 
     Args:
@@ -180,6 +184,7 @@ def fit_head(folder: str, rows: pa.Table, spec: models.Spec, seed: int, views: l
         spec: the model's.
         seed: of a dense head's initial weights and order.
         views: those to fit to, all of one image on the same side of every split.
+        gentle: keep a logistic head's weights small, because the backbone is to be trained with it.
 
     Returns:
         The values of the head's variables, in order.
@@ -187,9 +192,37 @@ def fit_head(folder: str, rows: pa.Table, spec: models.Spec, seed: int, views: l
     Raises:
         CatdogError: no image could be read, or the task failed.
     """
+    return _on_cluster(_fit_head, folder, rows, spec, seed, views, gentle)
+
+
+def out_of_fold(
+    folder: str, rows: pa.Table, folds: np.ndarray, fitted: np.ndarray, spec: models.Spec, seed: int, views: list[str]
+) -> np.ndarray:
+    """Fits a head for each fold, to the features of all the others, and predicts the fold with it.
+
+    Args:
+        folder: URI, from `cache`.
+        rows: columns key and label, N.
+        folds: int, N.
+        fitted: bool, N: which a head may be fitted to.
+        spec: the model's.
+        seed: as for `fit_head`.
+        views: those to fit to, whose logits are averaged.
+
+    Returns:
+        Logits, float64, N; not a number for an image that could not be read.
+
+    Raises:
+        CatdogError: as `fit_head`.
+    """
+    # What comes from Ray's shared memory cannot be written to.
+    return np.array(_on_cluster(_out_of_fold, folder, rows, spec, seed, views, folds, fitted))
+
+
+def _on_cluster(work: Callable[..., Any], folder: str, rows: pa.Table, spec: models.Spec, *more: Any) -> Any:
     keys, labels = rows["key"].to_pylist(), rows["label"].to_numpy().astype(np.int64)
     try:
-        values = ray.get(ray.remote(_fit_head).remote(folder, keys, labels, spec, seed, views))
+        values = ray.get(ray.remote(work).remote(folder, keys, labels, spec, *more))
     except ray.exceptions.RayError as error:
         raise CatdogError(f"fitting the head failed: {cluster.cause(error)}") from error
     if values is None:
@@ -197,42 +230,80 @@ def fit_head(folder: str, rows: pa.Table, spec: models.Spec, seed: int, views: l
     return values
 
 
-def _fit_head(
-    folder: str, keys: list[str], labels: np.ndarray, spec: models.Spec, seed: int, views: list[str]
-) -> list[np.ndarray] | None:
-    import keras
-
-    cluster.limit_threads(1)
+def _read_views(folder: str, keys: list[str], views: list[str]) -> tuple[list[np.ndarray], np.ndarray]:
+    """The features of each view, M×D, and int, M: which of the keys they are of."""
     seen = [read(folder, keys, view) for view in views]
-    features, at = (np.concatenate(part) for part in zip(*seen, strict=True)) if len(seen) > 1 else seen[0]
+    return [features for features, _ in seen], seen[0][1]
+
+
+def _fit_head(
+    folder: str, keys: list[str], labels: np.ndarray, spec: models.Spec, seed: int, views: list[str], gentle: bool
+) -> list[np.ndarray] | None:
+    cluster.limit_threads(1)
+    features, at = _read_views(folder, keys, views)
+    return _fit(features, labels[at], [keys[row] for row in at], spec, seed, gentle) if len(at) else None
+
+
+def _out_of_fold(
+    folder: str,
+    keys: list[str],
+    labels: np.ndarray,
+    spec: models.Spec,
+    seed: int,
+    views: list[str],
+    folds: np.ndarray,
+    may_fit: np.ndarray,
+) -> np.ndarray | None:
+    cluster.limit_threads(1)
+    features, at = _read_views(folder, keys, views)
     if not len(at):
         return None
-    keras.utils.set_random_seed(seed)
-    layers = models.head(models.build(spec))
-    if sum(bool(layer.weights) for layer in layers) == 1:
-        return _fit_logistic(*seen[0], features, at, labels)
-    held_out = augment.uniform(_HELD_OUT_STREAM, seed, augment.key_hash(keys), 1)[:, 0] < 0.1
-    inputs = x = keras.Input(features.shape[1:])
-    for layer in layers:
+    logits = np.full(len(keys), np.nan)
+    for fold in np.unique(folds):
+        rest, held_out = (folds[at] != fold) & may_fit[at], folds[at] == fold
+        head = _build_head(features[0].shape[1], spec)
+        fitted = [keys[row] for row in at[rest]]
+        head.set_weights(_fit([view[rest] for view in features], labels[at][rest], fitted, spec, seed))
+        seen = [np.asarray(head(view[held_out], training=False))[:, 0] for view in features]
+        logits[at[held_out]] = np.mean(seen, axis=0)
+    return logits
+
+
+def _build_head(width: int, spec: models.Spec) -> Any:
+    import keras
+
+    inputs = x = keras.Input((width,))
+    for layer in models.head(models.build(spec)):
         x = layer(x)
-    head = keras.Model(inputs, x)
+    return keras.Model(inputs, x)
+
+
+def _fit(
+    features: list[np.ndarray], labels: np.ndarray, keys: list[str], spec: models.Spec, seed: int, gentle: bool = False
+) -> list[np.ndarray]:
+    """Fits a head to the features of every view together."""
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    head = _build_head(features[0].shape[1], spec)
+    if len(head.weights) == 2:
+        return _fit_logistic(features, labels, (_GENTLE_STRENGTH,) if gentle else _STRENGTHS)
+    held_out = augment.uniform(_HELD_OUT_STREAM, seed, augment.key_hash(keys), 1)[:, 0] < 0.1
     head.compile(keras.optimizers.Adam(1e-3), keras.losses.BinaryCrossentropy(from_logits=True))
-    train, valid = ~held_out[at], held_out[at]
+    stop = keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True)
     head.fit(
-        features[train],
-        labels[at][train, None],
+        np.concatenate([view[~held_out] for view in features]),
+        np.tile(labels[~held_out], len(features))[:, None],
         batch_size=64,
         epochs=30,
         verbose=0,
-        validation_data=(features[valid], labels[at][valid, None]) if valid.any() else None,
-        callbacks=[keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True)] if valid.any() else [],
+        validation_data=(features[0][held_out], labels[held_out][:, None]) if held_out.any() else None,
+        callbacks=[stop] if held_out.any() else [],
     )
     return head.get_weights()
 
 
-def _fit_logistic(
-    plain: np.ndarray, plain_at: np.ndarray, features: np.ndarray, at: np.ndarray, labels: np.ndarray
-) -> list[np.ndarray]:
+def _fit_logistic(features: list[np.ndarray], labels: np.ndarray, strengths: tuple[float, ...]) -> list[np.ndarray]:
     """Logistic regression with the L2 penalty that cross-validates best on the images as they are."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -240,9 +311,10 @@ def _fit_logistic(
     def score(strength: float) -> float:
         folds = StratifiedKFold(3, shuffle=True, random_state=0)
         model = LogisticRegression(C=strength, max_iter=1000)
-        return float(cross_val_score(model, plain, labels[plain_at], cv=folds, scoring="neg_log_loss").mean())
+        return float(cross_val_score(model, features[0], labels, cv=folds, scoring="neg_log_loss").mean())
 
-    least = np.bincount(labels[plain_at], minlength=2).min()
-    strength = max(_REGULARISATION, key=score) if least >= 3 else _REGULARISATION[1]
-    model = LogisticRegression(C=strength, max_iter=2000).fit(features, labels[at])
+    enough = np.bincount(labels, minlength=2).min() >= 3
+    strength = max(strengths, key=score) if enough and len(strengths) > 1 else strengths[0]
+    model = LogisticRegression(C=strength, max_iter=2000)
+    model.fit(np.concatenate(features), np.tile(labels, len(features)))
     return [model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32)]

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import ray.train
 
@@ -28,6 +30,7 @@ from catdog.board import Board
 from catdog.errors import CatdogError
 from catdog.recipes import TrainConfig
 
+VALID_NAME = "valid.parquet"
 _EVENT_SECONDS = 0.5
 # Beyond this share of unreadable images it is not the images that are broken.
 _MAX_REJECTED = 0.2
@@ -397,14 +400,13 @@ class Replica:
             ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def _save(self, progress: Progress, digests: list[str], logits: np.ndarray) -> dict[str, Any]:
-        config, labels = self.config, self.job["labels"]["valid"]
-        validation = {"epoch": progress.best_epoch, "n": len(labels), **self._judge(logits)}
-        temperature, clip = 1.0, bundle.DEFAULT_CLIP
-        if config.calibrate:
-            temperature, clip = calibration.fit(labels, logits)
-            halves = calibration.halves(self.job["keys"]["valid"])
-            probabilities = calibration.cross_fitted(labels, logits, halves)
-            validation["log_loss_calibrated"] = float(metrics.losses(labels, probabilities).mean())
+        config, labels, keys = self.config, self.job["labels"]["valid"], self.job["keys"]["valid"]
+        figures, temperature, clip = calibration.conclude(labels, logits, keys, config.calibrate)
+        validation = {"epoch": progress.best_epoch, **figures}
+        # For whom wants to average several runs' models, and calibrate them together.
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"key": keys, "label": labels, "logit": logits}), sink)
+        storage.write_bytes(storage.join(self.job["run"], VALID_NAME), sink.getvalue().to_pybytes())
         uri = storage.join(self.job["run"], "model")
         bundle.save(
             uri,
@@ -427,7 +429,7 @@ class Replica:
                 "variables_sha256": digests,
             },
         )
-        return {"bundle": uri, "validation": validation, "epochs": progress.epoch, "workers": self.world}
+        return {"bundle": uri, "validation": validation, "epochs": progress.epoch, "history": progress.history}
 
     def _rejected(self) -> list[str]:
         keys = self.job["keys"]

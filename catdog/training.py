@@ -6,36 +6,30 @@ A Ray Data job decodes every image once into Ray's shared memory; then the worke
 
 from __future__ import annotations
 
-import contextlib
+import csv
 import json
-import os
-import socket
-import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray
 import ray.data
-import ray.train
-from ray.train.backend import Backend, BackendConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from catdog import augment, bundle, catalog, cluster, features, ingest, models, replica, storage
+from catdog import augment, bundle, calibration, catalog, cluster, features, ingest, models, replica, storage, workers
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.recipes import TrainConfig
+from catdog.workers import EventHandler
 
 CONFIG_NAME = "config.json"
-_MAX_RESTARTS = 3
 # A resumed run takes the workers it had, unless told otherwise: with others it differs by float noise and by
 # batch-norm's share of the batch.
 _SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
 # What may differ when a run is resumed. The data set is compared by its fingerprint, wherever it lies.
 _PLACE_FIELDS = frozenset({"data", "runs", "features", "resume", "overwrite", "address", "debug"}) | _SHAPE_FIELDS
-
-EventHandler = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -47,12 +41,14 @@ class TrainResult:
         bundle: URI of the model bundle.
         validation: epoch, n, log_loss and accuracy of the kept weights.
         epochs: how many were run.
+        history: the figures of each epoch.
     """
 
     run: str
     bundle: str
     validation: dict[str, float | int]
     epochs: int
+    history: list[dict[str, Any]]
 
 
 def train(config: TrainConfig, on_event: EventHandler | None = None) -> TrainResult:
@@ -69,17 +65,26 @@ def train(config: TrainConfig, on_event: EventHandler | None = None) -> TrainRes
         UsageError: options that cannot be.
         CatdogError: the data, the cluster or the training failed; the last checkpoint stays.
     """
-    config = config.resolve()
     on_event = on_event or (lambda _event: None)
+    config = config.resolve()
+    return _train_members(config, on_event) if config.members else _train_one(config, on_event)
+
+
+def _train_one(config: TrainConfig, on_event: EventHandler) -> TrainResult:
     data = catalog.read(config.data)
     rows = {split: data.split(split) for split in ("train", "valid")}
+    # Of the training split only: what judges a model is not to be picked over.
+    listed = pa.array(list(left_out(config, data)), pa.string())
+    rows["train"] = rows["train"].filter(pc.invert(pc.is_in(rows["train"]["key"], listed)))
+    if len(set(rows["train"]["label"].to_pylist())) < 2:
+        raise UsageError(f"--leave-out received {config.leave_out}, which leaves fewer than two classes to train on")
     finished = _check_run(config, data)
     if finished is not None:
         return finished
     with cluster.connect(config.address, config.debug) as may_grow:
         plan = cluster.plan_training(config.batch_size, config.workers, config.cpus_per_worker, config.gpu, may_grow)
         config = config.model_copy(update=vars(plan))
-        weights = _weights(config)
+        weights = load_weights(config)
         ingest.require_memory(sum(table.num_rows for table in rows.values()), config.image_size or 0)
         # Only now, when nothing more can be refused, is an old run deleted or a name taken.
         _open_run(config, data)
@@ -91,11 +96,11 @@ def train(config: TrainConfig, on_event: EventHandler | None = None) -> TrainRes
             views = ["identity"] if config.epochs else ["identity", "mirror"]
             folder = features.cache(config.features or "", data, config.spec, weights, config.seed)
             features.compute(rows["train"], config.spec, weights, config.seed, views, folder, on_event)
-            head = features.fit_head(folder, rows["train"], config.spec, config.seed, views)
+            head = features.fit_head(folder, rows["train"], config.spec, config.seed, views, config.epochs > 0)
         # Kept until the end: the blocks live as long as somebody holds the data set.
         decoded = {split: ingest.decode(table, config.image_size or 0) for split, table in rows.items()}
-        with _listening(on_event) as events:
-            outcome = _fit(
+        with workers.listening(on_event) as events:
+            outcome = workers.fit(
                 config,
                 {
                     "config": config,
@@ -112,7 +117,78 @@ def train(config: TrainConfig, on_event: EventHandler | None = None) -> TrainRes
                     "events": events,
                 },
             )
-    return TrainResult(config.run, outcome["bundle"], outcome["validation"], outcome["epochs"])
+    return TrainResult(config.run, outcome["bundle"], outcome["validation"], outcome["epochs"], outcome["history"])
+
+
+def _train_members(config: TrainConfig, on_event: EventHandler) -> TrainResult:
+    """Trains each member as a run of its own in `RUNS/NAME/member-N`, then makes one bundle of them."""
+    data = catalog.read(config.data)
+    finished = _check_run(config, data)
+    if finished is not None:
+        return finished
+    left_out(config, data)
+    options = config.model_dump() | {"members": [], "runs": config.run, "overwrite": False, "resume": False}
+    members = [
+        TrainConfig(**(options | difference | {"name": f"member-{number}"})).resolve()
+        for number, difference in enumerate(config.members, 1)
+    ]
+    _open_run(config, data)
+    results = []
+    with cluster.connect(config.address, config.debug):
+        for number, member in enumerate(members, 1):
+            on_event({"kind": "member", "member": number, "members": len(members)})
+            started = storage.exists(storage.join(member.run, CONFIG_NAME))
+            results.append(_train_one(member.model_copy(update={"resume": started}), on_event))
+    valid = [
+        pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(member.run, replica.VALID_NAME))))
+        for member in members
+    ]
+    logits = np.mean([table["logit"].to_numpy() for table in valid], axis=0)
+    labels, keys = valid[0]["label"].to_numpy(), valid[0]["key"].to_pylist()
+    figures, temperature, clip = calibration.conclude(labels, logits, keys, config.calibrate)
+    validation = {"epoch": max(int(result.validation["epoch"]) for result in results), **figures}
+    uri = storage.join(config.run, "model")
+    _, first = bundle.read_info(results[0].bundle)
+    bundle.assemble(
+        uri,
+        [result.bundle for result in results],
+        **first.model_dump(include={"architecture", "image_size", "class_names", "views", "calibration", "prior"}),
+        temperature=temperature,
+        clip=clip,
+        validation=validation,
+        catalog_fingerprint=data.fingerprint,
+        seed=config.seed,
+        training={"options": config.model_dump(mode="json"), "history": []},
+    )
+    return TrainResult(config.run, uri, validation, max(result.epochs for result in results), [])
+
+
+def left_out(config: TrainConfig, data: Catalog) -> set[str]:
+    """The keys that a config's list leaves out of training.
+
+    Args:
+        config: resolved.
+        data: the catalog.
+
+    Raises:
+        UsageError: there is no such list, or it names what the data set does not hold.
+    """
+    if config.leave_out is None:
+        return set()
+    try:
+        lines = storage.read_bytes(config.leave_out).decode().splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--leave-out received {config.leave_out}, which could not be read ({error})") from error
+    listed = list(csv.reader(lines))
+    column = listed[0].index("key") if listed and "key" in listed[0] else None
+    keys = {line[column or 0] for line in listed[0 if column is None else 1 :] if line}
+    unknown = keys.difference(data.table["key"].to_pylist())
+    if unknown:
+        raise UsageError(
+            f"--leave-out received {config.leave_out} with {len(unknown)} unknown keys such as {min(unknown)!r}; "
+            f"expected keys of {data.root} such as {data.table['key'][0].as_py()!r}"
+        )
+    return keys
 
 
 def stored_config(runs: str, name: str) -> dict[str, Any]:
@@ -189,11 +265,22 @@ def _check_run(config: TrainConfig, data: Catalog) -> TrainResult | None:
     if not storage.exists(storage.join(config.run, "model", bundle.FILE_NAME)):
         return None
     uri, info = bundle.read_info(config.run)
-    return TrainResult(config.run, uri, info.validation, len(info.training["history"]))
+    history = info.training["history"]
+    return TrainResult(config.run, uri, info.validation, len(history), history)
 
 
-def _weights(config: TrainConfig) -> ray.ObjectRef | None:
-    """Puts the backbone's weights where every worker can read them."""
+def load_weights(config: TrainConfig) -> ray.ObjectRef | None:
+    """Puts the backbone's weights where every worker can read them.
+
+    Args:
+        config: resolved.
+
+    Returns:
+        A reference to the bytes of a Keras weights file, or None for random weights.
+
+    Raises:
+        CatdogError: they could not be read or downloaded.
+    """
     if config.weights == "none":
         return None
     if config.weights == "imagenet":
@@ -214,91 +301,3 @@ def _download(spec: models.Spec) -> tuple[bytes, str]:
         return models.download_imagenet(spec), ""
     except CatdogError as error:
         return b"", str(error)
-
-
-class _TensorFlowBackend(Backend):
-    """Tells each worker where the others are, which is all that TensorFlow's strategy wants to know.
-
-    Ray's own backend does so too, but importing it imports TensorFlow, here and in the controller: 10 s of CPU.
-    """
-
-    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002
-        addresses = worker_group.execute(_free_address)
-        ray.get(
-            [worker_group.execute_single_async(rank, _set_tf_config, addresses, rank) for rank in range(len(addresses))]
-        )
-
-
-class _TensorFlowConfig(BackendConfig):
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _TensorFlowBackend
-
-
-def _free_address() -> str:
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return f"{ray.util.get_node_ip_address()}:{listener.getsockname()[1]}"
-
-
-def _set_tf_config(addresses: list[str], rank: int) -> None:
-    task = {"type": "worker", "index": rank}
-    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
-
-
-def _fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
-    resources = {"CPU": config.cpus_per_worker or 1} | ({"GPU": 1} if config.gpu else {})
-    trainer = DataParallelTrainer(
-        replica.run,
-        train_loop_config=job,
-        backend_config=_TensorFlowConfig(),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=bool(config.gpu),
-            resources_per_worker=resources,
-            placement_strategy="SPREAD",
-        ),
-        run_config=ray.train.RunConfig(
-            storage_path=config.run,
-            name="checkpoints",
-            failure_config=ray.train.FailureConfig(max_failures=_MAX_RESTARTS),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-        ),
-    )
-    try:
-        outcome = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        raise CatdogError(
-            f"training failed, also after {_MAX_RESTARTS} restarts ({cluster.cause(error)}); --debug "
-            f"shows why, and --resume --name {config.name} continues from the last epoch"
-        ) from error
-    if "error" in outcome:
-        raise CatdogError(outcome["error"])
-    return outcome
-
-
-@contextlib.contextmanager
-def _listening(on_event: EventHandler) -> Iterator[Any]:
-    """A queue that workers put events in and a thread of this process hands to `on_event`."""
-    from ray.util.queue import Empty, Queue
-
-    queue = Queue(actor_options={"num_cpus": 0})
-    over = threading.Event()
-
-    def listen() -> None:
-        while True:
-            last = over.is_set()
-            with contextlib.suppress(Empty, ray.exceptions.RayError):
-                while True:
-                    on_event(queue.get(timeout=None if last and not queue.empty() else 0.3))
-            if last:
-                return
-
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    try:
-        yield queue
-    finally:
-        over.set()
-        thread.join(timeout=10)
-        queue.shutdown(force=True)

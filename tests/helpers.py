@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from catdog import bundle, models
+from catdog import bundle, calibration, models
 from catdog.catalog import Catalog
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -83,7 +83,7 @@ def save_untrained(uri: str, data: Catalog, size: int = 32, members: int = 1, **
         "views": ["identity"],
         "calibration": "none",
         "temperature": 1.0,
-        "clip": bundle.DEFAULT_CLIP,
+        "clip": calibration.DEFAULT_CLIP,
         "prior": 0.5,
         "validation": {"log_loss": 0.7},
         "catalog_fingerprint": data.fingerprint,

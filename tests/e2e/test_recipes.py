@@ -1,0 +1,192 @@
+"""Recipes on a real cluster: fine-tuning with everything switched on, and cross-validation of a linear probe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from helpers import bundle_json
+from sklearn import metrics as sklearn_metrics
+from sklearn.linear_model import LogisticRegression
+
+from catdog import catalog, crossval, features, images, metrics, models, scoring, training
+from catdog.catalog import Catalog
+from catdog.errors import UsageError
+from catdog.recipes import TrainConfig
+
+pytestmark = pytest.mark.usefixtures("two_cpus")
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights for MobileNet 0.25: random ones, which cost nothing to have and tell cats from dogs a little."""
+    keras.utils.set_random_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "mobilenet.weights.h5"
+    keras.applications.MobileNet(input_shape=(SIZE, SIZE, 3), alpha=0.25, include_top=False, weights=None).save_weights(
+        path
+    )
+    return str(path)
+
+
+def test_fine_tuning_with_everything_on_keeps_workers_equal_and_scores_as_it_validated(
+    drawn: Catalog, weights: str, tmp_path: Path, catdog
+) -> None:
+    options = "--arch mobilenet --alpha 0.25 --image-size 64 --epochs 2 --batch-size 16 --workers 2 --name all"
+    settings = [
+        "ema=0.9",
+        "mixup=0.4",
+        "layer_decay=0.8",
+        "label_smoothing=0.1",
+        "balance=true",
+        "augmentation.erase=0.3",
+    ]
+    done = catdog(
+        "train", "--data", drawn.root, "--weights", weights, "--runs", tmp_path, *options.split(),
+        *(part for setting in settings for part in ("--set", setting)),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    said = bundle_json(str(tmp_path / "all"))
+    assert said["training"]["options"]["recipe"] == "fine-tune"
+    assert said["training"]["options"]["augmentation"]["crop"] == [0.75, 1.0]
+    assert said["views"] == ["identity", "mirror", "crop-88", "crop-88-mirror"]
+    assert said["calibration"] == "validation"
+    for entry in said["training"]["history"]:
+        assert entry["variables_sha256"][0] == entry["variables_sha256"][1]
+    # Trained at 55 pixels, saved for 64; the lower blocks are the file's, the upper ones are not.
+    model = keras.saving.load_model(tmp_path / "all" / "model" / "model.keras")
+    assert model.input_shape == (None, SIZE, SIZE, 3)
+    before = models.build(models.Spec("mobilenet", SIZE, 0.25, pretrained=True), Path(weights).read_bytes())
+    for layer, same in (("conv_pw_3", True), ("conv_pw_4", False)):
+        ours, theirs = (m.get_layer("backbone").get_layer(layer).get_weights()[0] for m in (model, before))
+        assert np.array_equal(ours, theirs) == same
+
+    out = tmp_path / "results.csv"
+    assert catdog("score", "--model", tmp_path / "all", "--data", drawn.root, "--out", out).code == 0
+    report = json.loads(out.with_suffix("").with_suffix(".report.json").read_text())
+    assert report["log_loss_plain"] == pytest.approx(said["validation"]["log_loss"], abs=1e-4)
+    assert report["log_loss"] == pytest.approx(said["validation"]["log_loss_calibrated"], abs=1e-3)
+    assert report["calibration"] == "cross-fitted on halves"
+
+
+def test_several_models_are_averaged_in_logit_space(drawn: Catalog, untrained: str, tmp_path: Path, catdog) -> None:
+    from helpers import save_untrained
+
+    other = str(tmp_path / "other")
+    save_untrained(other, drawn, size=48, members=2, temperature=4.0)
+    outs = {name: tmp_path / f"{name}.csv" for name in ("a", "b", "ab")}
+    for name, given in (("a", [untrained]), ("b", [other]), ("ab", [untrained, other])):
+        given = [part for model in given for part in ("--model", model)]
+        assert catdog("score", *given, "--data", drawn.root, "--out", outs[name]).code == 0
+    parts = {name: scoring.read_parts(str(out)).sort_by("key") for name, out in outs.items()}
+    logits = {name: table["logit"].to_numpy() for name, table in parts.items()}
+    assert logits["ab"] == pytest.approx((logits["a"] + logits["b"]) / 2, abs=1e-5)
+    # Temperatures 1 and 4 make 2.
+    expected = metrics.calibrated(logits["ab"], 2.0, 1e-6)
+    assert parts["ab"]["probability"].to_numpy() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def probed(
+    drawn: Catalog, weights: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainConfig, crossval.OutOfFold]:
+    config = TrainConfig(
+        data=drawn.root, recipe="linear-probe", arch="mobilenet", alpha=0.25, weights=weights, image_size=SIZE,
+        name="probe", runs=str(tmp_path_factory.mktemp("runs")),
+    )  # fmt: skip
+    return config, crossval.cross_validate(config, 3)
+
+
+def test_cached_features_are_what_keras_computes(
+    drawn: Catalog, weights: str, probed: tuple[TrainConfig, crossval.OutOfFold]
+) -> None:
+    (folder,) = (Path(probed[0].runs) / ".features").iterdir()
+    rows = drawn.split("valid")
+    keys = rows["key"].to_pylist()[::-1]
+    pixels = np.stack([images.read(uri, SIZE).pixels for uri in rows["uri"].to_pylist()[::-1]])
+    backbone = keras.applications.MobileNet(
+        input_shape=(SIZE, SIZE, 3), alpha=0.25, include_top=False, weights=None, pooling="avg"
+    )
+    backbone.load_weights(weights)
+    for view, shown in (("identity", pixels), ("mirror", pixels[:, :, ::-1])):
+        found, at = features.read(str(folder), keys, view)
+        assert at.tolist() == list(range(len(keys)))
+        assert found == pytest.approx(backbone.predict(shown / 127.5 - 1, verbose=0), rel=1e-3, abs=1e-6)
+
+
+def test_out_of_fold_predictions_are_those_of_models_that_never_saw_the_image(
+    drawn: Catalog, probed: tuple[TrainConfig, crossval.OutOfFold]
+) -> None:
+    config, found = probed
+    labelled = drawn.count("train") + drawn.count("valid")
+    assert len(set(found.keys)) == len(found.keys) == labelled
+    for fold in (1, 2, 3):
+        assert abs(found.labels[found.folds == fold].mean() - 0.5) < 0.05
+    # scikit-learn alone, on the same features, folds and penalties, comes to the same.
+    (folder,) = (Path(config.runs) / ".features").iterdir()
+    plain, _ = features.read(str(folder), found.keys, "identity")
+    mirrored, _ = features.read(str(folder), found.keys, "mirror")
+    candidates = []
+    for strength in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0):
+        rest, held_out = found.folds != 1, found.folds == 1
+        model = LogisticRegression(C=strength, max_iter=2000)
+        model.fit(np.concatenate([plain[rest], mirrored[rest]]), np.tile(found.labels[rest], 2))
+        candidates.append((model.decision_function(plain[held_out]) + model.decision_function(mirrored[held_out])) / 2)
+    assert min(np.abs(found.logits[held_out] - each).max() for each in candidates) < 1e-3
+
+    again = crossval.read(str(Path(config.runs) / "probe"))
+    assert again.keys == sorted(found.keys)
+    summary = crossval.summarise(again)
+    assert summary["log_loss"] == pytest.approx(sklearn_metrics.log_loss(again.labels, again.probabilities))
+    with pytest.raises(UsageError, match="--folds received 200, but .* has 48"):
+        crossval.assign(drawn, 200, 0)
+
+
+def test_listed_images_are_left_out_of_training_and_still_judged(
+    probed: tuple[TrainConfig, crossval.OutOfFold], tmp_path: Path
+) -> None:
+    config, before = probed
+    listed = tmp_path / "out.csv"
+    # As the audit writes it: a column `key` among others.
+    listed.write_text("split,key\n" + "".join(f"train,{key}\n" for key in before.keys[::4]))
+    found = crossval.cross_validate(config.model_copy(update={"name": "fewer", "leave_out": str(listed)}), 3)
+    assert found.keys == before.keys
+    assert np.abs(found.logits - before.logits).max() > 1e-3
+    listed.write_text("train/nobody.jpg\n")
+    with pytest.raises(
+        UsageError, match="1 unknown keys such as 'train/nobody.jpg'; expected keys of .* such as 'train/"
+    ):
+        training.train(config.model_copy(update={"leave_out": str(listed), "name": "x"}))
+
+
+def test_folds_are_trained_one_by_one_and_a_second_call_does_nothing_twice(drawn: Catalog, tmp_path: Path) -> None:
+    config = TrainConfig(
+        data=drawn.root, arch="workshop_cnn", image_size=32, epochs=1, batch_size=16, name="cv", runs=str(tmp_path),
+        members=[{"seed": 1}, {"seed": 2}],
+    )  # fmt: skip
+    events: list[dict] = []
+    found = crossval.cross_validate(config, 2, only=2, on_event=events.append)
+    assert set(found.folds) == {2}
+    assert len(found.keys) == 48
+    # It keeps its best epoch, so that was chosen on images of neither fold.
+    fold = catalog.read(str(tmp_path / "cv" / "data" / "fold-2"))
+    assert set(fold.split("test")["key"].to_pylist()) == set(found.keys)
+    assert not set(fold.split("valid")["key"].to_pylist()) & set(found.keys)
+    assert {event["kind"] for event in events} >= {"fold", "member", "epoch", "part"}
+    # Two members in one bundle, which was judged by the mean of their logits.
+    said = bundle_json(str(tmp_path / "cv" / "fold-2"))
+    assert said["members"] == ["model.keras", "model-2.keras"]
+    assert said["checksums"]["model.keras"] != said["checksums"]["model-2.keras"]
+    each = [pq.read_table(tmp_path / "cv" / "fold-2" / f"member-{n}" / "valid.parquet") for n in (1, 2)]
+    mean = (each[0]["logit"].to_numpy() + each[1]["logit"].to_numpy()) / 2
+    expected = sklearn_metrics.log_loss(each[0]["label"].to_numpy(), metrics.calibrated(mean))
+    assert said["validation"]["log_loss"] == pytest.approx(expected)
+    second: list[dict] = []
+    again = crossval.cross_validate(config, 2, only=2, on_event=second.append)
+    assert (again.logits == found.logits).all()
+    assert again.seconds == found.seconds
+    assert {event["kind"] for event in second} == {"fold"}

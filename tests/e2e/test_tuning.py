@@ -1,0 +1,58 @@
+"""A search over a small grid: killed on the way, finished by the same command, ranked, and visible in TensorBoard."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import bundle_json
+
+from catdog import tuning
+from catdog.catalog import Catalog
+
+
+def test_the_shipped_grid_is_the_tutorials() -> None:
+    grid = tuning.find("gray-grid").grid
+    assert grid == {"conv_layers": [1, 2, 3], "units": [32, 64, 128], "dense_layers": [0, 1, 2]}
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_an_interrupted_search_goes_on_and_ranks_its_runs(drawn: Catalog, tmp_path: Path, catdog) -> None:
+    command = [
+        "tune", "--data", drawn.root, "--name", "grid", "--runs", str(tmp_path), "--concurrent", "1",
+        "--grid", "units=[4, 8]", "--grid", "dense_layers=[0, 9]",
+        "--set", "recipe=gray-cnn", "--set", "image_size=32", "--set", "epochs=2",
+    ]  # fmt: skip
+    refused = catdog(*command)
+    assert refused.code == 2
+    assert "--dense-layers received 9" in refused.err
+    assert not (tmp_path / "grid").exists()
+
+    command[command.index("dense_layers=[0, 9]")] = "dense_layers=[0]"
+    first = tmp_path / "grid" / "units=4,dense_layers=0" / "model" / "bundle.json"
+    with subprocess.Popen([sys.executable, "-m", "catdog", *command], stdout=subprocess.DEVNULL) as killed:
+        end = time.monotonic() + 200
+        while not first.exists():
+            assert time.monotonic() < end, "the first run was never finished"
+            assert killed.poll() is None
+            time.sleep(0.2)
+        os.kill(killed.pid, signal.SIGKILL)
+    finished = first.stat().st_mtime_ns
+
+    done = catdog(*command)
+    assert done.code == 0, done.err
+    assert first.stat().st_mtime_ns == finished
+    ranked = [line.split() for line in done.out.splitlines() if "units=" in line]
+    assert len(ranked) == 2
+    assert float(ranked[0][1]) <= float(ranked[1][1])
+    for line in ranked:
+        said = bundle_json(str(tmp_path / "grid" / line[-1]))
+        best = min(entry["valid_log_loss"] for entry in said["training"]["history"])
+        assert float(line[1]) == pytest.approx(best, abs=1e-4)
+        assert list((tmp_path / "grid" / line[-1] / "tensorboard").glob("events.out.tfevents.*"))
+        assert f"units={said['training']['options']['units']}," in line[-1]
