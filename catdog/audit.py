@@ -203,7 +203,7 @@ def draw(findings: list[Finding], data: Catalog, uri: str, each: int = 20) -> No
         for finding in chosen[: each // 2 if issue == "duplicate" else each]:
             row.append((finding.key, f"{issue}: {finding.label or finding.split} {finding.score:g}"))
             if finding.other:
-                row.append((finding.other, "= " + ("LEAK " if finding.leaks else "") + finding.split))
+                row.append((finding.other, "= in another split" if finding.leaks else "= in the same split"))
         tiles += [row[start : start + 10] for start in range(0, len(row), 10)]
     sheet = Image.new("RGB", (10 * _TILE, max(1, len(tiles)) * (_TILE + _CAPTION)), "white")
     pen = ImageDraw.Draw(sheet)
