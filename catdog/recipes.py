@@ -170,15 +170,18 @@ class TrainConfig(pydantic.BaseModel):
         return "fine-tune" if pretrained and not self.freeze else "plain"
 
     def _decide(self) -> TrainConfig:
+        candidates = ", ".join(arch.name for arch in models.ARCHITECTURES.values() if arch.has_backbone)
         if self.arch is None and self.weights not in (None, "none"):
-            candidates = ", ".join(arch.name for arch in models.ARCHITECTURES.values() if arch.has_backbone)
             raise UsageError(f"--weights received without --arch; say which one they are for: {candidates}")
         arch = models.find(self.arch or models.DEFAULT_ARCHITECTURE)
         weights = self.weights or ("imagenet" if arch.has_backbone else "none")
         pretrained = weights != "none"
         if not arch.has_backbone and (pretrained or self.freeze or self.head_first):
             option = f"--weights {weights}" if pretrained else "--freeze" if self.freeze else f"--recipe {self.recipe}"
-            raise UsageError(f"{option} received, but {arch.name} has no backbone; it trains from scratch")
+            raise UsageError(
+                f"{option} received, but {arch.name} has no backbone: it trains from scratch; expected --arch, one of "
+                f"{candidates}"
+            )
         if self.alpha != 1.0 and arch.name != "mobilenet":
             raise UsageError(f"--alpha {self.alpha} received, but only mobilenet has a width multiplier")
         if weights == "imagenet" and arch.name == "mobilenet" and self.alpha not in models.MOBILENET_ALPHAS:
