@@ -1,7 +1,8 @@
 """The model bundle: Keras models, how to read their output, and what they were trained on, in one folder.
 
-`model.keras` (and `model-2.keras` … for further members) are plain Keras files; `bundle.json` says the rest and holds
-a checksum for each. It is written last: a folder without it is not a bundle.
+`model.keras` (and `model-2.keras` … for further members) are plain Keras files, `model.onnx` … the same for ONNX
+Runtime; `bundle.json` says the rest and holds a checksum for each. It is written last: a folder without it is not a
+bundle.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import importlib.metadata
 import platform
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pydantic
 
 import catdog
-from catdog import images, metrics, storage
+from catdog import engines, images, metrics, storage
+from catdog.engines import Engine, EngineName
 from catdog.errors import CatdogError, UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "bundle.json"
 SCHEMA_VERSION = 2
+VERIFIED = "verified"
 # A view as `images.show` takes it.
 View = Annotated[str, pydantic.Field(pattern=r"^(identity|mirror|crop-[5-9][0-9](-mirror)?)$")]
 
@@ -38,6 +41,7 @@ class BundleInfo(pydantic.BaseModel):
         image_size: S, in pixels.
         class_names: of labels 0 and 1; probabilities are of the second.
         members: file names of the models, averaged in logit space.
+        onnx: "verified" where each member has an ONNX file beside it, or why not.
         views: how each image is shown to each member, averaged likewise.
         calibration: what temperature and clip were fitted on.
         temperature: what the averaged logit is divided by.
@@ -48,7 +52,7 @@ class BundleInfo(pydantic.BaseModel):
         seed: of the run.
         training: the run's options and its history.
         versions: of the packages that made it.
-        checksums: SHA-256 (hex) of each member's file.
+        checksums: SHA-256 (hex) of each member's files.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=False)
@@ -58,6 +62,7 @@ class BundleInfo(pydantic.BaseModel):
     image_size: Annotated[int, pydantic.Field(gt=0)]
     class_names: tuple[str, str]
     members: Annotated[list[str], pydantic.Field(min_length=1)]
+    onnx: str
     views: Annotated[list[View], pydantic.Field(min_length=1)]
     calibration: Literal["none", "validation"]
     temperature: Annotated[float, pydantic.Field(gt=0)]
@@ -70,27 +75,10 @@ class BundleInfo(pydantic.BaseModel):
     versions: dict[str, str]
     checksums: dict[str, str]
 
-
-class Engine(Protocol):
-    """What predicts with one member: uint8 N×S×S×3 in, float32 logits N out."""
-
-    def logits(self, batch: np.ndarray) -> np.ndarray:
-        """Predicts one batch."""
-
-
-class TensorFlowEngine:
-    """A member run by TensorFlow."""
-
-    name = "tensorflow"
-
-    def __init__(self, model: keras.Model) -> None:
-        import tensorflow as tf
-
-        self._predict = tf.function(lambda batch: model(batch, training=False))
-
-    def logits(self, batch: np.ndarray) -> np.ndarray:
-        """Predicts one batch; a new batch size costs a new trace."""
-        return self._predict(batch).numpy()[:, 0]
+    @property
+    def engines(self) -> tuple[EngineName, ...]:
+        """What can predict with it, the fastest on a CPU first."""
+        return ("onnx", "tensorflow") if self.onnx == VERIFIED else ("tensorflow",)
 
 
 class ModelBundle:
@@ -107,18 +95,26 @@ class ModelBundle:
         self._engines = engines
 
     @classmethod
-    def load(cls, model: str) -> ModelBundle:
+    def load(cls, model: str, engine: EngineName | None = None, threads: int = 1) -> ModelBundle:
         """Loads a bundle and its members, checksums verified, in Keras's safe mode: no code in a file is run.
 
         Args:
             model: URI of a run or of a bundle.
+            engine: what predicts; None is the fastest on a CPU that the bundle has.
+            threads: of ONNX Runtime; TensorFlow's are the whole process's (`engines.limit_threads`).
 
         Raises:
             UsageError: there is none.
             CatdogError: it is of another version, incomplete or damaged.
         """
         uri, info = read_info(model)
-        return cls(info, [TensorFlowEngine(_load_member(uri, info, member)) for member in info.members], uri)
+        engine = engine or info.engines[0]
+        if engine not in info.engines:
+            raise UsageError(f"--engine received {engine}, but {uri} has no ONNX model: {info.onnx}")
+        if engine == "onnx":
+            files = [_read_file(uri, info, onnx_name(member)) for member in info.members]
+            return cls(info, [engines.OnnxEngine(data, threads) for data in files], uri)
+        return cls(info, [engines.TensorFlowEngine(_load_member(uri, info, member)) for member in info.members], uri)
 
     def logits(self, batch: np.ndarray) -> np.ndarray:
         """Predicts the plain logit of each image: the mean over members and views, before temperature and clip.
@@ -178,9 +174,15 @@ def read_info(model: str) -> tuple[str, BundleInfo]:
         field = ".".join(str(part) for part in first["loc"]) or "the file"
         raise CatdogError(f"{path} is not a valid bundle: {field}: {first['msg']}; train the model again") from error
     for member in info.members:
-        if "/" in member or "\\" in member or member not in info.checksums:
+        files = [member, onnx_name(member)] if info.onnx == VERIFIED else [member]
+        if "/" in member or "\\" in member or not info.checksums.keys() >= set(files):
             raise CatdogError(f"{path} names the member {member!r} without a checksum or outside its folder")
     return uri, info
+
+
+def onnx_name(member: str) -> str:
+    """The name of a member's ONNX file."""
+    return f"{member.removesuffix('.keras')}.onnx"
 
 
 def merge(infos: list[BundleInfo]) -> BundleInfo:
@@ -210,6 +212,7 @@ def merge(infos: list[BundleInfo]) -> BundleInfo:
         update={
             "architecture": " + ".join(dict.fromkeys(info.architecture for info in infos)),
             "members": list(named),
+            "onnx": next((info.onnx for info in infos if info.onnx != VERIFIED), VERIFIED),
             "checksums": named,
             "views": list(dict.fromkeys(view for info in infos for view in info.views)),
             "calibration": "validation" if any(info.calibration == "validation" for info in infos) else "none",
@@ -226,24 +229,36 @@ def fingerprint(info: BundleInfo) -> str:
     return hashlib.sha256(info.model_dump_json().encode()).hexdigest()
 
 
-def save(uri: str, models: list[keras.Model], **fields: Any) -> BundleInfo:
+def save(uri: str, models: list[keras.Model], sample: np.ndarray | None = None, **fields: Any) -> BundleInfo:
     """Writes a bundle: the members first, `bundle.json` last.
 
     Args:
         uri: its folder.
         models: the members, from uint8 N×S×S×3 to one logit.
-        **fields: what `BundleInfo` holds beyond members, checksums and versions.
+        sample: uint8, N×S×S×3: real images to verify the members' ONNX files with; without them none are made.
+        **fields: what `BundleInfo` holds beyond members, ONNX, checksums and versions.
 
     Returns:
         What was written to `bundle.json`.
     """
-    files = []
+    import keras
+
+    files: list[bytes] = []
+    onnx: list[bytes] = []
+    why_not = "" if sample is not None and len(sample) else "no image to verify it with"
     for model in models:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.keras"
             model.save(path)
             files.append(path.read_bytes())
-    return _write(uri, files, fields)
+            if sample is None or why_not:
+                continue
+            try:
+                # Loaded anew, because a model built for several workers cannot be translated.
+                onnx.append(engines.translate(keras.saving.load_model(path, compile=False), sample))
+            except CatdogError as error:
+                why_not = str(error)
+    return _write(uri, files, onnx, why_not, fields)
 
 
 def assemble(uri: str, bundles: list[str], **fields: Any) -> BundleInfo:
@@ -260,39 +275,54 @@ def assemble(uri: str, bundles: list[str], **fields: Any) -> BundleInfo:
     Raises:
         CatdogError: their image sizes differ, or one is damaged.
     """
-    files = []
+    files: list[bytes] = []
+    onnx: list[bytes] = []
+    why_not = ""
     for one in bundles:
         place, info = read_info(one)
         if info.image_size != fields["image_size"]:
             raise CatdogError(f"{place} takes {info.image_size} pixels, expected {fields['image_size']} as the others")
-        files += [_read_member(place, info, member) for member in info.members]
-    return _write(uri, files, fields)
+        files += [_read_file(place, info, member) for member in info.members]
+        if info.onnx == VERIFIED:
+            onnx += [_read_file(place, info, onnx_name(member)) for member in info.members]
+        else:
+            why_not = info.onnx
+    return _write(uri, files, onnx, why_not, fields)
 
 
-def _write(uri: str, files: list[bytes], fields: dict[str, Any]) -> BundleInfo:
+def _write(uri: str, files: list[bytes], onnx: list[bytes], why_not: str, fields: dict[str, Any]) -> BundleInfo:
     members = ["model.keras", *(f"model-{number}.keras" for number in range(2, len(files) + 1))]
-    for member, data in zip(members, files, strict=True):
-        storage.write_bytes(storage.join(uri, member), data)
-    checksums = {member: hashlib.sha256(data).hexdigest() for member, data in zip(members, files, strict=True)}
-    info = BundleInfo(members=members, checksums=checksums, versions=package_versions(), **fields)
+    content = dict(zip(members, files, strict=True))
+    if not why_not:
+        content |= {onnx_name(member): data for member, data in zip(members, onnx, strict=True)}
+    for name, data in content.items():
+        storage.write_bytes(storage.join(uri, name), data)
+    checksums = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
+    info = BundleInfo(
+        members=members,
+        onnx=why_not or VERIFIED,
+        checksums=checksums,
+        versions=package_versions(),
+        **fields,
+    )
     storage.write_text(storage.join(uri, FILE_NAME), info.model_dump_json(indent=2) + "\n")
     return info
 
 
 def package_versions() -> dict[str, str]:
     """The versions of Python, of this package and of those that decide what a model computes."""
-    names = ("ray", "tensorflow", "keras", "numpy", "opencv-python-headless", "pillow")
+    names = ("ray", "tensorflow", "keras", "onnxruntime", "numpy", "opencv-python-headless", "pillow")
     own = {"python": platform.python_version(), "catdog": catdog.__version__}
     return own | {name: importlib.metadata.version(name) for name in names}
 
 
-def _read_member(uri: str, info: BundleInfo, member: str) -> bytes:
-    path = storage.join(uri, member)
+def _read_file(uri: str, info: BundleInfo, name: str) -> bytes:
+    path = storage.join(uri, name)
     try:
         data = storage.read_bytes(path)
     except OSError as error:
         raise CatdogError(f"could not read the bundle's {path}: {error.strerror or error}") from error
-    if hashlib.sha256(data).hexdigest() != info.checksums[member]:
+    if hashlib.sha256(data).hexdigest() != info.checksums[name]:
         raise CatdogError(f"{path} is not the file that bundle.json was written for (its checksum differs)")
     return data
 
@@ -300,7 +330,7 @@ def _read_member(uri: str, info: BundleInfo, member: str) -> bytes:
 def _load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
     import keras
 
-    path, data = storage.join(uri, member), _read_member(uri, info, member)
+    path, data = storage.join(uri, member), _read_file(uri, info, member)
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / member
         local.write_bytes(data)

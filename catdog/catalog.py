@@ -21,6 +21,7 @@ from catdog.errors import CatdogError, UsageError
 
 FILE_NAME = "catalog.parquet"
 SCHEMA_VERSION = 1
+_PIECE = 65_536
 SPLITS = ("train", "valid", "test")
 SCHEMA = pa.schema(
     [
@@ -80,8 +81,10 @@ class Catalog:
         digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, self.class_names]).encode())
         digest.update(str(self.options.get("content_sha256", "")).encode())
         for column in ("key", "id", "label", "split"):
-            for value in self.table[column].to_pylist():
-                digest.update(f"{value}\0".encode())
+            # In pieces: a million Python strings at once are many times the size of the table.
+            for start in range(0, self.table.num_rows, _PIECE):
+                for value in self.table[column].slice(start, _PIECE).to_pylist():
+                    digest.update(f"{value}\0".encode())
         return digest.hexdigest()
 
     def write(self) -> None:
@@ -129,8 +132,9 @@ def read(data: str) -> Catalog:
     table = table.replace_schema_metadata(None)
     if not table.schema.equals(SCHEMA):
         raise CatdogError(f"{path} has columns {table.column_names}, expected {SCHEMA.names}; prepare it again")
-    places = [
-        uri if "://" in uri or uri.startswith("/") else storage.join(root, uri) for uri in table["uri"].to_pylist()
-    ]
-    table = table.set_column(2, SCHEMA.field("uri"), pa.array(places, pa.string()))
+    uris = table["uri"]
+    before, _, after = storage.join(root, "\0").partition("\0")
+    is_absolute = pc.or_(pc.match_substring(uris, "://"), pc.starts_with(uris, "/"))
+    places = pc.if_else(is_absolute, uris, pc.binary_join_element_wise(before, uris, after, ""))
+    table = table.set_column(2, SCHEMA.field("uri"), places)
     return Catalog(table, (class_names[0], class_names[1]), root, options)

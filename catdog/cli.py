@@ -41,6 +41,14 @@ class Split(StrEnum):
     all = "all"
 
 
+class Engine(StrEnum):
+    """What `--engine` takes."""
+
+    auto = "auto"
+    onnx = "onnx"
+    tensorflow = "tensorflow"
+
+
 Address = Annotated[str | None, typer.Option(help="Ray cluster; else RAY_ADDRESS, else one on this machine.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's log, and tracebacks.")]
 DataDir = Annotated[str, typer.Option("--data", help="A prepared data set's folder or bucket.")]
@@ -119,6 +127,22 @@ def data_synthesize(
 
     with out.status("Drawing…"):
         catalog = synthetic.synthesize(storage.absolute_output(dest, "DEST"), train, test, seed)
+    _show_catalog(catalog)
+
+
+@data_app.command("pack")
+def data_pack(
+    data: Annotated[str, typer.Argument(help="A prepared data set.")],
+    dest: Annotated[str, typer.Argument(help="The folder or bucket to make.")],
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Write a data set's images into a few Parquet shards; every command reads it like a folder."""
+    del address, debug
+    from catdog import packing, storage
+
+    with out.status(f"Packing {data}…"):
+        catalog = packing.pack(data, storage.absolute_output(dest, "DEST"))
     _show_catalog(catalog)
 
 
@@ -245,7 +269,11 @@ def score(
     out_: Annotated[str, typer.Option("--out", help="The submission; its sidecars take its stem.")] = (
         "submissions/results.csv"
     ),
+    engine: Annotated[
+        Engine, typer.Option(help="auto: ONNX Runtime on CPUs where the model allows it, TensorFlow on GPUs.")
+    ] = Engine.auto,
     batch_size: Annotated[int, typer.Option(help="Images predicted at a time.")] = 64,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what would be done, and why; nothing is.")] = False,
     max_unreadable: Annotated[float, typer.Option(help="Share beyond which the exit code is 1.")] = 0.01,
     gpu: Gpu = None,
     address: Address = None,
@@ -255,9 +283,13 @@ def score(
     from catdog import scoring
 
     config = scoring.ScoreConfig(
-        model=model, data=data, split=split.value, out=out_, batch_size=batch_size, max_unreadable=max_unreadable,
-        gpu=gpu, address=address, debug=debug,
+        model=model, data=data, split=split.value, out=out_, engine=engine.value, batch_size=batch_size,
+        max_unreadable=max_unreadable, gpu=gpu, address=address, debug=debug,
     )  # fmt: skip
+    if explain:
+        for what, why in scoring.explain(config).items():
+            out.print(f"{what:<8}  {why}", markup=False)
+        return
     started = time.perf_counter()
     with out.status("Scoring…") as status:
         result = scoring.score(config, _score_view(status.update))

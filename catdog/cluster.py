@@ -9,13 +9,13 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 import ray.data
 
-from catdog import images
+from catdog.engines import EngineName
 from catdog.errors import CatdogError, UsageError
 
 # Fewer images than this in a worker's share of a batch, and starting the worker costs more than it brings.
@@ -93,11 +93,22 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class ScorePlan:
-    """What a scoring run asks of the cluster: `actors` of `cpus_per_actor` CPUs, and a GPU each if `gpu`."""
+    """What a scoring run asks of the cluster.
 
+    Attributes:
+        engine: what predicts.
+        actors: each with the model in memory.
+        threads: of each, and the CPUs it is counted with; with a GPU its CPUs stay free for reading.
+        gpu: whether each has a GPU. If so, tasks on the CPUs read and decode ahead of the actors; if not, each actor
+            reads its own files, for there is no other CPU.
+        why: the plan and its reasons, by name, for people.
+    """
+
+    engine: EngineName
     actors: int
-    cpus_per_actor: int
+    threads: int
     gpu: bool
+    why: dict[str, str] = field(compare=False, default_factory=dict)
 
 
 def plan_training(
@@ -157,39 +168,52 @@ def plan_training(
     return TrainPlan(count, share, gpu)
 
 
-def plan_scoring(parts: int, gpu: bool | None = None) -> ScorePlan:
-    """Decides the actors of a scoring run: one a CPU, or one a GPU, and no more than there are parts.
+def plan_scoring(parts: int, engines: tuple[EngineName, ...], gpu: bool | None = None) -> ScorePlan:
+    """Decides how a scoring run uses the cluster: an actor a CPU, or a GPU, and no more than there are parts.
 
-    Actors read their own files and the catalog's blocks need no task, so they may take every CPU.
+    Where there is no GPU actors read their own files and the catalog's blocks need no task, so they may take every
+    CPU. Each has one thread, so that a part's numbers do not depend on where it was predicted; more actors do more.
 
     Args:
-        parts: how many parts are left to score.
-        gpu: True, False, or None for GPUs where there are any.
+        parts: how many are to be made.
+        engines: what may predict, the fastest on a CPU first.
+        gpu: True, False, or None for GPUs where there are any and TensorFlow may use them.
 
     Raises:
-        UsageError: the cluster has no CPU or GPU to give.
+        UsageError: the cluster has no CPU or GPU to give, or there is no engine for it.
     """
-    gpus = sum(_per_node("GPU"))
-    gpu = gpus > 0 if gpu is None else gpu
-    units = gpus if gpu else sum(_per_node("CPU"))
+    gpus, cpus = _per_node("GPU"), _per_node("CPU")
+    gpu = bool(gpus) and "tensorflow" in engines if gpu is None else gpu
+    units = sum(gpus if gpu else cpus)
     if not units:
         raise UsageError(f"the cluster has no {'GPU' if gpu else 'CPU'}; expected at least one")
-    return ScorePlan(max(1, min(units, parts)), 1, gpu)
+    if gpu and "tensorflow" not in engines:
+        raise UsageError(f"--gpu received with --engine {engines[0]}, which runs on CPUs; leave one of them out")
+    engine: EngineName = "tensorflow" if gpu else engines[0]
+    actors = max(1, min(units, parts))
+    device = "GPU" if gpu else "CPU"
+    chosen = {
+        (True, "tensorflow"): "the cluster has GPUs",
+        (False, "onnx"): "the fastest on CPUs, and checked against Keras when the model was saved",
+        (False, "tensorflow"): "asked for, or the model has no verified ONNX file",
+    }[gpu, engine]
+    why = {
+        "engine": f"{engine}: {chosen}",
+        "actors": f"{actors}: one a {device} (nodes have {', '.join(map(str, gpus if gpu else cpus))}), {parts} parts",
+        "threads": "1 an actor: the bits of a part do not depend on where it is predicted",
+        "reading": (
+            f"in tasks on {sum(cpus)} CPUs, ahead of the actors"
+            if gpu
+            else "in each actor, a batch ahead of the model: no CPU is left for others, so none is waited for"
+        ),
+    }
+    return ScorePlan(engine, actors, 1, gpu, why)
 
 
 def object_store_bytes() -> int:
     """The smallest node's share of Ray's shared memory, in bytes: what one copy of a data set must fit in."""
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return int(min((size for size in stores if size), default=0))
-
-
-def limit_threads(threads: int) -> None:
-    """Keeps TensorFlow and OpenCV in this worker to the CPUs it was given; before anything is computed."""
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    images.use_one_thread()
 
 
 @contextlib.contextmanager
@@ -220,7 +244,8 @@ def cause(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b.*: ", line)]
     ours = [line.partition("Error: ")[2] for line in raised if line.startswith("catdog.errors.")]
-    return (ours or raised or lines or [type(error).__name__])[-1]
+    theirs = [line for line in raised if not line.startswith("ray.exceptions.")]
+    return (ours or theirs or raised or lines or [type(error).__name__])[-1]
 
 
 def _require_listener(address: str) -> None:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from catdog import augment, bundle, cluster, images, models, storage
+from catdog import augment, bundle, cluster, engines, images, models, storage
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError
 
@@ -82,14 +82,14 @@ def compute(
         return
     wanted = rows.take(missing).select(["key", "uri"]).combine_chunks()
     blocks = [wanted.slice(start, _BLOCK_ROWS) for start in range(0, wanted.num_rows, _BLOCK_ROWS)]
-    plan = cluster.plan_scoring(len(blocks))
+    plan = cluster.plan_scoring(len(blocks), ("tensorflow",))
     done = ray.data.from_arrow(blocks).map_batches(
         _Extractor,
-        fn_constructor_args=(spec, weights, seed, views, folder, plan.cpus_per_actor),
+        fn_constructor_args=(spec, weights, seed, views, folder, plan.threads),
         batch_format="pyarrow",
-        batch_size=None,
+        batch_size=_BLOCK_ROWS,
         compute=ray.data.ActorPoolStrategy(size=plan.actors),
-        num_cpus=plan.cpus_per_actor,
+        num_cpus=plan.threads,
         num_gpus=1 if plan.gpu else 0,
     )
     try:
@@ -110,7 +110,7 @@ class _Extractor:
         import keras
         import tensorflow as tf
 
-        cluster.limit_threads(threads)
+        engines.limit_threads(threads)
         keras.utils.set_random_seed(seed)
         model = models.feature_extractor(models.build(spec, ray.get(weights) if weights is not None else None))
         self._features = tf.function(lambda batch: model(batch, training=False))
@@ -239,7 +239,7 @@ def _read_views(folder: str, keys: list[str], views: list[str]) -> tuple[list[np
 def _fit_head(
     folder: str, keys: list[str], labels: np.ndarray, spec: models.Spec, seed: int, views: list[str], gentle: bool
 ) -> list[np.ndarray] | None:
-    cluster.limit_threads(1)
+    engines.limit_threads(1)
     features, at = _read_views(folder, keys, views)
     return _fit(features, labels[at], [keys[row] for row in at], spec, seed, gentle) if len(at) else None
 
@@ -254,7 +254,7 @@ def _out_of_fold(
     folds: np.ndarray,
     may_fit: np.ndarray,
 ) -> np.ndarray | None:
-    cluster.limit_threads(1)
+    engines.limit_threads(1)
     features, at = _read_views(folder, keys, views)
     if not len(at):
         return None

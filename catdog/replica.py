@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.train
 
-from catdog import augment, bundle, calibration, fused, images, ingest, metrics, models, optimizers, storage
+from catdog import augment, bundle, calibration, engines, fused, images, ingest, metrics, models, optimizers, storage
 from catdog.board import Board
 from catdog.errors import CatdogError
 from catdog.recipes import TrainConfig
@@ -34,6 +34,8 @@ VALID_NAME = "valid.parquet"
 _EVENT_SECONDS = 0.5
 # Beyond this share of unreadable images it is not the images that are broken.
 _MAX_REJECTED = 0.2
+# Images that the bundle's ONNX file must agree with Keras on.
+_SAMPLE = 32
 _ORDER_STREAM, _AUGMENT_STREAM = 0, 1
 _MIXUP_STREAM = 2**33
 
@@ -78,14 +80,12 @@ class Replica:
         import keras
         import tensorflow as tf
 
-        from catdog import cluster
-
         self.job = job
         self.config: TrainConfig = job["config"]
         config = self.config
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        cluster.limit_threads(config.cpus_per_worker or 1)
+        engines.limit_threads(config.cpus_per_worker or 1)
         keras.utils.set_random_seed(config.seed)
         self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
 
@@ -411,6 +411,7 @@ class Replica:
         bundle.save(
             uri,
             [self.scorer],
+            self.valid_pixels.take(self.valid_pixels.readable[:_SAMPLE]),
             architecture=config.arch,
             image_size=self.size,
             class_names=self.job["class_names"],

@@ -7,39 +7,28 @@ are already there need not be made again.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pydantic
 import ray
 import ray.data
 
-from catdog import bundle, catalog, cluster, images, metrics, report, storage, submission
-from catdog.bundle import BundleInfo, ModelBundle, TensorFlowEngine
+from catdog import bundle, catalog, cluster, report, scorer, storage, submission
+from catdog.bundle import BundleInfo
 from catdog.catalog import Catalog
+from catdog.cluster import ScorePlan
+from catdog.engines import EngineName
 from catdog.errors import CatdogError, UsageError
+from catdog.scorer import Part
 
 PART_ROWS = 512
-PART_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("label", pa.int8()),
-        pa.field("logit", pa.float32()),
-        pa.field("probability", pa.float64(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-    ]
-)
 _SCORED_SPLITS = {"all": ("valid", "test"), "valid": ("valid",), "test": ("test",)}
 
 EventHandler = Callable[[dict[str, Any]], None]
@@ -53,6 +42,7 @@ class ScoreConfig(pydantic.BaseModel):
         data: URI of a prepared data set.
         split: which splits; "all" is validation and, where there is one, test.
         out: URI of the CSV; its sidecars take its stem.
+        engine: what predicts; "auto" is ONNX Runtime on CPUs if the model has a verified file for it.
         batch_size: images predicted at a time.
         max_unreadable: share of a split's images that may be unreadable.
         gpu: a GPU for each actor; None where there are any.
@@ -68,20 +58,12 @@ class ScoreConfig(pydantic.BaseModel):
     data: str
     split: Literal["test", "valid", "all"] = "all"
     out: str = "submissions/results.csv"
+    engine: Literal["auto", "onnx", "tensorflow"] = "auto"
     batch_size: Annotated[int, pydantic.Field(ge=1, le=4096)] = 64
     max_unreadable: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.01
     gpu: bool | None = None
     address: str | None = None
     debug: bool = False
-
-
-@dataclass(frozen=True)
-class Part:
-    """A range of a split, and the file its predictions are in."""
-
-    split: str
-    rows: pa.Table
-    uri: str
 
 
 @dataclass
@@ -124,49 +106,58 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
     out = storage.absolute_output(config.out, "--out")
     if not storage.name(out).endswith(".csv") or storage.kind(out) == "folder":
         raise UsageError(f"--out received {config.out!r}, expected the name of a .csv file")
-    found = [bundle.read_info(model) for model in config.model]
-    uris, info = [uri for uri, _ in found], bundle.merge([info for _, info in found])
+    job = _Job.open(config, out)
     # Better to know now than after an hour of scoring that nothing can be written there.
     probe = storage.join(submission.sidecar(out, "parts"), "writable")
     storage.write_text(probe, "")
     storage.delete_file(probe)
-    data = catalog.read(config.data)
-    if data.class_names != info.class_names:
-        raise UsageError(f"the model tells {info.class_names} apart, but the data set holds {data.class_names}")
-    splits = _splits(config.split, data)
-    _refuse_mixed_set(out, data, info, splits, config.batch_size)
-    parts = [part for split in splits for part in _parts(split, data, info, config.batch_size, out)]
-    missing = [part for part in parts if not _is_complete(part)]
+    _refuse_mixed_set(job)
     seconds = {"start": time.perf_counter() - started}
-    if missing:
-        _score_parts(missing, len(parts), uris, config, on_event, seconds)
+    for engine in job.engines:
+        parts = job.parts(engine)
+        missing = [part for part in parts if not scorer.is_complete(part)]
+        if not missing:
+            break
+    else:
+        with cluster.connect(config.address, config.debug):
+            plan = cluster.plan_scoring(len(missing), job.engines, config.gpu)
+            engine, parts = plan.engine, job.parts(plan.engine)
+            missing = [part for part in parts if not scorer.is_complete(part)]
+            seconds["connect"] = time.perf_counter() - started - seconds["start"]
+            if missing:
+                on_event(
+                    {"kind": "plan", "actors": plan.actors, "parts": len(missing), "kept": len(parts) - len(missing)}
+                )
+                _score_parts(missing, plan, job, on_event)
+        seconds["score"] = time.perf_counter() - started - sum(seconds.values())
 
     merging = time.perf_counter()
+    splits = list(job.splits)
     for split in _SCORED_SPLITS["all"]:
         # What an earlier run scored with the same model belongs to the same set of files.
-        if split not in splits and data.count(split):
-            others = list(_parts(split, data, info, config.batch_size, out))
+        if split not in splits and job.data.count(split):
+            others = job.parts(engine, [split])
             if all(storage.kind(part.uri) == "file" for part in others):
                 splits.append(split)
                 parts += others
-    tables = {split: _merge(part for part in parts if part.split == split) for split in splits}
-    counts = {split: _count(table) for split, table in tables.items()}
+    merged = {split: scorer.merge([part for part in parts if part.split == split], job.data) for split in splits}
+    counts = {split: each.counts for split, each in merged.items()}
     rejected = submission.sidecar(out, "rejected.csv")
-    sections = {split: table for split, table in tables.items() if data.is_labelled(split)}
-    content = report.build(sections, counts, info, data) if sections else None
-    submission.write_rejected(rejected, tables)
+    sections = {split: each.judged for split, each in merged.items() if each.judged is not None}
+    content = report.build(sections, counts, job.info, job.data) if sections else None
+    submission.write_rejected(rejected, {split: each.unreadable for split, each in merged.items()})
     if content is not None:
         storage.write_text(submission.sidecar(out, "report.json"), report.to_json(content))
-    if "test" in tables:
-        submission.write(out, tables["test"])
+    if "test" in merged:
+        submission.write(out, job.data.split("test")["id"], merged["test"].probabilities)
     seconds["merge"] = time.perf_counter() - merging
     meta = {
-        "model": uris,
-        "bundle_fingerprint": bundle.fingerprint(info),
-        "architecture": info.architecture,
-        "data": data.root,
-        "catalog_fingerprint": data.fingerprint,
-        "engine": TensorFlowEngine.name,
+        "model": job.models,
+        "bundle_fingerprint": bundle.fingerprint(job.info),
+        "architecture": job.info.architecture,
+        "data": job.data.root,
+        "catalog_fingerprint": job.data.fingerprint,
+        "engine": engine,
         "options": config.model_dump(exclude={"address", "debug"}),
         "counts": counts,
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
@@ -174,9 +165,68 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     storage.write_text(submission.sidecar(out, "meta.json"), report.to_json(meta))
-    _drop_stale_parts(out, data, info, config.batch_size)
+    _drop_stale_parts(job, engine)
     excess = [s for s, c in counts.items() if c["unreadable"] > config.max_unreadable * sum(c.values())]
-    return ScoreResult(out if "test" in tables else None, content, counts, rejected, seconds, excess)
+    return ScoreResult(out if "test" in merged else None, content, counts, rejected, seconds, excess)
+
+
+def explain(config: ScoreConfig) -> dict[str, str]:
+    """Says what `score` would do on the cluster, and why, without doing it.
+
+    Returns:
+        The plan, by name.
+
+    Raises:
+        UsageError, CatdogError: as `score`.
+    """
+    job = _Job.open(config, storage.absolute_output(config.out, "--out"))
+    with cluster.connect(config.address, config.debug):
+        plan = cluster.plan_scoring(len(job.parts(job.engines[0])), job.engines, config.gpu)
+    parts = job.parts(plan.engine)
+    missing = sum(not scorer.is_complete(part) for part in parts)
+    sizes = f"{PART_ROWS} images each, predicted {config.batch_size} at a time in one shape"
+    return plan.why | {"parts": f"{len(parts)}, of which {missing} are to be made; {sizes}"}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be scored with what: the options, read and found to fit each other."""
+
+    config: ScoreConfig
+    out: str
+    models: list[str]
+    info: BundleInfo
+    data: Catalog
+    splits: list[str]
+    engines: tuple[EngineName, ...]
+
+    @classmethod
+    def open(cls, config: ScoreConfig, out: str) -> _Job:
+        found = [bundle.read_info(model) for model in config.model]
+        uris, info = [uri for uri, _ in found], bundle.merge([info for _, info in found])
+        if config.engine == "onnx" and "onnx" not in info.engines:
+            raise UsageError(f"--engine received onnx, but {uris[0]} has no ONNX model ({info.onnx}); use tensorflow")
+        data = catalog.read(config.data)
+        if data.class_names != info.class_names:
+            raise UsageError(f"the model tells {info.class_names} apart, but the data set holds {data.class_names}")
+        possible = info.engines if config.engine == "auto" else (config.engine,)
+        if config.engine == "auto" and config.gpu is not None:
+            possible = ("tensorflow",) if config.gpu else possible[:1]
+        return cls(config, out, uris, info, data, _splits(config.split, data), possible)
+
+    def parts(self, engine: EngineName, splits: list[str] | None = None) -> list[Part]:
+        """The parts of some splits, or of all that are to be scored, in catalog order."""
+        folder = submission.sidecar(self.out, "parts")
+        origin = [self.data.fingerprint, bundle.fingerprint(self.info), engine, str(self.config.batch_size)]
+        parts = []
+        for split in self.splits if splits is None else splits:
+            rows = self.data.split(split)
+            mark = hashlib.sha256("\0".join([*origin, split]).encode()).hexdigest()[:16]
+            for start in range(0, rows.num_rows, PART_ROWS):
+                block = rows.slice(start, PART_ROWS)
+                name = f"{split}-{start:08d}-{start + block.num_rows:08d}-{mark}.parquet"
+                parts.append(Part(split, block, storage.join(folder, name)))
+        return parts
 
 
 def read_parts(out: str) -> pa.Table:
@@ -186,11 +236,13 @@ def read_parts(out: str) -> pa.Table:
         out: URI of its CSV.
 
     Returns:
-        The columns of `PART_SCHEMA`.
+        The columns of `scorer.PART_SCHEMA`.
     """
     folder = submission.sidecar(storage.absolute(out), "parts")
     names = [name for name in storage.list_names(folder) if name.endswith(".parquet")]
-    return pa.concat_tables([_read(storage.join(folder, name)) for name in names] or [PART_SCHEMA.empty_table()])
+    return pa.concat_tables(
+        [scorer.read(storage.join(folder, name)) for name in names] or [scorer.PART_SCHEMA.empty_table()]
+    )
 
 
 def _splits(split: str, data: Catalog) -> list[str]:
@@ -203,171 +255,52 @@ def _splits(split: str, data: Catalog) -> list[str]:
     return found
 
 
-def _parts(split: str, data: Catalog, info: BundleInfo, batch_size: int, out: str) -> Iterator[Part]:
-    rows = data.split(split)
-    origin = [data.fingerprint, bundle.fingerprint(info), TensorFlowEngine.name, str(batch_size), split]
-    mark = hashlib.sha256("\0".join(origin).encode()).hexdigest()[:16]
-    folder = submission.sidecar(out, "parts")
-    for start in range(0, rows.num_rows, PART_ROWS):
-        block = rows.slice(start, PART_ROWS)
-        name = f"{split}-{start:08d}-{start + block.num_rows:08d}-{mark}.parquet"
-        yield Part(split, block, storage.join(folder, name))
-
-
-def _is_complete(part: Part) -> bool:
-    """Tells whether a part is there and whole; a damaged one is made again."""
-    if storage.kind(part.uri) != "file":
-        return False
+def _score_parts(missing: list[Part], plan: ScorePlan, job: _Job, on_event: EventHandler) -> None:
+    # One Arrow block a part, put away one by one: blocks that exist already need no task, so actors may take every
+    # CPU, and this process holds no second copy of the catalog.
+    dataset = ray.data.from_arrow_refs([ray.put(scorer.block_of(part)) for part in missing])
+    if plan.gpu:
+        sizes = {bundle.read_info(model)[1].image_size for model in job.models}
+        read = functools.partial(scorer.pack_decoded, sizes=sorted(sizes))
+        dataset = dataset.map_batches(read, batch_format="pyarrow", batch_size=None, num_cpus=1)
+    done = dataset.map_batches(
+        scorer.PartScorer,
+        fn_constructor_kwargs={
+            "models": job.models,
+            "engine": plan.engine,
+            "batch_size": job.config.batch_size,
+            "threads": plan.threads,
+        },
+        batch_format="pyarrow",
+        # With a GPU Ray Data wants a number, and could then cut parts in two; there a part is one row.
+        batch_size=1 if plan.gpu else None,
+        compute=ray.data.ActorPoolStrategy(size=plan.actors),
+        # The tasks that read for a GPU need the CPUs.
+        num_cpus=0 if plan.gpu else plan.threads,
+        num_gpus=1 if plan.gpu else 0,
+    )
     try:
-        table = _read(part.uri)
-        # What the storage did not give then, it may give now.
-        missed = pc.any(pc.starts_with(table["detail"], images.NOT_READ)).as_py()
-        return table["key"].equals(part.rows["key"]) and not missed
-    except (pa.ArrowInvalid, OSError, KeyError):
-        return False
+        for row in done.iter_rows():
+            on_event({"kind": "part", **row})
+    except ray.exceptions.RayError as error:
+        raise CatdogError(
+            f"scoring failed ({cluster.cause(error)}); finished parts stay, "
+            "and the same command goes on from them (--debug shows why it failed)"
+        ) from error
 
 
-def _read(uri: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=PART_SCHEMA)
-
-
-def _score_parts(
-    missing: list[Part],
-    total: int,
-    uris: list[str],
-    config: ScoreConfig,
-    on_event: EventHandler,
-    seconds: dict[str, float],
-) -> None:
-    started = time.perf_counter()
-    with cluster.connect(config.address, config.debug):
-        plan = cluster.plan_scoring(len(missing), config.gpu)
-        on_event({"kind": "plan", "actors": plan.actors, "parts": len(missing), "kept": total - len(missing)})
-        # One Arrow block a part: blocks that exist already need no task, so actors may take every CPU.
-        blocks = [part.rows.select(["key", "id", "uri", "label"]).combine_chunks() for part in missing]
-        blocks = [
-            block.append_column("part", pa.array([part.uri] * block.num_rows))
-            for block, part in zip(blocks, missing, strict=True)
-        ]
-        done = ray.data.from_arrow(blocks).map_batches(
-            PartScorer,
-            fn_constructor_kwargs={
-                "models": uris,
-                "batch_size": config.batch_size,
-                "threads": plan.cpus_per_actor,
-            },
-            batch_format="pyarrow",
-            batch_size=None,
-            compute=ray.data.ActorPoolStrategy(size=plan.actors),
-            num_cpus=plan.cpus_per_actor,
-            num_gpus=1 if plan.gpu else 0,
-        )
-        seconds["connect"] = time.perf_counter() - started
-        try:
-            for row in done.iter_rows():
-                on_event({"kind": "part", **row})
-        except ray.exceptions.RayError as error:
-            raise CatdogError(
-                f"scoring failed ({cluster.cause(error)}); finished parts stay, "
-                "and the same command goes on from them (--debug shows why it failed)"
-            ) from error
-    seconds["score"] = time.perf_counter() - started - seconds["connect"]
-
-
-class PartScorer:
-    """An actor that loads the models once and then turns ranges of the catalog into parts."""
-
-    def __init__(self, models: list[str], batch_size: int, threads: int) -> None:
-        cluster.limit_threads(threads)
-        self._bundles = [ModelBundle.load(model) for model in models]
-        self._info = bundle.merge([loaded.info for loaded in self._bundles])
-        self._sizes = sorted({loaded.info.image_size for loaded in self._bundles})
-        self._batch_size = batch_size
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Scores one part.
-
-        Args:
-            block: columns key, id, uri, label, and the part's own URI in `part`.
-
-        Returns:
-            One row about it: node, images, seconds.
-        """
-        started = time.perf_counter()
-        logits: list[np.ndarray] = []
-        verdicts: list[tuple[str, str]] = []
-        for batch in self._batches(block["uri"].to_pylist()):
-            pixels = {size: np.zeros((self._batch_size, size, size, 3), np.uint8) for size in self._sizes}
-            for size, decoded in batch.items():
-                for at, image in enumerate(decoded):
-                    pixels[size][at] = image.pixels
-            first = batch[self._sizes[0]]
-            each = [loaded.logits(pixels[loaded.info.image_size]) for loaded in self._bundles]
-            logits.append(np.mean(each, axis=0)[: len(first)])
-            verdicts += [(image.status, image.detail) for image in first]
-        unreadable = np.array([status == "unreadable" for status, _ in verdicts])
-        plain = np.concatenate(logits)
-        calibrated = metrics.calibrated(plain, self._info.temperature, self._info.clip)
-        part = pa.Table.from_pydict(
-            {
-                "key": block["key"],
-                "id": block["id"],
-                "label": block["label"],
-                "logit": pa.array(plain, pa.float32(), mask=unreadable),
-                "probability": np.where(unreadable, self._info.prior, calibrated),
-                "status": [status for status, _ in verdicts],
-                "detail": [detail for _, detail in verdicts],
-            },
-            schema=PART_SCHEMA,
-        )
-        sink = pa.BufferOutputStream()
-        pq.write_table(part, sink, compression="zstd")
-        storage.write_bytes(block["part"][0].as_py(), sink.getvalue().to_pybytes())
-        node = ray.get_runtime_context().get_node_id()
-        seconds = time.perf_counter() - started
-        return pa.table({"node": [node], "images": [block.num_rows], "seconds": [seconds]})
-
-    def _batches(self, uris: list[str]) -> Iterator[dict[int, list[images.Decoded]]]:
-        """Decodes one batch ahead of the model, in a thread, so that waiting for files costs nothing.
-
-        Yields:
-            The images of a batch, by the size they were decoded to.
-        """
-        groups = [uris[start : start + self._batch_size] for start in range(0, len(uris), self._batch_size)]
-
-        def decode(group: list[str]) -> dict[int, list[images.Decoded]]:
-            return {size: [images.read(uri, size) for uri in group] for size in self._sizes}
-
-        with ThreadPoolExecutor(1) as ahead:
-            following = ahead.submit(decode, groups[0])
-            for number in range(len(groups)):
-                current = following.result()
-                if number + 1 < len(groups):
-                    following = ahead.submit(decode, groups[number + 1])
-                yield current
-
-
-def _merge(parts: Iterator[Part]) -> pa.Table:
-    return pa.concat_tables([_read(part.uri) for part in parts])
-
-
-def _count(table: pa.Table) -> dict[str, int]:
-    statuses = table["status"].to_pylist()
-    return {status: statuses.count(status) for status in ("ok", "recovered", "unreadable")}
-
-
-def _refuse_mixed_set(out: str, data: Catalog, info: BundleInfo, splits: list[str], batch_size: int) -> None:
+def _refuse_mixed_set(job: _Job) -> None:
     """A CSV and its sidecars speak of one model and one data set; what this run leaves in place must be of the same."""
     try:
-        meta = json.loads(storage.read_bytes(submission.sidecar(out, "meta.json")))
+        meta = json.loads(storage.read_bytes(submission.sidecar(job.out, "meta.json")))
         before = (meta["bundle_fingerprint"], meta["catalog_fingerprint"], meta["options"]["batch_size"])
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if before == (bundle.fingerprint(info), data.fingerprint, batch_size):
+    if before == (bundle.fingerprint(job.info), job.data.fingerprint, job.config.batch_size):
         return
     kept = {
-        out: "test" not in splits,
-        submission.sidecar(out, "report.json"): not any(data.is_labelled(split) for split in splits),
+        job.out: "test" not in job.splits,
+        submission.sidecar(job.out, "report.json"): not any(job.data.is_labelled(split) for split in job.splits),
     }
     for uri, stays in kept.items():
         if stays and storage.exists(uri):
@@ -377,11 +310,11 @@ def _refuse_mixed_set(out: str, data: Catalog, info: BundleInfo, splits: list[st
             )
 
 
-def _drop_stale_parts(out: str, data: Catalog, info: BundleInfo, batch_size: int) -> None:
+def _drop_stale_parts(job: _Job, engine: EngineName) -> None:
     """Deletes what other models or data sets left under this name; what counts is all written by now."""
-    folder = submission.sidecar(out, "parts")
-    scored = [split for split in _SCORED_SPLITS["all"] if data.count(split)]
-    current = {storage.name(part.uri) for split in scored for part in _parts(split, data, info, batch_size, out)}
+    folder = submission.sidecar(job.out, "parts")
+    scored = [split for split in _SCORED_SPLITS["all"] if job.data.count(split)]
+    current = {storage.name(part.uri) for part in job.parts(engine, scored)}
     for name in storage.list_names(folder):
         if name.endswith(".parquet") and name not in current:
             storage.delete_file(storage.join(folder, name))

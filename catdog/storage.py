@@ -6,18 +6,29 @@ name, synced and renamed; an object store shows an object only once it is comple
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import re
 import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from catdog.errors import CatdogError, UsageError
 
 # Ray sets it in the process of a submitted job (ray._private.runtime_env.constants.RAY_JOB_CONFIG_JSON_ENV_VAR).
 _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+# Images in a row group of a shard: what is read at once, a few megabytes.
+PACKED_GROUP = 128
+_PACKED = re.compile(r"(.+\.parquet)#(\d+)(\?.*|)")
 
 
 def is_local(uri: str) -> bool:
@@ -131,16 +142,36 @@ def list_names(uri: str) -> list[str]:
 
 
 def read_bytes(uri: str) -> bytes:
-    """All bytes of one file.
+    """All bytes of one file, or of one packed in a shard (`SHARD.parquet#ROW`).
 
     Raises:
         OSError: it is absent, a folder, or cannot be read.
     """
+    if "#" in uri and (packed := _PACKED.fullmatch(uri)):
+        return _read_packed(packed[1] + packed[3], int(packed[2]))
     if is_local(uri):
         return Path(absolute(uri)).read_bytes()
     filesystem, path = resolve(uri)
     with filesystem.open_input_file(path) as stream:
         return stream.read()
+
+
+@functools.lru_cache(maxsize=4)
+def _row_group(shard: str, group: int) -> pa.Array:
+    """Those who read a shard read it in order, so what was read last is what is wanted next."""
+    stream = open_seekable(shard)
+    with stream:
+        return pq.ParquetFile(stream).read_row_group(group, columns=["bytes"])["bytes"].combine_chunks()
+
+
+def _read_packed(shard: str, row: int) -> bytes:
+    try:
+        data = _row_group(shard, row // PACKED_GROUP)[row % PACKED_GROUP].as_py()
+    except (pa.ArrowException, IndexError, KeyError) as error:
+        raise OSError(f"{name(shard)} is damaged: {error}") from error
+    if data is None:
+        raise FileNotFoundError(2, "it was not there when the data set was packed")
+    return data
 
 
 def open_seekable(uri: str) -> BinaryIO:
@@ -157,26 +188,42 @@ def write_bytes(uri: str, data: bytes) -> None:
     Raises:
         CatdogError: it could not be written (a full disk, no permission); nothing is left of it.
     """
+    with writing(uri) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def writing(uri: str) -> Iterator[BinaryIO]:
+    """Opens one file to be written bit by bit, making the folders above it; it appears when all is written.
+
+    Raises:
+        CatdogError: it could not be written (a full disk, no permission); nothing is left of it.
+    """
     if not is_local(uri):
         filesystem, path = resolve(uri)
-        try:
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(data)
-        except OSError as error:
-            raise CatdogError(f"could not write {uri}: {error}") from error
+        # Whole on this disk first: a bucket keeps what was sent before an error.
+        with tempfile.TemporaryFile() as spool:
+            yield spool
+            spool.seek(0)
+            try:
+                with filesystem.open_output_stream(path) as stream:
+                    shutil.copyfileobj(spool, stream, 1 << 20)
+            except OSError as error:
+                raise CatdogError(f"could not write {uri}: {error}") from error
         return
     target = Path(absolute(uri))
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise CatdogError(f"could not write {target}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def create_text(uri: str, text: str) -> bool:

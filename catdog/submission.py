@@ -7,14 +7,18 @@ import csv
 import io
 import json
 import math
+from collections.abc import Iterable
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from catdog import storage
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 
 COLUMNS = ("id", "label")
+_PIECE = 65_536
 COMPETITION = "dogs-vs-cats-redux-kernels-edition"
 
 
@@ -23,18 +27,26 @@ def sidecar(out: str, ending: str) -> str:
     return storage.join(storage.parent(out), f"{storage.name(out).removesuffix('.csv')}.{ending}")
 
 
-def write(out: str, table: pa.Table) -> None:
+def write(out: str, ids: pa.ChunkedArray, probabilities: np.ndarray) -> None:
     """Writes a submission: `id,label`, every test id once, in numeric order where ids are numbers.
 
     Args:
         out: URI of the CSV.
-        table: columns id and probability, the latter inside (0, 1).
+        ids: strings, N.
+        probabilities: float64 inside (0, 1), N.
     """
-    pairs = list(zip(table["id"].to_pylist(), table["probability"].to_pylist(), strict=True))
-    if all(name.isdecimal() for name, _ in pairs):
-        pairs.sort(key=lambda pair: int(pair[0]))
-    # Twelve digits: the clip of 1e-6 survives on both sides, and the last bits of a float do not show.
-    storage.write_text(out, _csv(COLUMNS, ([name, f"{probability:.12g}"] for name, probability in pairs)))
+    order = np.arange(len(ids))
+    if pc.all(pc.utf8_is_decimal(ids)).as_py():
+        longest = pc.max(pc.utf8_length(ids)).as_py()
+        numbers = ids.cast(pa.int64()).to_numpy() if longest < 19 else np.array([int(i) for i in ids.to_pylist()])
+        order = np.argsort(numbers, kind="stable")
+    with storage.writing(out) as stream:
+        stream.write(_csv([COLUMNS]).encode())
+        for start in range(0, len(order), _PIECE):
+            piece = order[start : start + _PIECE]
+            # Twelve digits: the clip of 1e-6 survives on both sides, and the last bits of a float do not show.
+            written = [f"{probability:.12g}" for probability in probabilities[piece]]
+            stream.write(_csv(zip(ids.take(pa.array(piece)).to_pylist(), written, strict=True)).encode())
 
 
 def write_rejected(out: str, tables: dict[str, pa.Table]) -> None:
@@ -42,15 +54,14 @@ def write_rejected(out: str, tables: dict[str, pa.Table]) -> None:
 
     Args:
         out: URI of the CSV.
-        tables: by split, columns id, key, status and detail.
+        tables: by split, columns id, key and detail of the unreadable images.
     """
     rows = [
-        [split, row["id"], row["key"], row["detail"]]
+        (split, row["id"], row["key"], row["detail"])
         for split, table in tables.items()
-        for row in table.select(["id", "key", "status", "detail"]).to_pylist()
-        if row["status"] == "unreadable"
+        for row in table.select(["id", "key", "detail"]).to_pylist()
     ]
-    storage.write_text(out, _csv(("split", "id", "key", "reason"), rows))
+    storage.write_text(out, _csv([("split", "id", "key", "reason"), *rows]))
 
 
 def check(path: str, data: Catalog) -> int:
@@ -161,9 +172,7 @@ def submit(path: str, message: str, competition: str = COMPETITION) -> None:
         raise CatdogError(f"Kaggle did not take the submission ({reason}); {place}") from error
 
 
-def _csv(header: tuple[str, ...], rows: object) -> str:
+def _csv(rows: Iterable[tuple[str, ...]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)  # type: ignore[arg-type]
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

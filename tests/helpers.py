@@ -71,7 +71,7 @@ def jpeg(seed: int = 0, size: tuple[int, int] = (40, 30)) -> bytes:
 
 
 def save_untrained(uri: str, data: Catalog, size: int = 32, members: int = 1, **fields: object) -> bundle.BundleInfo:
-    """Saves a bundle of small_resnet with random weights, as training would."""
+    """Saves a bundle of small_resnet with random weights, as training would, ONNX files included."""
     built = []
     for seed in range(members):
         keras.utils.set_random_seed(seed)
@@ -90,4 +90,5 @@ def save_untrained(uri: str, data: Catalog, size: int = 32, members: int = 1, **
         "seed": 0,
         "training": {},
     }
-    return bundle.save(uri, built, **(values | fields))
+    sample = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
+    return bundle.save(uri, built, sample, **(values | fields))

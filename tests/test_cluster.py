@@ -13,6 +13,7 @@ import ray
 import yaml
 
 from catdog import cluster
+from catdog.engines import EngineName
 from catdog.errors import CatdogError, UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -89,15 +90,19 @@ def test_what_training_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_scoring_takes_an_actor_a_cpu_or_gpu_but_none_without_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    both: tuple[EngineName, ...] = ("onnx", "tensorflow")
     pretend(monkeypatch, {"CPU": 2.0}, {"CPU": 4.0})
-    assert cluster.plan_scoring(25) == cluster.ScorePlan(6, 1, False)
-    assert cluster.plan_scoring(2) == cluster.ScorePlan(2, 1, False)
+    assert cluster.plan_scoring(25, both) == cluster.ScorePlan("onnx", 6, 1, False)
+    assert cluster.plan_scoring(2, ("tensorflow",)) == cluster.ScorePlan("tensorflow", 2, 1, False)
     pretend(monkeypatch, {"CPU": 8.0, "GPU": 1.0})
-    assert cluster.plan_scoring(25) == cluster.ScorePlan(1, 1, True)
-    assert cluster.plan_scoring(25, gpu=False) == cluster.ScorePlan(8, 1, False)
+    assert cluster.plan_scoring(25, both) == cluster.ScorePlan("tensorflow", 1, 1, True)
+    assert cluster.plan_scoring(25, both, gpu=False) == cluster.ScorePlan("onnx", 8, 1, False)
+    assert cluster.plan_scoring(25, ("onnx",)) == cluster.ScorePlan("onnx", 8, 1, False)
+    with pytest.raises(UsageError, match="--gpu received with --engine onnx, which runs on CPUs"):
+        cluster.plan_scoring(25, ("onnx",), gpu=True)
     pretend(monkeypatch, {"CPU": 8.0})
     with pytest.raises(UsageError, match="the cluster has no GPU"):
-        cluster.plan_scoring(25, gpu=True)
+        cluster.plan_scoring(25, both, gpu=True)
 
 
 def test_the_address_of_the_jobs_api_is_told_apart() -> None:

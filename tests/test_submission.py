@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -45,7 +46,7 @@ def test_what_check_refuses(lines: list[str], message: str, tmp_path: Path, draw
 def test_check_accepts_what_write_writes(tmp_path: Path, drawn: Catalog) -> None:
     ids = [str(n) for n in range(24, 0, -1)]
     path = str(tmp_path / "results.csv")
-    submission.write(path, pa.table({"id": ids, "probability": [1e-6, 1 - 1e-6, *([1 / 3] * 22)]}))
+    submission.write(path, pa.chunked_array([ids]), np.array([1e-6, 1 - 1e-6, *([1 / 3] * 22)]))
     assert submission.check(path, drawn) == 24
     lines = Path(path).read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["id", *map(str, range(1, 25))]

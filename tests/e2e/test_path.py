@@ -16,7 +16,7 @@ import pytest
 from helpers import Outcome, bundle_json, in_process, save_untrained, wait_for_checkpoint
 from sklearn import metrics as sklearn_metrics
 
-from catdog import catalog, images, scoring, submission, training
+from catdog import catalog, images, packing, scoring, submission, training
 from catdog.bundle import ModelBundle
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
@@ -223,19 +223,45 @@ def test_an_actor_that_dies_costs_its_part_and_nothing_else(
     assert submission.check(str(out), drawn) == 24
 
 
-def score_on(cpus: int, data: Catalog, model: str, out: Path) -> None:
+def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
+    drawn: Catalog, untrained: str, tmp_path: Path, catdog: Callable[..., Outcome]
+) -> None:
+    outs = {engine: tmp_path / engine / "results.csv" for engine in ("auto", "tensorflow", "packed")}
+    packing.pack(drawn.root, str(tmp_path / "packed"))
+    for name, out in outs.items():
+        data = tmp_path / "packed" if name == "packed" else drawn.root
+        more = ["--engine", "tensorflow"] if name == "tensorflow" else []
+        assert catdog("score", "--model", untrained, "--data", data, "--out", out, *more).code == 0
+    assert outs["packed"].read_bytes() == outs["auto"].read_bytes()
+    parts = {name: scoring.read_parts(str(out)).sort_by("key") for name, out in outs.items()}
+    assert parts["auto"]["logit"].to_numpy() == pytest.approx(parts["tensorflow"]["logit"].to_numpy(), abs=1e-4)
+    engines = {name: json.loads((tmp_path / name / "results.meta.json").read_text())["engine"] for name in outs}
+    assert engines == {"auto": "onnx", "tensorflow": "tensorflow", "packed": "onnx"}
+    # What TensorFlow began, TensorFlow has finished: nothing is done again.
+    events: list[dict] = []
+    scoring.score(config_for(untrained, drawn, outs["tensorflow"]), events.append)
+    assert events == []
+
+    explained = catdog("score", "--model", untrained, "--data", drawn.root, "--out", tmp_path / "new.csv", "--explain")
+    assert "engine    onnx: the fastest on CPUs" in explained.out
+    assert "actors    2: one a CPU" in explained.out
+    assert "2, of which 2 are to be made" in explained.out
+    assert not (tmp_path / "new.csv").exists()
+
+
+def score_on(cpus: int, data: Catalog, model: str, out: Path, gpus: int = 0) -> None:
     """Scores with parts of four rows in a process and on a cluster of their own, or fails after two minutes."""
     script = (
         "import ray\n"
         "from catdog import scoring\n"
-        f"ray.init(address='local', num_cpus={cpus}, include_dashboard=False, log_to_driver=False)\n"
+        f"ray.init(address='local', num_cpus={cpus}, num_gpus={gpus}, include_dashboard=False, log_to_driver=False)\n"
         "scoring.PART_ROWS = 4\n"
         "events = []\n"
         f"config = scoring.ScoreConfig(model={model!r}, data={data.root!r}, out={str(out)!r})\n"
         "scoring.score(config, events.append)\n"
         "print(events[0]['actors'])\n"
     )
-    assert in_process(script, timeout=120).split()[-1] == str(cpus)
+    assert in_process(script, timeout=120).split()[-1] == str(gpus or cpus)
 
 
 def test_four_cpus_do_not_starve_and_a_labelled_test_split_has_its_own_section(
@@ -251,6 +277,16 @@ def test_four_cpus_do_not_starve_and_a_labelled_test_split_has_its_own_section(
     report = json.loads((tmp_path / "results.report.json").read_text())
     assert report["n"] == drawn.count("valid")
     assert report["test"]["n"] == submission.check(str(tmp_path / "results.csv"), labelled) == 24
+
+
+def test_three_cpus_read_ahead_of_a_gpu(drawn: Catalog, untrained: str, tmp_path: Path) -> None:
+    """Ray only counts GPUs: TensorFlow finds none and predicts on the CPU, which is all the same to the plan."""
+    score_on(3, drawn, untrained, tmp_path / "results.csv", gpus=1)
+    assert json.loads((tmp_path / "results.meta.json").read_text())["engine"] == "tensorflow"
+    loaded = ModelBundle.load(untrained, "tensorflow")
+    pixels = np.stack([images.read(uri, 32).pixels for uri in drawn.split("test")["uri"].to_pylist()])
+    written = [float(line.split(",")[1]) for line in (tmp_path / "results.csv").read_text().splitlines()[1:]]
+    assert written == pytest.approx(loaded.probabilities(loaded.logits(pixels)), abs=1e-6)
 
 
 def test_one_cpu_does_not_starve_and_a_test_split_is_no_must(drawn: Catalog, untrained: str, tmp_path: Path) -> None:

@@ -1,0 +1,207 @@
+"""One part of a scored split: what an actor makes of a range of the catalog, and how the files it leaves are merged.
+
+A part is a fixed range of a split, predicted by one actor call in batches of one shape, and its file is named after the
+range and everything its numbers follow from (`catdog.scoring`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+
+from catdog import bundle, engines, images, metrics, storage
+from catdog.bundle import ModelBundle
+from catdog.catalog import Catalog
+from catdog.engines import EngineName
+
+PART_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("label", pa.int8()),
+        pa.field("logit", pa.float32()),
+        pa.field("probability", pa.float64(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of a split, and the file its predictions are in."""
+
+    split: str
+    rows: pa.Table
+    uri: str
+
+
+def is_complete(part: Part) -> bool:
+    """Tells whether a part is there and whole; a damaged one is made again."""
+    if storage.kind(part.uri) != "file":
+        return False
+    try:
+        table = read(part.uri)
+        # What the storage did not give then, it may give now.
+        missed = pc.any(pc.starts_with(table["detail"], images.NOT_READ)).as_py()
+        return table["key"].equals(part.rows["key"]) and not missed
+    except (pa.ArrowInvalid, OSError, KeyError):
+        return False
+
+
+def read(uri: str) -> pa.Table:
+    """Reads one part's file."""
+    return pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=PART_SCHEMA)
+
+
+def block_of(part: Part) -> pa.Table:
+    """What an actor is given of a part: columns key, id, uri, label, and the part's own URI in `part`."""
+    block = part.rows.select(["key", "id", "uri", "label"]).combine_chunks()
+    return block.append_column("part", pa.array([part.uri] * block.num_rows))
+
+
+def decode_block(block: pa.Table, sizes: list[int]) -> pa.Table:
+    """Adds the pixels of each size, S·S·3 bytes an image, and the verdicts on the files."""
+    images.use_one_thread()
+    for size in sizes:
+        decoded = [images.read(uri, size) for uri in block["uri"].to_pylist()]
+        pixels = np.concatenate([image.pixels.ravel() for image in decoded])
+        column = pa.Array.from_buffers(pa.binary(size * size * 3), len(decoded), [None, pa.py_buffer(pixels)])
+        block = block.append_column(f"pixels-{size}", column)
+    block = block.append_column("status", pa.array([image.status for image in decoded]))
+    return block.append_column("detail", pa.array([image.detail for image in decoded]))
+
+
+def pack_decoded(block: pa.Table, sizes: list[int]) -> pa.Table:
+    """Decodes a part on behalf of an actor elsewhere: one row, one column, Arrow's IPC format."""
+    decoded = decode_block(block, sizes)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, decoded.schema) as writer:
+        writer.write_table(decoded)
+    data = sink.getvalue()
+    ends = pa.py_buffer(np.array([0, data.size], np.int64))
+    return pa.table({"decoded": pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, data])})
+
+
+class PartScorer:
+    """An actor that loads the models once and then turns ranges of the catalog into parts."""
+
+    def __init__(self, models: list[str], engine: EngineName, batch_size: int, threads: int) -> None:
+        if engine == "tensorflow":
+            engines.limit_threads(threads)
+        images.use_one_thread()
+        self._bundles = [ModelBundle.load(model, engine, threads) for model in models]
+        self._info = bundle.merge([loaded.info for loaded in self._bundles])
+        self._sizes = sorted({loaded.info.image_size for loaded in self._bundles})
+        self._batch_size = batch_size
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Scores one part.
+
+        Args:
+            block: what `block_of` or `pack_decoded` made.
+
+        Returns:
+            One row about it: node, images, seconds.
+        """
+        started = time.perf_counter()
+        if "decoded" in block.column_names:
+            block = pa.ipc.open_stream(block["decoded"][0].as_buffer()).read_all()
+        logits: list[np.ndarray] = []
+        statuses: list[str] = []
+        details: list[str] = []
+        for batch in self._batches(block):
+            pixels = {size: self._padded(batch, size) for size in self._sizes}
+            each = [loaded.logits(pixels[loaded.info.image_size]) for loaded in self._bundles]
+            logits.append(np.mean(each, axis=0)[: batch.num_rows])
+            statuses += batch["status"].to_pylist()
+            details += batch["detail"].to_pylist()
+        unreadable = np.array([status == "unreadable" for status in statuses])
+        plain = np.concatenate(logits)
+        calibrated = metrics.calibrated(plain, self._info.temperature, self._info.clip)
+        part = pa.Table.from_pydict(
+            {
+                "key": block["key"],
+                "id": block["id"],
+                "label": block["label"],
+                "logit": pa.array(plain, pa.float32(), mask=unreadable),
+                "probability": np.where(unreadable, self._info.prior, calibrated),
+                "status": statuses,
+                "detail": details,
+            },
+            schema=PART_SCHEMA,
+        )
+        sink = pa.BufferOutputStream()
+        pq.write_table(part, sink, compression="zstd")
+        storage.write_bytes(block["part"][0].as_py(), sink.getvalue().to_pybytes())
+        node = ray.get_runtime_context().get_node_id()
+        seconds = time.perf_counter() - started
+        return pa.table({"node": [node], "images": [block.num_rows], "seconds": [seconds]})
+
+    def _batches(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Decodes one batch ahead of the model, in a thread, so that waiting for files costs nothing."""
+        batches = [block.slice(start, self._batch_size) for start in range(0, block.num_rows, self._batch_size)]
+        if "status" in block.column_names:
+            yield from batches
+            return
+        with ThreadPoolExecutor(1) as ahead:
+            following = ahead.submit(decode_block, batches[0], self._sizes)
+            for number in range(len(batches)):
+                current = following.result()
+                if number + 1 < len(batches):
+                    following = ahead.submit(decode_block, batches[number + 1], self._sizes)
+                yield current
+
+    def _padded(self, batch: pa.Table, size: int) -> np.ndarray:
+        """The pixels of a batch, uint8 N×S×S×3, N always the batch size: what a batch of another shape computes
+        may differ in its last bits."""
+        column = batch[f"pixels-{size}"].combine_chunks()
+        flat = np.frombuffer(column.buffers()[1], np.uint8)[column.offset * size * size * 3 :]
+        pixels = flat[: len(column) * size * size * 3].reshape(-1, size, size, 3)
+        return np.pad(pixels, ((0, self._batch_size - len(pixels)), (0, 0), (0, 0), (0, 0)))
+
+
+@dataclass
+class Merged:
+    """The parts of a split, put together.
+
+    Attributes:
+        counts: images by status.
+        unreadable: id, key and detail of those that could not be read.
+        probabilities: float64, in catalog order; in a file, as nobody needs them all at once.
+        judged: key, label, logit and probability of each image, of a split with labels.
+    """
+
+    counts: dict[str, int]
+    unreadable: pa.Table
+    probabilities: np.ndarray
+    judged: pa.Table | None
+
+
+def merge(parts: list[Part], data: Catalog) -> Merged:
+    labelled = data.is_labelled(parts[0].split)
+    statuses: Counter[str] = Counter()
+    unreadable, judged = [], []
+    with tempfile.TemporaryFile() as file:
+        probabilities = np.memmap(file, np.float64, shape=(sum(part.rows.num_rows for part in parts),))
+    at = 0
+    for part in parts:
+        table = read(part.uri)
+        statuses.update(table["status"].to_pylist())
+        unreadable.append(table.filter(pc.equal(table["status"], "unreadable")).select(["id", "key", "detail"]))
+        probabilities[at : at + table.num_rows] = table["probability"].to_numpy()
+        at += table.num_rows
+        if labelled:
+            judged.append(table.select(["key", "label", "logit", "probability"]))
+    counts = {status: statuses[status] for status in ("ok", "recovered", "unreadable")}
+    return Merged(counts, pa.concat_tables(unreadable), probabilities, pa.concat_tables(judged) if labelled else None)
