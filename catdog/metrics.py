@@ -6,7 +6,6 @@ Labels are 0 or 1, probabilities are of label 1. Logits are turned into probabil
 from __future__ import annotations
 
 import numpy as np
-from sklearn import metrics as sklearn_metrics
 
 BOOTSTRAP_ROUNDS = 2000
 _CHUNK = 4_000_000
@@ -101,6 +100,9 @@ def summarise(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float 
     Raises:
         ValueError: nothing to summarise.
     """
+    # Here, because it takes longer to import than all else that scoring needs.
+    from sklearn import metrics as sklearn_metrics
+
     labels, probabilities = np.asarray(labels, np.int64), np.asarray(probabilities, np.float64)
     if not len(labels):
         raise ValueError("received no labels, expected at least one")

@@ -158,6 +158,7 @@ class Replica:
         while progress.epoch < config.epochs and not self._out_of_patience(progress):
             started = time.perf_counter()
             loss = self._epoch(progress.epoch)
+            trained = time.perf_counter() - started
             self._average_moving_statistics()
             with self._scoring_weights():
                 digests = self._require_equal_replicas()
@@ -173,6 +174,7 @@ class Replica:
                 "valid_accuracy": figures["accuracy"],
                 "learning_rate": float(np.asarray(self.optimizer.learning_rate)),
                 "seconds": time.perf_counter() - started,
+                "images_per_second": self.steps * self.batch_size / trained,
                 "variables_sha256": digests,
             }
             progress.history.append(entry)

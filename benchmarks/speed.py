@@ -1,0 +1,276 @@
+"""Speed, side by side: every figure is a ratio of things run in turn on this machine, and medians of the rounds.
+
+    python benchmarks/speed.py score --data data/kaggle --weights W25 --weights W100 [--original original-size]
+    python benchmarks/speed.py scale --data data/kaggle --weights W25
+    python benchmarks/speed.py plumbing
+    python benchmarks/speed.py train --data data/kaggle
+    python benchmarks/speed.py nodes --data data/kaggle --weights W25
+
+W25 and W100 are MobileNet's weights without the top, of alpha 0.25 and 1.0; `none` will do, as speed does not depend
+on them. Each command prints Markdown. Leave the machine alone meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import typer
+
+from catdog import bundle, catalog, datasets, images, models, storage
+from catdog.catalog import Catalog
+
+app = typer.Typer(pretty_exceptions_enable=False)
+RIVALS = Path(__file__).with_name("rivals.py")
+SIZE = 192
+
+Data = Annotated[str, typer.Option(help="A prepared data set with a test split.")]
+Weights = Annotated[str, typer.Option(help="MobileNet 0.25's weights without the top, or none.")]
+Rounds = Annotated[int, typer.Option(help="How often each is run, in turn.")]
+Folder = Annotated[Path | None, typer.Option(help="Where to work; else a temporary folder.")]
+
+
+def say(text: str) -> None:
+    """Prints a line now."""
+    print(text, flush=True)
+
+
+def timed(command: list[str]) -> tuple[float, str]:
+    """Runs a whole process; its seconds, and what it printed."""
+    started = time.perf_counter()
+    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    return time.perf_counter() - started, done.stdout
+
+
+def repeat(data: Catalog, count: int, root: Path, split: str = "test") -> Catalog:
+    """A data set of `count` files, links to those of a split over and over, in one folder for all who read folders."""
+    files = data.split(split)["uri"].to_pylist()
+    (root / "images").mkdir(parents=True)
+    for number in range(count):
+        os.link(files[number % len(files)], root / "images" / f"{number + 1}.jpg")
+    rows = [datasets.Row(f"{number + 1}.jpg", "test", None) for number in range(count)]
+    made = datasets.build(str(root), rows, data.class_names, {}, folder="images")
+    made.write()
+    return made
+
+
+def save(folder: Path, alpha: float, weights: str, sample: np.ndarray) -> str:
+    """A bundle of MobileNet whose head was never trained."""
+    spec = models.Spec("mobilenet", sample.shape[1], alpha, pretrained=weights != "none")
+    model = models.build(spec, storage.read_bytes(weights) if weights != "none" else None)
+    info = bundle.save(str(folder), [model], sample, architecture="mobilenet", image_size=sample.shape[1], **_PLAIN)
+    if info.onnx != bundle.VERIFIED:
+        sys.exit(f"no ONNX: {info.onnx}")
+    return str(folder)
+
+
+_PLAIN: dict[str, Any] = {
+    "class_names": ("cat", "dog"), "views": ["identity"], "calibration": "none", "temperature": 1.0, "clip": 1e-6,
+    "prior": 0.5, "validation": {}, "catalog_fingerprint": "", "seed": 0, "training": {},
+}  # fmt: skip
+
+
+def steady(out: Path, actors: int) -> float:
+    """Images per second once every actor is up: what came after each had finished a part, by the parts' own times."""
+    found = sorted((path.stat().st_mtime, path.name) for path in out.with_suffix(".parts").glob("*.parquet"))
+    counts = [int(name.split("-")[2]) - int(name.split("-")[1]) for _, name in found]
+    return sum(counts[actors:]) / (found[-1][0] - found[actors - 1][0])
+
+
+def score_command(model: str, data: Catalog, out: Path) -> list[str]:
+    """The shell command that is measured."""
+    shutil.rmtree(out.parent, ignore_errors=True)
+    return [sys.executable, "-m", "catdog", "score", "--model", model, "--data", data.root, "--out", str(out)]
+
+
+@app.command()
+def score(
+    data: Data,
+    weights: Annotated[list[str], typer.Option(help="MobileNet 0.25's and 1.0's weights, in this order, or none.")],
+    original: Annotated[str | None, typer.Option(help="A prepared set of larger photos.")] = None,
+    images_: Annotated[int, typer.Option("--images", help="How many, by repeating the test split.")] = 12_500,
+    rounds: Rounds = 5,
+    folder: Folder = None,
+) -> None:
+    """Whole-process scoring against plain Keras, Ray's recipe and the floor."""
+    root = folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))
+    source = catalog.read(data)
+    sets = {"200×200": repeat(source, images_, root / "small")}
+    if original is not None:
+        sets["original size"] = repeat(catalog.read(original), images_, root / "large", "train")
+    sample = np.stack([images.read(uri, SIZE).pixels for uri in source.split("test")["uri"][:32].to_pylist()])
+    say(f"\n{images_} images at {SIZE} px, {rounds} rounds, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
+    say("| model | files | catdog s | Keras s | Ray's recipe s | ÷ Keras | ÷ Ray | steady/s | floor/s | ÷ floor |")
+    say("|---|---|---|---|---|---|---|---|---|---|")
+    for alpha, path in zip((0.25, 1.0), weights, strict=False):
+        model = save(root / f"model-{alpha}", alpha, path, sample)
+        for name, made in sets.items():
+            keras_file, folder_ = f"{model}/model.keras", f"{made.root}/images"
+            found: dict[str, list[float]] = {key: [] for key in ("ours", "keras", "ray", "steady", "floor")}
+            for _ in range(rounds):
+                out = root / "out" / "results.csv"
+                found["ours"].append(timed(score_command(model, made, out))[0])
+                found["steady"].append(steady(out, os.cpu_count() or 1))
+                for key, rival in (("keras", "keras-predict"), ("ray", "ray-recipe")):
+                    command = [sys.executable, str(RIVALS), rival, keras_file, folder_, str(root / f"{key}.csv")]
+                    found[key].append(timed(command)[0])
+                floor = json.loads(timed([sys.executable, str(RIVALS), "floor", f"{model}/model.onnx", folder_])[1])
+                found["floor"].append(floor["both"])
+            ours, keras, ray, rate, floor_rate = (statistics.median(found[key]) for key in found)
+            say(
+                f"| MobileNet {alpha} | {name} | {ours:.1f} | {keras:.1f} | {ray:.1f} | **{ours / keras:.2f}** | "
+                f"**{ours / ray:.2f}** | {rate:.0f} | {floor_rate:.0f} | **{rate / floor_rate:.2f}** |"
+            )
+
+
+_DRIVER = """
+import json, resource, sys
+from catdog import catalog, scoring
+model, data, out = sys.argv[1:]
+scoring.score(scoring.ScoreConfig(model=model, data=data, out=out))
+table = catalog.read(data).table
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"peak": peak, "row": table.nbytes / table.num_rows}))
+"""
+
+
+def drive(model: str, data: Catalog, out: Path) -> tuple[float, float, float]:
+    """Scores in a process of its own: seconds, the driver's peak memory in MiB, the catalog's bytes an image."""
+    shutil.rmtree(out.parent, ignore_errors=True)
+    seconds, printed = timed([sys.executable, "-c", _DRIVER, model, data.root, str(out)])
+    said = json.loads(printed.splitlines()[-1])
+    return seconds, said["peak"], said["row"]
+
+
+@app.command()
+def scale(data: Data, weights: Weights, rounds: Rounds = 1, folder: Folder = None) -> None:
+    """The same rate and the same memory at 12,500, 50,000 and 200,000 images."""
+    root = folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))
+    source = catalog.read(data)
+    sample = np.stack([images.read(uri, SIZE).pixels for uri in source.split("test")["uri"][:32].to_pylist()])
+    model = save(root / "model", 0.25, weights, sample)
+    say("\n| images | s | steady/s | driver's peak MiB | catalog bytes an image |\n|---|---|---|---|---|")
+    for count in (12_500, 50_000, 200_000):
+        made = repeat(source, count, root / str(count))
+        found = []
+        for _ in range(rounds):
+            out = root / "out" / "results.csv"
+            found.append((*drive(model, made, out), steady(out, os.cpu_count() or 1)))
+        seconds, peak, row, rate = (statistics.median(each[at] for each in found) for at in range(4))
+        say(f"| {count} | {seconds:.1f} | {rate:.0f} | {peak:.0f} | {row:.0f} |")
+
+
+@app.command()
+def plumbing(images_: Annotated[int, typer.Option("--images")] = 1_000_000, folder: Folder = None) -> None:
+    """A million tiny images through a model that does next to nothing."""
+    import keras
+    from PIL import Image
+
+    root = folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))
+    root.mkdir(exist_ok=True)
+    Image.fromarray(np.full((16, 16, 3), 128, np.uint8)).save(root / "tiny.jpg")
+    inputs = keras.Input((16, 16, 3), dtype="uint8")
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+    stub = keras.Model(inputs, keras.layers.Dense(1)(pooled))
+    sample = np.zeros((4, 16, 16, 3), np.uint8)
+    bundle.save(str(root / "model"), [stub], sample, architecture="stub", image_size=16, **_PLAIN)
+    names = pa.array([str(number) for number in range(1, images_ + 1)])
+    uris, splits = pa.array([str(root / "tiny.jpg")] * images_), pa.array(["test"] * images_)
+    table = pa.table([names, names, uris, pa.nulls(images_, pa.int8()), splits], schema=catalog.SCHEMA)
+    made = Catalog(table, ("cat", "dog"), str(root / "set"), {})
+    made.write()
+    seconds, peak, row = drive(str(root / "model"), made, root / "out" / "results.csv")
+    say(
+        f"\n{images_} tiny images: {seconds:.0f} s, {images_ / seconds:.0f} images/s with everything, driver's peak "
+        f"{peak:.0f} MiB, catalog {row:.0f} bytes an image"
+    )
+
+
+@app.command()
+def train(
+    data: Data,
+    size: Annotated[int, typer.Option(help="Of the images, in pixels.")] = 128,
+    epochs: Annotated[int, typer.Option(help="Of which the first is left out.")] = 3,
+    rounds: Rounds = 5,
+    folder: Folder = None,
+) -> None:
+    """MobileNet 0.25 from scratch: one worker, two workers, and Keras's own `fit`, with and without `.cache()`."""
+    root = folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))
+    options = f"--arch mobilenet --alpha 0.25 --weights none --image-size {size} --epochs {epochs} --name speed".split()
+    found: dict[str, list[float]] = {}
+
+    def ours(workers: int) -> list[float]:
+        cpus = str((os.cpu_count() or 1) // workers)
+        shutil.rmtree(root / "speed", ignore_errors=True)
+        command = [sys.executable, "-m", "catdog", "train", "--data", data, *options, "--runs", str(root)]
+        timed([*command, "--workers", str(workers), "--cpus-per-worker", cpus])
+        history = bundle.read_info(str(root / "speed"))[1].training["history"]
+        return [entry["images_per_second"] for entry in history[1:]]
+
+    def theirs(*more: str) -> list[float]:
+        command = [sys.executable, str(RIVALS), "keras-fit", data, "--size", str(size), "--epochs", str(epochs), *more]
+        return json.loads(timed(command)[1])["images_per_second"]
+
+    for _ in range(rounds):
+        for name, rates in (
+            ("two workers", ours(2)), ("one worker", ours(1)), ("fit", theirs()), ("fit, cached", theirs("--cache")),
+        ):  # fmt: skip
+            found.setdefault(name, []).append(statistics.median(rates))
+    medians = {name: statistics.median(rates) for name, rates in found.items()}
+    say(f"\nMobileNet 0.25 at {size} px, {rounds} rounds\n\n| | images/s | two workers ÷ it |\n|---|---|---|")
+    for name, rate in medians.items():
+        say(f"| {name} | {rate:.0f} | **{medians['two workers'] / rate:.2f}** |")
+
+
+_NODES = """
+import json, os, sys
+import ray
+from ray.cluster_utils import Cluster
+from catdog import scoring
+count, model, data, out = int(sys.argv[1]), *sys.argv[2:]
+cluster = Cluster()
+for core in range(count):
+    os.sched_setaffinity(0, {core})  # what the node starts inherits it
+    cluster.add_node(num_cpus=1, include_dashboard=False) if core == 0 else cluster.add_node(num_cpus=1)
+os.sched_setaffinity(0, set(range(os.cpu_count())))
+ray.init(address=cluster.address, log_to_driver=False)
+scoring.score(scoring.ScoreConfig(model=model, data=data, out=out))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@app.command()
+def nodes(data: Data, weights: Weights, rounds: Rounds = 5, folder: Folder = None) -> None:
+    """Nodes of one CPU, each kept to a core of its own: two against one."""
+    root = folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))
+    source = catalog.read(data)
+    sample = np.stack([images.read(uri, SIZE).pixels for uri in source.split("test")["uri"][:32].to_pylist()])
+    model = save(root / "model", 0.25, weights, sample)
+    made = repeat(source, 12_500, root / "set")
+    found: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for count, rates in found.items():
+            out = root / "out" / "results.csv"
+            shutil.rmtree(out.parent, ignore_errors=True)
+            timed([sys.executable, "-c", _NODES, str(count), model, made.root, str(out)])
+            rates.append(steady(out, count))
+    one, two = (statistics.median(rates) for rates in found.values())
+    say(f"\none node {one:.0f} images/s, two nodes {two:.0f}: **{two / one:.2f}** times, {rounds} rounds")
+
+
+if __name__ == "__main__":
+    app()
