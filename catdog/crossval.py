@@ -7,6 +7,8 @@ by; one that keeps its last epoch uses no photo to choose and trains on all the 
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import time
 from collections.abc import Callable
@@ -118,6 +120,7 @@ def cross_validate(
     config = config.resolve()
     data = catalog.read(config.data)
     fold_of = assign(data, folds, int(data.options.get("split_seed", 0)))  # type: ignore[call-overload]
+    config = config.model_copy(update={"leave_out": _list_for_folds(config, data)})
     chosen, folder = list(range(folds)) if only is None else [only - 1], ""
     with cluster.connect(config.address, config.debug):
         if config.head_first and not config.epochs:
@@ -187,6 +190,18 @@ def average(found: list[OutOfFold]) -> OutOfFold:
     name = " + ".join(one.name for one in found)
     logits = np.mean([one.logits for one in found], axis=0)
     return OutOfFold(name, first.keys, first.labels, first.folds, logits, sum(one.seconds for one in found))
+
+
+def _list_for_folds(config: TrainConfig, data: Catalog) -> str | None:
+    """The list of what to leave out, less the unlabelled images, which no fold has."""
+    if config.leave_out is None:
+        return None
+    labelled = set(data.table.filter(pc.is_valid(data.table["label"]))["key"].to_pylist())
+    text = io.StringIO()
+    csv.writer(text).writerows([("key",), *((key,) for key in sorted(training.left_out(config, data) & labelled))])
+    uri = storage.join(config.run, "data", "left-out.csv")
+    storage.write_text(uri, text.getvalue())
+    return uri
 
 
 def _probe(

@@ -7,6 +7,7 @@ A Ray Data job decodes every image once into Ray's shared memory; then the worke
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -123,10 +124,10 @@ def _train_one(config: TrainConfig, on_event: EventHandler) -> TrainResult:
 def _train_members(config: TrainConfig, on_event: EventHandler) -> TrainResult:
     """Trains each member as a run of its own in `RUNS/NAME/member-N`, then makes one bundle of them."""
     data = catalog.read(config.data)
+    left_out(config, data)
     finished = _check_run(config, data)
     if finished is not None:
         return finished
-    left_out(config, data)
     options = config.model_dump() | {"members": [], "runs": config.run, "overwrite": False, "resume": False}
     members = [
         TrainConfig(**(options | difference | {"name": f"member-{number}"})).resolve()
@@ -212,6 +213,12 @@ def _computed(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in config.model_dump(mode="json").items() if name not in _PLACE_FIELDS}
 
 
+def _inputs(config: TrainConfig, data: Catalog) -> dict[str, str | None]:
+    """What a run reads, by digest."""
+    listed = hashlib.sha256(storage.read_bytes(config.leave_out)).hexdigest() if config.leave_out else None
+    return {"catalog_fingerprint": data.fingerprint, "leave_out_sha256": listed}
+
+
 def _open_run(config: TrainConfig, data: Catalog) -> None:
     """Writes down what the run is, deleting the old one of its name if that was asked for."""
     path = storage.join(config.run, CONFIG_NAME)
@@ -221,7 +228,7 @@ def _open_run(config: TrainConfig, data: Catalog) -> None:
             storage.delete_folder(storage.join(config.run, name))
         storage.delete_folder(config.run)
     options = _computed(config) | {name: getattr(config, name) for name in {"data", *_SHAPE_FIELDS}}
-    content = json.dumps({"options": options, "catalog_fingerprint": data.fingerprint}, indent=2) + "\n"
+    content = json.dumps({"options": options} | _inputs(config, data), indent=2) + "\n"
     if config.resume:
         storage.write_text(path, content)
     elif not storage.create_text(path, content):
@@ -259,9 +266,11 @@ def _check_run(config: TrainConfig, data: Catalog) -> TrainResult | None:
                 f"--resume: run {config.name!r} was started with {option} {before.get(name)}, received {value}; resume "
                 "it as it was, or start another"
             )
-    fingerprint = json.loads(storage.read_bytes(path))["catalog_fingerprint"]
-    if fingerprint != data.fingerprint:
-        raise UsageError(f"--resume: the data set in {config.data} has changed since {config.name!r} was started")
+    then = json.loads(storage.read_bytes(path))
+    for name, digest in _inputs(config, data).items():
+        if then.get(name) != digest:
+            what = f"the list {config.leave_out}" if name == "leave_out_sha256" else f"the data set in {config.data}"
+            raise UsageError(f"--resume: {what} has changed since {config.name!r} was started")
     if not storage.exists(storage.join(config.run, "model", bundle.FILE_NAME)):
         return None
     uri, info = bundle.read_info(config.run)

@@ -9,11 +9,13 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import SHARED
 
-from catdog import models
+from catdog import models, optimizers
 from catdog.errors import CatdogError, UsageError
 from catdog.models import Spec
+from catdog.recipes import TrainConfig
 
 
 def trainable(model: keras.Model) -> int:
@@ -49,6 +51,31 @@ def test_vgg16_top_trains_one_layer_of_the_whole_vgg16(tmp_path: Path) -> None:
     assert trainable(model) == 4097
     assert sum(isinstance(layer, keras.layers.Dropout) for layer in model.get_layer("backbone").layers) == 2
     assert np.array_equal(model.get_layer("backbone").get_layer("fc2").kernel, whole.get_layer("fc2").kernel)
+    assert changed_by_a_step("fastai-vgg16", model) == {"logit"}
+
+
+def changed_by_a_step(recipe: str, model: keras.Model) -> set[str]:
+    """The layers whose weights one training step of a recipe changes."""
+    config = TrainConfig(data="d", recipe=recipe, weights="none").resolve()
+    optimizer = optimizers.build(config, model, 10)
+    optimizer.build(model.trainable_variables)
+    before = [np.asarray(variable).copy() for variable in model.variables]
+    batch = np.random.default_rng(0).integers(0, 256, (2, *model.input_shape[1:]), dtype=np.uint8)
+    with tf.GradientTape() as tape:
+        logits = models.forward(model, batch)[:, 0]
+        loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=[0.0, 1.0], logits=logits))
+    gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+    optimizer.apply(gradients, model.trainable_variables)
+    assert np.isfinite(loss)
+    pairs = zip(model.variables, before, strict=True)
+    moved = [v for v, value in pairs if not np.array_equal(np.asarray(v), value)]
+    return {variable.path.split("/")[-2] for variable in moved} - {"seed_generator"}
+
+
+def test_a_step_of_the_workshops_vgg16_trains_its_head_only() -> None:
+    config = TrainConfig(data="d", recipe="workshop-vgg16", weights="none", image_size=48).resolve()
+    model = models.build(config.spec)
+    assert changed_by_a_step("workshop-vgg16", model) == {layer.name for layer in models.head(model) if layer.weights}
 
 
 def test_gray_cnn_is_the_grids() -> None:
@@ -77,28 +104,37 @@ def test_training_leaves_a_pretrained_backbones_batch_norm_alone(name: str) -> N
         assert np.array_equal(np.asarray(variable), value)
 
 
+LOADER = """
+import sys, numpy as np, keras
+sys.modules['catdog'] = None
+batch = np.load('batch.npy')
+for name in map(str.strip, sys.stdin):
+    model = keras.saving.load_model(f'{name}.keras', safe_mode=True)
+    np.save(name, np.asarray(model(batch, training=False)))
+"""
+
+
 def test_every_model_takes_uint8_gives_one_logit_and_loads_without_catdog(tmp_path: Path) -> None:
     batch = np.random.default_rng(0).integers(0, 256, (2, 72, 72, 3), dtype=np.uint8)
     np.save(tmp_path / "batch.npy", batch)
     expected = {}
-    for name in models.ARCHITECTURES:
-        if name == "vgg16_top":  # half a gigabyte, of layers that vgg16 has too
-            continue
-        model = models.build(Spec(name, 72, alpha=0.25 if name == "mobilenet" else 1.0))
-        expected[name] = np.asarray(model(batch, training=False))
-        assert model.input_shape == (None, 72, 72, 3)
-        assert model.inputs[0].dtype == "uint8"
-        assert expected[name].shape == (2, 1)
-        model.save(tmp_path / f"{name}.keras")
-    script = (
-        "import sys, pathlib, numpy as np, keras\n"
-        "sys.modules['catdog'] = None\n"
-        "batch = np.load('batch.npy')\n"
-        "for path in pathlib.Path('.').glob('*.keras'):\n"
-        "    model = keras.saving.load_model(path, safe_mode=True)\n"
-        "    np.save(path.stem, np.asarray(model(batch, training=False)))\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=240, cwd=tmp_path)
+    command = [sys.executable, "-c", LOADER]
+    # One process loads while the other still builds: there are some twenty models.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=tmp_path) as loader:
+        assert loader.stdin is not None
+        for name in models.ARCHITECTURES:
+            if name == "vgg16_top":  # half a gigabyte, of layers that vgg16 has too
+                continue
+            model = models.build(Spec(name, 72, alpha=0.25 if name == "mobilenet" else 1.0))
+            expected[name] = np.asarray(model(batch, training=False))
+            assert model.input_shape == (None, 72, 72, 3)
+            assert model.inputs[0].dtype == "uint8"
+            assert expected[name].shape == (2, 1)
+            model.save(tmp_path / f"{name}.keras")
+            loader.stdin.write(f"{name}\n")
+            loader.stdin.flush()
+        loader.stdin.close()
+        assert loader.wait(timeout=240) == 0
     for name, logits in expected.items():
         assert np.load(tmp_path / f"{name}.npy") == pytest.approx(logits, abs=1e-5)
 

@@ -73,6 +73,22 @@ def test_fine_tuning_with_everything_on_keeps_workers_equal_and_scores_as_it_val
     assert report["calibration"] == "cross-fitted on halves"
 
 
+def test_the_two_steps_of_little_data_train_a_dense_head_and_vgg16s_last_block(drawn: Catalog, tmp_path: Path) -> None:
+    config = TrainConfig(
+        data=drawn.root, recipe="little-data", weights="none", image_size=32, epochs=1, workers=1, name="little",
+        runs=str(tmp_path),
+    )  # fmt: skip
+    result = training.train(config)
+    assert np.isfinite(result.validation["log_loss"])
+    # Nothing below the last block has moved from where the seed put it.
+    keras.utils.set_random_seed(0)
+    before = models.build(config.resolve().spec).get_layer("backbone")
+    model = keras.saving.load_model(Path(result.bundle) / "model.keras").get_layer("backbone")
+    for layer, same in (("block1_conv1", True), ("block4_conv3", True), ("block5_conv1", False)):
+        ours, theirs = (m.get_layer(layer).get_weights()[0] for m in (model, before))
+        assert np.array_equal(ours, theirs) == same
+
+
 def test_several_models_are_averaged_in_logit_space(drawn: Catalog, untrained: str, tmp_path: Path, catdog) -> None:
     from helpers import save_untrained
 
@@ -151,8 +167,8 @@ def test_listed_images_are_left_out_of_training_and_still_judged(
 ) -> None:
     config, before = probed
     listed = tmp_path / "out.csv"
-    # As the audit writes it: a column `key` among others.
-    listed.write_text("split,key\n" + "".join(f"train,{key}\n" for key in before.keys[::4]))
+    # As the audit writes it: a column `key` among others, and unlabelled images too.
+    listed.write_text("split,key\n" + "".join(f"train,{key}\n" for key in [*before.keys[::4], "test/1.jpg"]))
     found = crossval.cross_validate(config.model_copy(update={"name": "fewer", "leave_out": str(listed)}), 3)
     assert found.keys == before.keys
     assert np.abs(found.logits - before.logits).max() > 1e-3
