@@ -3,7 +3,8 @@
     python benchmarks/log_loss.py --data data/kaggle --weights mobilenet_1_0_224_tf_no_top.h5 [--fold 1] [NAME …]
 
 Cross-validates each recipe and prints a table, as Markdown, beside the figures that others published. With `--fold` one
-fold of five is trained and judged; without it all five, and every labelled photo is judged. It goes on where it ended.
+fold of five is trained and judged; without it all five, and every labelled photo is judged. What is finished in the
+folder of runs, with one fold or with all, is read and not run again, and an interrupted run goes on where it ended.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from catdog import crossval
+from catdog import crossval, storage
 from catdog.cli import out, run
 from catdog.recipes import TrainConfig
 
@@ -62,8 +63,12 @@ def main(
     for entry in entries(weights, vgg16):
         if names and entry.recipe not in names:
             continue
-        config = TrainConfig(data=data, recipe=entry.recipe, runs=runs, name=entry.recipe, **entry.options)
-        found = crossval.cross_validate(config, FOLDS, fold)
+        run_ = storage.join(runs, entry.recipe)
+        if storage.exists(storage.join(run_, crossval.REPORT_NAME)):
+            found = crossval.read(run_)
+        else:
+            config = TrainConfig(data=data, recipe=entry.recipe, runs=runs, name=entry.recipe, **entry.options)
+            found = crossval.cross_validate(config, FOLDS, fold)
         figures = crossval.summarise(found)
         lines.append(
             f"| {entry.recipe} | {entry.published}: {entry.figure} | **{figures['log_loss']:.4f}** "
@@ -71,8 +76,7 @@ def main(
             f"{figures['accuracy']:.4f} | {figures['n']} | {found.seconds / 60:.1f} |"
         )
         out.print(lines[-1], markup=False)
-    judged = f"fold {fold} of {FOLDS}" if fold else f"all {FOLDS} folds"
-    out.print(f"\n{os.cpu_count()} CPU cores, {time.strftime('%Y-%m-%d')}, {judged}\n")
+    out.print(f"\n{os.cpu_count()} CPU cores, {time.strftime('%Y-%m-%d')}\n")
     out.print("| recipe | published | log loss (95 % interval) | uncalibrated | accuracy | photos | minutes |")
     out.print("|---|---|---|---|---|---|---|")
     for line in lines:

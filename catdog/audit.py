@@ -147,12 +147,11 @@ def _hash_block(block: pa.Table) -> pa.Table:
     import imagehash
     from PIL import Image
 
-    images.use_one_thread()
+    pixels, statuses, _ = images.read_batch(block["uri"].to_pylist(), _HASH_SIZE)
     rows, hashes = [], []
-    for row, uri in zip(block["row"].to_pylist(), block["uri"].to_pylist(), strict=True):
-        decoded = images.read(uri, _HASH_SIZE)
-        if decoded.status != "unreadable":
-            bits = imagehash.phash(Image.fromarray(decoded.pixels)).hash.ravel()
+    for at, row in enumerate(block["row"].to_pylist()):
+        if statuses[at] != "unreadable":
+            bits = imagehash.phash(Image.fromarray(pixels[at])).hash.ravel()
             rows.append(row)
             hashes.append(int.from_bytes(np.packbits(bits).tobytes(), "big"))
     return pa.table({"row": pa.array(rows, pa.int64()), "hash": pa.array(hashes, pa.uint64())})

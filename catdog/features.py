@@ -117,14 +117,14 @@ class _Extractor:
         self._size, self._views, self._folder = spec.image_size, views, folder
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        decoded = [images.read(uri, self._size) for uri in block["uri"].to_pylist()]
-        readable = [at for at, image in enumerate(decoded) if image.status != "unreadable"]
+        pixels, statuses, _ = images.read_batch(block["uri"].to_pylist(), self._size)
+        readable = [at for at, status in enumerate(statuses) if status != "unreadable"]
         keys = block["key"].take(readable)
         tables = []
         for view in self._views:
             found: list[np.ndarray] = []
             for start in range(0, len(readable), _BATCH):
-                batch = np.stack([decoded[at].pixels for at in readable[start : start + _BATCH]])
+                batch = pixels[readable[start : start + _BATCH]]
                 padded = np.pad(batch, ((0, _BATCH - len(batch)), (0, 0), (0, 0), (0, 0)))
                 found.append(self._features(images.show(padded, view)).numpy()[: len(batch)])
             values = pa.array(list(np.concatenate(found)) if found else [], pa.list_(pa.float32()))

@@ -62,13 +62,7 @@ def decode(rows: pa.Table, size: int) -> ray.data.MaterializedDataset:
 
 
 def _decode_block(block: pa.Table, size: int) -> pa.Table:
-    images.use_one_thread()
-    pixels = np.empty((block.num_rows, size, size, 3), np.uint8)
-    statuses, details = [], []
-    for at, uri in enumerate(block["uri"].to_pylist()):
-        pixels[at], status, detail = images.read(uri, size)
-        statuses.append(status)
-        details.append(detail)
+    pixels, statuses, details = images.read_batch(block["uri"].to_pylist(), size)
     column = pa.Array.from_buffers(pa.binary(size * size * 3), block.num_rows, [None, pa.py_buffer(pixels)])
     return pa.table({"row": block["row"], "pixels": column, "status": statuses, "detail": details})
 

@@ -6,6 +6,7 @@ range and everything its numbers follow from (`catdog.scoring`).
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 import time
 from collections import Counter
@@ -70,27 +71,11 @@ def block_of(part: Part) -> pa.Table:
     return block.append_column("part", pa.array([part.uri] * block.num_rows))
 
 
-def decode_block(block: pa.Table, sizes: list[int]) -> pa.Table:
-    """Adds the pixels of each size, S·S·3 bytes an image, and the verdicts on the files."""
-    images.use_one_thread()
-    for size in sizes:
-        decoded = [images.read(uri, size) for uri in block["uri"].to_pylist()]
-        pixels = np.concatenate([image.pixels.ravel() for image in decoded])
-        column = pa.Array.from_buffers(pa.binary(size * size * 3), len(decoded), [None, pa.py_buffer(pixels)])
-        block = block.append_column(f"pixels-{size}", column)
-    block = block.append_column("status", pa.array([image.status for image in decoded]))
-    return block.append_column("detail", pa.array([image.detail for image in decoded]))
-
-
-def pack_decoded(block: pa.Table, sizes: list[int]) -> pa.Table:
-    """Decodes a part on behalf of an actor elsewhere: one row, one column, Arrow's IPC format."""
-    decoded = decode_block(block, sizes)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, decoded.schema) as writer:
-        writer.write_table(decoded)
-    data = sink.getvalue()
-    ends = pa.py_buffer(np.array([0, data.size], np.int64))
-    return pa.table({"decoded": pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, data])})
+def read_ahead(block: pa.Table, sizes: list[int]) -> pa.Table:
+    """Decodes a part on behalf of an actor elsewhere, which then gets it as one row."""
+    uris = block["uri"].to_pylist()
+    decoded = pickle.dumps((block, {size: images.read_batch(uris, size) for size in sizes}), protocol=5)
+    return pa.table({"decoded": pa.array([decoded], pa.large_binary())})
 
 
 class PartScorer:
@@ -109,23 +94,26 @@ class PartScorer:
         """Scores one part.
 
         Args:
-            block: what `block_of` or `pack_decoded` made.
+            block: what `block_of` or `read_ahead` made.
 
         Returns:
             One row about it: node, images, seconds.
         """
         started = time.perf_counter()
         if "decoded" in block.column_names:
-            block = pa.ipc.open_stream(block["decoded"][0].as_buffer()).read_all()
+            block, decoded = pickle.loads(block["decoded"][0].as_buffer())
+            batches = self._slices(decoded)
+        else:
+            batches = self._batches(block["uri"].to_pylist())
         logits: list[np.ndarray] = []
         statuses: list[str] = []
         details: list[str] = []
-        for batch in self._batches(block):
-            pixels = {size: self._padded(batch, size) for size in self._sizes}
-            each = [loaded.logits(pixels[loaded.info.image_size]) for loaded in self._bundles]
-            logits.append(np.mean(each, axis=0)[: batch.num_rows])
-            statuses += batch["status"].to_pylist()
-            details += batch["detail"].to_pylist()
+        for batch in batches:
+            first = batch[self._sizes[0]]
+            each = [loaded.logits(batch[loaded.info.image_size].pixels) for loaded in self._bundles]
+            logits.append(np.mean(each, axis=0)[: len(first.statuses)])
+            statuses += first.statuses
+            details += first.details
         unreadable = np.array([status == "unreadable" for status in statuses])
         plain = np.concatenate(logits)
         calibrated = metrics.calibrated(plain, self._info.temperature, self._info.clip)
@@ -148,27 +136,41 @@ class PartScorer:
         seconds = time.perf_counter() - started
         return pa.table({"node": [node], "images": [block.num_rows], "seconds": [seconds]})
 
-    def _batches(self, block: pa.Table) -> Iterator[pa.Table]:
-        """Decodes one batch ahead of the model, in a thread, so that waiting for files costs nothing."""
-        batches = [block.slice(start, self._batch_size) for start in range(0, block.num_rows, self._batch_size)]
-        if "status" in block.column_names:
-            yield from batches
-            return
+    # Batches have one shape, padded with zeros: what another shape computes may differ in its last bits.
+
+    def _batches(self, uris: list[str]) -> Iterator[dict[int, images.Batch]]:
+        """Decodes one batch ahead of the model, in a thread, so that waiting for files costs nothing.
+
+        Yields:
+            A batch in each size.
+        """
+        groups = [uris[start : start + self._batch_size] for start in range(0, len(uris), self._batch_size)]
+
+        def decode(group: list[str]) -> dict[int, images.Batch]:
+            return {size: images.read_batch(group, size, self._batch_size) for size in self._sizes}
+
         with ThreadPoolExecutor(1) as ahead:
-            following = ahead.submit(decode_block, batches[0], self._sizes)
-            for number in range(len(batches)):
+            following = ahead.submit(decode, groups[0])
+            for number in range(len(groups)):
                 current = following.result()
-                if number + 1 < len(batches):
-                    following = ahead.submit(decode_block, batches[number + 1], self._sizes)
+                if number + 1 < len(groups):
+                    following = ahead.submit(decode, groups[number + 1])
                 yield current
 
-    def _padded(self, batch: pa.Table, size: int) -> np.ndarray:
-        """The pixels of a batch, uint8 N×S×S×3, N always the batch size: what a batch of another shape computes
-        may differ in its last bits."""
-        column = batch[f"pixels-{size}"].combine_chunks()
-        flat = np.frombuffer(column.buffers()[1], np.uint8)[column.offset * size * size * 3 :]
-        pixels = flat[: len(column) * size * size * 3].reshape(-1, size, size, 3)
-        return np.pad(pixels, ((0, self._batch_size - len(pixels)), (0, 0), (0, 0), (0, 0)))
+    def _slices(self, decoded: dict[int, images.Batch]) -> Iterator[dict[int, images.Batch]]:
+        """Cuts a part that is decoded already into batches."""
+        count = len(decoded[self._sizes[0]].statuses)
+        for start in range(0, count, self._batch_size):
+            cut = slice(start, start + self._batch_size)
+            missing = max(0, start + self._batch_size - count)
+            yield {
+                size: images.Batch(
+                    np.pad(batch.pixels[cut], ((0, missing), (0, 0), (0, 0), (0, 0))),
+                    batch.statuses[cut],
+                    batch.details[cut],
+                )
+                for size, batch in decoded.items()
+            }
 
 
 @dataclass

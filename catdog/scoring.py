@@ -261,7 +261,7 @@ def _score_parts(missing: list[Part], plan: ScorePlan, job: _Job, on_event: Even
     dataset = ray.data.from_arrow_refs([ray.put(scorer.block_of(part)) for part in missing])
     if plan.gpu:
         sizes = {bundle.read_info(model)[1].image_size for model in job.models}
-        read = functools.partial(scorer.pack_decoded, sizes=sorted(sizes))
+        read = functools.partial(scorer.read_ahead, sizes=sorted(sizes))
         dataset = dataset.map_batches(read, batch_format="pyarrow", batch_size=None, num_cpus=1)
     done = dataset.map_batches(
         scorer.PartScorer,
