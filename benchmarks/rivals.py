@@ -70,11 +70,12 @@ def ray_recipe(model: Path, folder: Path, out: Path) -> None:
     size = keras.saving.load_model(model).input_shape[1:3]
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     images = ray.data.read_images(str(folder), size=size, mode="RGB", include_paths=True)
+    # TensorFlow in one actor takes two cores; more actors than that only where there are more cores.
     done = images.map_batches(
         Predictor,
         fn_constructor_args=(str(model),),
         batch_size=BATCH,
-        compute=ray.data.ActorPoolStrategy(size=1),
+        compute=ray.data.ActorPoolStrategy(size=max(1, (os.cpu_count() or 1) // 2)),
     ).to_pandas()
     write(out, list(done["path"]), done["logit"].to_numpy())
 

@@ -58,9 +58,10 @@ def timed(command: list[str]) -> tuple[float, str]:
 def repeat(data: Catalog, count: int, root: Path, split: str = "test") -> Catalog:
     """A data set of `count` files, links to those of a split over and over, in one folder for all who read folders."""
     files = data.split(split)["uri"].to_pylist()
+    shutil.rmtree(root, ignore_errors=True)
     (root / "images").mkdir(parents=True)
     for number in range(count):
-        os.link(files[number % len(files)], root / "images" / f"{number + 1}.jpg")
+        (root / "images" / f"{number + 1}.jpg").symlink_to(files[number % len(files)])
     rows = [datasets.Row(f"{number + 1}.jpg", "test", None) for number in range(count)]
     made = datasets.build(str(root), rows, data.class_names, {}, folder="images")
     made.write()
@@ -87,6 +88,8 @@ def steady(out: Path, actors: int) -> float:
     """Images per second once every actor is up: what came after each had finished a part, by the parts' own times."""
     found = sorted((path.stat().st_mtime, path.name) for path in out.with_suffix(".parts").glob("*.parquet"))
     counts = [int(name.split("-")[2]) - int(name.split("-")[1]) for _, name in found]
+    if len(found) <= actors:
+        sys.exit(f"{len(found)} parts for {actors} actors are too few to measure; give more --images")
     return sum(counts[actors:]) / (found[-1][0] - found[actors - 1][0])
 
 

@@ -25,6 +25,8 @@ COLUMNS = ("key", "split", "label", "issue", "score", "other", "leaks")
 ISSUES = ("label", "ambiguous", "outlier", "duplicate")
 _HASH_SIZE = 32
 _BLOCK_ROWS = 256
+# An outlier is far from as many others; with fewer photos there is no telling.
+_NEIGHBOURS = 10
 _TILE = 144
 _CAPTION = 30
 
@@ -72,12 +74,13 @@ def audit(
         UsageError: the predictions are of another data set.
         CatdogError: hashing failed.
     """
+    if found.catalog_fingerprint != data.fingerprint:
+        raise UsageError(
+            f"{found.name} has predictions of another data set than {data.root}; expected this one's"
+        )
     keys = data.table["key"].to_pylist()
     splits = dict(zip(keys, data.table["split"].to_pylist(), strict=True))
     numbers = dict(zip(keys, data.table["label"].to_pylist(), strict=True))
-    unknown = next((key for key in found.keys if numbers.get(key) is None), None)
-    if unknown is not None:
-        raise UsageError(f"{found.name} has predictions of {unknown}, which {data.root} does not hold with a label")
     names = {key: "" if number is None else data.class_names[number] for key, number in numbers.items()}
 
     def finding(key: str, issue: str, score: float, other: str = "") -> Finding:
@@ -87,7 +90,7 @@ def audit(
     wrong, ambiguous = _label_issues(found)
     findings = [finding(found.keys[row], "label", score) for row, score in wrong]
     findings += [finding(found.keys[row], "ambiguous", score) for row, score in ambiguous]
-    if features is not None:
+    if features is not None and len(features[0]) > _NEIGHBOURS:
         findings += [finding(features[1][row], "outlier", score) for row, score in _outliers(features[0])]
     hashes, readable = perceptual_hashes(data)
     for one, other, bits in near_duplicates(hashes, distance):
@@ -111,7 +114,7 @@ def _outliers(features: np.ndarray, share: float = 0.005) -> list[tuple[int, flo
     """Rows whose features are farthest from their nearest neighbours' (Kuan and Mueller, 2022), and their score."""
     from cleanlab.outlier import OutOfDistribution
 
-    scores = OutOfDistribution().fit_score(features=features, verbose=False)
+    scores = OutOfDistribution({"k": _NEIGHBOURS}).fit_score(features=features, verbose=False)
     order = np.argsort(scores)[: max(1, int(share * len(scores)))]
     return [(int(row), scores[row]) for row in order]
 
@@ -147,11 +150,11 @@ def _hash_block(block: pa.Table) -> pa.Table:
     import imagehash
     from PIL import Image
 
-    pixels, statuses, _ = images.read_batch(block["uri"].to_pylist(), _HASH_SIZE)
+    pixels, statuses, _ = images.read_batch(block["uri"].to_pylist(), [_HASH_SIZE])
     rows, hashes = [], []
     for at, row in enumerate(block["row"].to_pylist()):
         if statuses[at] != "unreadable":
-            bits = imagehash.phash(Image.fromarray(pixels[at])).hash.ravel()
+            bits = imagehash.phash(Image.fromarray(pixels[_HASH_SIZE][at])).hash.ravel()
             rows.append(row)
             hashes.append(int.from_bytes(np.packbits(bits).tobytes(), "big"))
     return pa.table({"row": pa.array(rows, pa.int64()), "hash": pa.array(hashes, pa.uint64())})

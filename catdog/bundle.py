@@ -219,6 +219,7 @@ def merge(infos: list[BundleInfo]) -> BundleInfo:
             "temperature": float(np.exp(np.mean([np.log(info.temperature) for info in infos]))),
             "clip": float(np.mean([info.clip for info in infos])),
             "prior": float(np.mean([info.prior for info in infos])),
+            "catalog_fingerprint": "+".join(dict.fromkeys(info.catalog_fingerprint for info in infos)),
             "training": {"bundles": [fingerprint(info) for info in infos]},
         }
     )

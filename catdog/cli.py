@@ -142,8 +142,10 @@ def data_pack(
     from catdog import packing, storage
 
     with out.status(f"Packing {data}…"):
-        catalog = packing.pack(data, storage.absolute_output(dest, "DEST"))
+        catalog, absent = packing.pack(data, storage.absolute_output(dest, "DEST"))
     _show_catalog(catalog)
+    if absent:
+        out.print(f"{absent} files were not there; they are unreadable images of the packed set")
 
 
 @data_app.command("audit")

@@ -45,6 +45,7 @@ class OutOfFold:
         logits: float64, N, before calibration.
         seconds: that training and scoring took, all folds together.
         features: URI of the cache that a linear probe was fitted to, or "".
+        catalog_fingerprint: of the data set.
     """
 
     name: str
@@ -54,6 +55,7 @@ class OutOfFold:
     logits: np.ndarray
     seconds: float
     features: str = ""
+    catalog_fingerprint: str = ""
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -109,7 +111,7 @@ def cross_validate(
         on_event: told what training tells, and `{"kind": "fold", "fold", "folds"}`.
 
     Returns:
-        The out-of-fold predictions, which are also in `RUNS/NAME/oof.parquet`.
+        The out-of-fold predictions, which are also in `RUNS/NAME/oof.parquet`, unless that has those of all folds.
 
     Raises:
         UsageError, CatdogError: as training and scoring do.
@@ -123,7 +125,7 @@ def cross_validate(
     config = config.model_copy(update={"leave_out": _list_for_folds(config, data)})
     chosen, folder = list(range(folds)) if only is None else [only - 1], ""
     with cluster.connect(config.address, config.debug):
-        if config.head_first and not config.epochs:
+        if config.head_first and not config.epochs and not config.members:
             merged, seconds, folder = _probe(config, data, fold_of, on_event)
             merged = merged.filter(pc.is_in(merged["fold"], pa.array([fold + 1 for fold in chosen])))
         else:
@@ -134,9 +136,18 @@ def cross_validate(
             merged, seconds = pa.concat_tables([table for table, _ in done]), sum(spent for _, spent in done)
     labels, logits = merged["label"].to_numpy(), merged["logit"].to_numpy()
     found = OutOfFold(
-        config.name or "", merged["key"].to_pylist(), labels, merged["fold"].to_numpy(), logits, seconds, folder
+        config.name or "",
+        merged["key"].to_pylist(),
+        labels,
+        merged["fold"].to_numpy(),
+        logits,
+        seconds,
+        folder,
+        data.fingerprint,
     )
     merged = merged.append_column("probability", pa.array(found.probabilities))
+    if only is not None and _holds_more(config.run, folds):
+        return found
     sink = pa.BufferOutputStream()
     pq.write_table(merged, sink, compression="zstd")
     storage.write_bytes(storage.join(config.run, OOF_NAME), sink.getvalue().to_pybytes())
@@ -149,6 +160,15 @@ def cross_validate(
     }
     storage.write_text(storage.join(config.run, REPORT_NAME), json.dumps(content | summarise(found), indent=2) + "\n")
     return found
+
+
+def _holds_more(run: str, folds: int) -> bool:
+    """Tells whether a run's out-of-fold predictions are of all folds already; one fold is not to replace them."""
+    path = storage.join(run, REPORT_NAME)
+    if not storage.exists(path):
+        return False
+    report = json.loads(storage.read_bytes(path))
+    return report["folds"] == folds and report["fold"] is None
 
 
 def summarise(found: OutOfFold) -> dict[str, Any]:
@@ -174,7 +194,8 @@ def read(run: str) -> OutOfFold:
     report = json.loads(storage.read_bytes(storage.join(run, REPORT_NAME)))
     labels, folds, logits = (table[name].to_numpy() for name in ("label", "fold", "logit"))
     keys = table["key"].to_pylist()
-    return OutOfFold(storage.name(run), keys, labels, folds, logits, report["seconds"], report["features"])
+    origin = report["features"], report["catalog_fingerprint"]
+    return OutOfFold(storage.name(run), keys, labels, folds, logits, report["seconds"], *origin)
 
 
 def average(found: list[OutOfFold]) -> OutOfFold:
@@ -185,7 +206,8 @@ def average(found: list[OutOfFold]) -> OutOfFold:
     """
     first = found[0]
     for other in found[1:]:
-        if other.keys != first.keys or not np.array_equal(other.folds, first.folds):
+        same = other.catalog_fingerprint == first.catalog_fingerprint and other.keys == first.keys
+        if not same or not np.array_equal(other.folds, first.folds):
             raise UsageError(f"{first.name} and {other.name} are not of the same images and folds; expected the same")
     name = " + ".join(one.name for one in found)
     logits = np.mean([one.logits for one in found], axis=0)
@@ -193,10 +215,10 @@ def average(found: list[OutOfFold]) -> OutOfFold:
 
 
 def _list_for_folds(config: TrainConfig, data: Catalog) -> str | None:
-    """The list of what to leave out, less the unlabelled images, which no fold has."""
+    """The list of what to leave out, less the test split, which no fold has."""
     if config.leave_out is None:
         return None
-    labelled = set(data.table.filter(pc.is_valid(data.table["label"]))["key"].to_pylist())
+    labelled = set(data.table.filter(pc.not_equal(data.table["split"], "test"))["key"].to_pylist())
     text = io.StringIO()
     csv.writer(text).writerows([("key",), *((key,) for key in sorted(training.left_out(config, data) & labelled))])
     uri = storage.join(config.run, "data", "left-out.csv")
@@ -217,7 +239,7 @@ def _probe(
     folds = fold_of[fold_of >= 0]
     weights = training.load_weights(config)
     folder = features.cache(config.features or "", data, config.spec, weights, config.seed)
-    features.compute(rows, config.spec, weights, config.seed, config.views, folder, on_event)
+    features.compute(rows, config.spec, weights, config.seed, config.views, folder, on_event, config.gpu)
     fitted = ~np.isin(rows["key"].to_pylist(), list(training.left_out(config, data)))
     logits = features.out_of_fold(folder, rows, folds, fitted, config.spec, config.seed, config.views)
     labels = rows["label"].to_numpy().astype(np.int64)
@@ -249,7 +271,8 @@ def _run_fold(
         ),
         on_event,
     )
-    scoring.score(ScoreConfig(model=[run], data=judged.root, split=split, out=out, max_unreadable=1), on_event)
+    score = ScoreConfig(model=[run], data=judged.root, split=split, out=out, max_unreadable=1, gpu=config.gpu)
+    scoring.score(score, on_event)
     if storage.exists(clock):
         spent = json.loads(storage.read_bytes(clock))
     else:

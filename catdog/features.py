@@ -7,13 +7,15 @@ computed: the folds of a cross-validation share one folder.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import ray.data
@@ -60,6 +62,7 @@ def compute(
     views: list[str],
     folder: str,
     on_event: Callable[[dict[str, Any]], None],
+    gpu: bool | None = None,
 ) -> None:
     """Computes the features that are not in the cache yet.
 
@@ -71,18 +74,22 @@ def compute(
         views: how each image is shown.
         folder: URI, from `cache`.
         on_event: told `{"kind": "features", "images", "kept"}`.
+        gpu: a GPU for each actor; None where there are any.
 
     Raises:
         CatdogError: a task failed.
     """
-    there = {(key, view) for part in _parts(folder) for key, view in zip(part["key"], part["view"], strict=True)}
-    missing = [at for at, key in enumerate(rows["key"].to_pylist()) if any((key, v) not in there for v in views)]
+    there = {view: set[str]() for view in views}
+    for part in _parts(folder, ["key", "view"]):
+        for view, keys in there.items():
+            keys.update(part.filter(pc.equal(part["view"], view))["key"].to_pylist())
+    missing = [at for at, key in enumerate(rows["key"].to_pylist()) if any(key not in keys for keys in there.values())]
     on_event({"kind": "features", "images": len(missing), "kept": rows.num_rows - len(missing)})
     if not missing:
         return
     wanted = rows.take(missing).select(["key", "uri"]).combine_chunks()
     blocks = [wanted.slice(start, _BLOCK_ROWS) for start in range(0, wanted.num_rows, _BLOCK_ROWS)]
-    plan = cluster.plan_scoring(len(blocks), ("tensorflow",))
+    plan = cluster.plan_scoring(len(blocks), ("tensorflow",), gpu)
     done = ray.data.from_arrow(blocks).map_batches(
         _Extractor,
         fn_constructor_args=(spec, weights, seed, views, folder, plan.threads),
@@ -117,17 +124,19 @@ class _Extractor:
         self._size, self._views, self._folder = spec.image_size, views, folder
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        pixels, statuses, _ = images.read_batch(block["uri"].to_pylist(), self._size)
+        pixels, statuses, _ = images.read_batch(block["uri"].to_pylist(), [self._size])
         readable = [at for at, status in enumerate(statuses) if status != "unreadable"]
+        if not readable:
+            return pa.table({"images": [block.num_rows]})
         keys = block["key"].take(readable)
         tables = []
         for view in self._views:
             found: list[np.ndarray] = []
             for start in range(0, len(readable), _BATCH):
-                batch = pixels[readable[start : start + _BATCH]]
+                batch = pixels[self._size][readable[start : start + _BATCH]]
                 padded = np.pad(batch, ((0, _BATCH - len(batch)), (0, 0), (0, 0), (0, 0)))
                 found.append(self._features(images.show(padded, view)).numpy()[: len(batch)])
-            values = pa.array(list(np.concatenate(found)) if found else [], pa.list_(pa.float32()))
+            values = pa.array(list(np.concatenate(found)), pa.list_(pa.float32()))
             tables.append(pa.table({"key": keys, "view": [view] * len(readable), "features": values}))
         sink = pa.BufferOutputStream()
         pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
@@ -149,28 +158,26 @@ def read(folder: str, keys: list[str], view: str) -> tuple[np.ndarray, np.ndarra
     """
     place = {key: at for at, key in enumerate(keys)}
     found: dict[int, np.ndarray] = {}
-    for part in _parts(folder, with_features=True):
-        for key, seen, values in zip(part["key"], part["view"], part["features"], strict=True):
-            if seen == view and key in place:
-                found[place[key]] = values
+    for part in _parts(folder, ["key", "view", "features"]):
+        part = part.filter(pc.equal(part["view"], view))
+        values = part["features"].combine_chunks().flatten().to_numpy().reshape(part.num_rows, -1)
+        for key, row in zip(part["key"].to_pylist(), values, strict=True):
+            if key in place:
+                found[place[key]] = row
     at = np.array(sorted(found), np.int64)
     return np.stack([found[row] for row in at]) if len(at) else np.empty((0, 0), np.float32), at
 
 
-def _parts(folder: str, with_features: bool = False) -> list[dict[str, Any]]:
-    columns = ["key", "view"] + ["features"] * with_features
-    parts = []
-    for name in storage.list_names(folder) if storage.exists(folder) else []:
-        try:
-            table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(folder, name))), columns=columns)
-        except pa.ArrowInvalid:
-            continue  # damaged, and so computed again under the same name
-        part: dict[str, Any] = {column: table[column].to_pylist() for column in ("key", "view")}
-        if with_features:
-            values = table["features"].combine_chunks()
-            part["features"] = values.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
-        parts.append(part)
-    return parts
+def _parts(folder: str, columns: list[str]) -> Iterator[pa.Table]:
+    """The files of a cache, but for damaged ones, which are made again under the same names."""
+    for name in storage.list_names(folder):
+        if name.endswith(".parquet"):
+            try:
+                table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(folder, name))), columns=columns)
+            except (pa.ArrowException, OSError):
+                continue
+            if table.num_rows:
+                yield table
 
 
 def fit_head(
@@ -222,7 +229,8 @@ def out_of_fold(
 def _on_cluster(work: Callable[..., Any], folder: str, rows: pa.Table, spec: models.Spec, *more: Any) -> Any:
     keys, labels = rows["key"].to_pylist(), rows["label"].to_numpy().astype(np.int64)
     try:
-        values = ray.get(ray.remote(work).remote(folder, keys, labels, spec, *more))
+        # In a process of its own, as the number of TensorFlow's threads can be set only once.
+        values = ray.get(ray.remote(max_calls=1)(work).remote(folder, keys, labels, spec, *more))
     except ray.exceptions.RayError as error:
         raise CatdogError(f"fitting the head failed: {cluster.cause(error)}") from error
     if values is None:
@@ -231,9 +239,10 @@ def _on_cluster(work: Callable[..., Any], folder: str, rows: pa.Table, spec: mod
 
 
 def _read_views(folder: str, keys: list[str], views: list[str]) -> tuple[list[np.ndarray], np.ndarray]:
-    """The features of each view, M×D, and int, M: which of the keys they are of."""
+    """The features of each view, M×D, and int, M: which of the keys they are of, those that every view has."""
     seen = [read(folder, keys, view) for view in views]
-    return [features for features, _ in seen], seen[0][1]
+    common = functools.reduce(np.intersect1d, [at for _, at in seen])
+    return [features[np.isin(at, common)] for features, at in seen], common
 
 
 def _fit_head(

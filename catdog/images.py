@@ -43,35 +43,38 @@ class Decoded(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images of one size.
+    """Images, decoded to one size or to several.
 
     Attributes:
-        pixels: uint8, N×S×S×3, RGB; all zero where there is no image, or none that can be read.
+        pixels: by S, uint8, N×S×S×3, RGB; all zero where there is no image, or none that can be read.
         statuses: as of `Decoded`, one an image.
         details: likewise.
     """
 
-    pixels: np.ndarray
+    pixels: dict[int, np.ndarray]
     statuses: list[Status]
     details: list[str]
 
 
-def read_batch(uris: list[str], size: int, rows: int | None = None) -> Batch:
-    """Reads and decodes files into one array, in this thread alone.
+def read_batch(uris: list[str], sizes: list[int], rows: int | None = None) -> Batch:
+    """Reads each file once and decodes it into arrays, in this thread alone.
 
     Args:
         uris: the files.
-        size: S, in pixels.
+        sizes: the sizes wanted, in pixels.
         rows: N, at least as many as there are files; None is as many.
     """
     use_one_thread()
-    pixels = np.zeros((len(uris) if rows is None else rows, size, size, 3), np.uint8)
-    statuses, details = [], []
+    count = len(uris) if rows is None else rows
+    pixels = {size: np.zeros((count, size, size, 3), np.uint8) for size in sizes}
+    last = []
     for at, uri in enumerate(uris):
-        pixels[at], status, detail = read(uri, size)
-        statuses.append(status)
-        details.append(detail)
-    return Batch(pixels, statuses, details)
+        data = _fetch(uri)
+        decoded = [_unreadable(size, data) if isinstance(data, str) else decode(data, size) for size in sizes]
+        for size, image in zip(sizes, decoded, strict=True):
+            pixels[size][at] = image.pixels
+        last.append(decoded[-1])
+    return Batch(pixels, [image.status for image in last], [image.detail for image in last])
 
 
 def read(uri: str, size: int) -> Decoded:
@@ -81,13 +84,20 @@ def read(uri: str, size: int) -> Decoded:
         uri: the file.
         size: S, the side of the square to squash the image to, in pixels.
     """
+    data = _fetch(uri)
+    return _unreadable(size, data) if isinstance(data, str) else decode(data, size)
+
+
+def _fetch(uri: str) -> bytes | str:
+    """A file's bytes, or why there are none."""
     try:
-        data = storage.read_bytes(uri)
+        return storage.read_bytes(uri)
     except IsADirectoryError:
-        return _unreadable(size, "is a folder")
+        return "is a folder"
+    except storage.NotPackedError as error:
+        return str(error)
     except OSError as error:
-        return _unreadable(size, f"{NOT_READ}: {error.strerror or error}")
-    return decode(data, size)
+        return f"{NOT_READ}: {error.strerror or error}"
 
 
 def decode(data: bytes, size: int) -> Decoded:

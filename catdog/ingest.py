@@ -26,13 +26,17 @@ def require_memory(count: int, size: int) -> None:
     Raises:
         CatdogError: they do not fit; says how much is needed and there.
     """
-    needed = count * size * size * 3
-    there = cluster.object_store_bytes()
-    if needed > 0.9 * there:
+    if not room(count, size):
+        needed, there = count * size * size * 3, cluster.object_store_bytes()
         raise CatdogError(
             f"the decoded images need {needed / 1e9:.1f} GB of Ray's shared memory on each node, and the smallest has "
             f"{there / 1e9:.1f} GB; use a smaller --image-size, or start Ray with a larger --object-store-memory"
         )
+
+
+def room(count: int, size: int) -> int:
+    """How many times every node can hold so many decoded images."""
+    return int(0.9 * cluster.object_store_bytes() / max(1, count * size * size * 3))
 
 
 def decode(rows: pa.Table, size: int) -> ray.data.MaterializedDataset:
@@ -62,8 +66,8 @@ def decode(rows: pa.Table, size: int) -> ray.data.MaterializedDataset:
 
 
 def _decode_block(block: pa.Table, size: int) -> pa.Table:
-    pixels, statuses, details = images.read_batch(block["uri"].to_pylist(), size)
-    column = pa.Array.from_buffers(pa.binary(size * size * 3), block.num_rows, [None, pa.py_buffer(pixels)])
+    pixels, statuses, details = images.read_batch(block["uri"].to_pylist(), [size])
+    column = pa.Array.from_buffers(pa.binary(size * size * 3), block.num_rows, [None, pa.py_buffer(pixels[size])])
     return pa.table({"row": block["row"], "pixels": column, "status": statuses, "detail": details})
 
 

@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
 _READERS = 16
 
 
-def pack(data: str, dest: str) -> Catalog:
+def pack(data: str, dest: str) -> tuple[Catalog, int]:
     """Writes a data set's images, byte for byte, into shards, and a catalog of them.
 
     Doing it again is harmless. A file that is not there stays an unreadable image, in the packed set too.
@@ -40,11 +40,12 @@ def pack(data: str, dest: str) -> Catalog:
         dest: URI of the folder to make.
 
     Returns:
-        The packed set's catalog, with the same fingerprint.
+        The packed set's catalog, with the same fingerprint, and how many files were found absent.
 
     Raises:
         UsageError: no such data set, or `dest` is it.
-        CatdogError: `dest` holds something else, or could not be written.
+        CatdogError: `dest` holds something else, a file could not be read although it is there, or a shard could not be
+            written.
     """
     source, root = catalog.read(data), storage.absolute(dest)
     if root == source.root:
@@ -53,25 +54,25 @@ def pack(data: str, dest: str) -> Catalog:
         previous = catalog.read(root)
         if previous.fingerprint != source.fingerprint:
             raise CatdogError(f"DEST {root} holds another data set; give a new or empty folder")
-        return previous
+        return previous, 0
     datasets.require_vacant(root)
     storage.delete_folder(storage.join(root, "shards"))
     datasets.mark_unfinished(root)
-    uris = []
+    uris, absent = [], 0
     for number, start in enumerate(range(0, source.table.num_rows, SHARD_ROWS)):
         rows = source.table.slice(start, SHARD_ROWS)
         shard = storage.join(root, "shards", f"images-{number:05d}.parquet")
-        _write_shard(shard, rows)
-        before, mark, query = shard.partition("?")
-        uris += [f"{before}#{row}{mark}{query}" for row in range(rows.num_rows)]
+        absent += _write_shard(shard, rows)
+        uris += [storage.packed(shard, row) for row in range(rows.num_rows)]
     table = source.table.set_column(2, catalog.SCHEMA.field("uri"), pa.array(uris, pa.string()))
     packed = dataclasses.replace(source, table=table, root=root)
     datasets.finish(packed)
-    return packed
+    return packed, absent
 
 
-def _write_shard(shard: str, rows: pa.Table) -> None:
-    # Images are compressed already.
+def _write_shard(shard: str, rows: pa.Table) -> int:
+    """Writes one shard, uncompressed as images are compressed already; returns how many files were absent."""
+    absent = 0
     with (
         ThreadPoolExecutor(_READERS) as pool,
         storage.writing(shard) as stream,
@@ -80,13 +81,18 @@ def _write_shard(shard: str, rows: pa.Table) -> None:
         for start in range(0, rows.num_rows, storage.PACKED_GROUP):
             group = rows.slice(start, storage.PACKED_GROUP)
             files = list(pool.map(_read, group["uri"].to_pylist()))
+            absent += files.count(None)
             columns = {name: group[name].combine_chunks() for name in ("key", "id", "split", "label")}
             sizes = [None if data is None else len(data) for data in files]
             writer.write_table(pa.table(columns | {"size": sizes, "bytes": files}, schema=SCHEMA))
+    return absent
 
 
 def _read(uri: str) -> bytes | None:
     try:
         return storage.read_bytes(uri)
-    except OSError:
+    except (FileNotFoundError, IsADirectoryError, storage.NotPackedError):
         return None
+    except OSError as error:
+        # Another time it may be read; packed without it the image would be lost for good.
+        raise CatdogError(f"could not read {uri}: {error.strerror or error}; run the same command again") from error

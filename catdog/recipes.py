@@ -193,6 +193,9 @@ class TrainConfig(pydantic.BaseModel):
             weights = storage.absolute(weights)
             if storage.kind(weights) != "file":
                 raise UsageError(f"--weights received {weights!r}, expected imagenet, none or an existing weights file")
+        for member in self.members:
+            if wrong := sorted(member.keys() - MEMBER_FIELDS):
+                raise UsageError(f"members received {wrong[0]!r}, expected only {', '.join(sorted(MEMBER_FIELDS))}")
         if self.resume and self.overwrite:
             raise UsageError("--resume and --overwrite received together; give one of them")
         if not self.epochs and not self.head_first:
@@ -219,6 +222,13 @@ class TrainConfig(pydantic.BaseModel):
                 "features": self.features or storage.join(runs, ".features"),
             }
         )
+
+
+# What the members of a bundle may have differently; all else, such as image size and views, a bundle has once.
+MEMBER_FIELDS = frozenset(
+    {"seed", "epochs", "learning_rate", "layer_decay", "weight_decay", "warm_up", "dropout", "label_smoothing", "mixup"}
+    | {"ema", "augmentation", "train_scale", "trainable_from", "batch_size"}
+)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from catdog import bundle, calibration, metrics
 from catdog.bundle import BundleInfo
 from catdog.catalog import Catalog
 
+_CALIBRATIONS = {"none": "none", "validation": "fitted on other photos"}
 _LABELS = {
     "n": "images",
     "log_loss": "log loss",
@@ -31,7 +32,7 @@ def build(
     """Judges the scored splits that have labels.
 
     Args:
-        tables: by split, columns label, logit, probability and status of each image.
+        tables: by split, columns key, label, logit and probability of each image.
         counts: by split, images by status.
         info: of the bundle that scored.
         data: the catalog that was scored.
@@ -74,13 +75,16 @@ def _section(split: str, table: pa.Table, counts: dict[str, int], info: BundleIn
     prior_logit = np.log(info.prior / (1 - info.prior))
     logits = table["logit"].fill_null(float(prior_logit)).to_numpy()
     probabilities = table["probability"].to_numpy()
-    cross_fit = split == "valid" and info.calibration == "validation"
+    own = data.fingerprint in info.catalog_fingerprint.split("+")
+    cross_fit = split == "valid" and info.calibration == "validation" and own
     if cross_fit:
         # Temperature and clip were fitted on these very photos: judged here is what each half does for the other.
         probabilities = calibration.cross_fitted(labels, logits, calibration.halves(table["key"].to_pylist()))
     return {
         **metrics.summarise(labels, probabilities),
-        "calibration": "cross-fitted on halves" if cross_fit else info.calibration,
+        "calibration": "cross-fitted on halves" if cross_fit else _CALIBRATIONS[info.calibration],
+        # With the very probabilities that were written, whatever they were fitted on.
+        "log_loss_as_written": float(metrics.losses(labels, table["probability"].to_numpy()).mean()),
         # Before temperature and clip: what the training loop reports too, so that the two can be compared.
         "log_loss_plain": float(metrics.losses_from_logits(labels, logits).mean()),
         "unreadable": counts["unreadable"],

@@ -74,7 +74,7 @@ def block_of(part: Part) -> pa.Table:
 def read_ahead(block: pa.Table, sizes: list[int]) -> pa.Table:
     """Decodes a part on behalf of an actor elsewhere, which then gets it as one row."""
     uris = block["uri"].to_pylist()
-    decoded = pickle.dumps((block, {size: images.read_batch(uris, size) for size in sizes}), protocol=5)
+    decoded = pickle.dumps((block, images.read_batch(uris, sizes)), protocol=5)
     return pa.table({"decoded": pa.array([decoded], pa.large_binary())})
 
 
@@ -109,11 +109,10 @@ class PartScorer:
         statuses: list[str] = []
         details: list[str] = []
         for batch in batches:
-            first = batch[self._sizes[0]]
-            each = [loaded.logits(batch[loaded.info.image_size].pixels) for loaded in self._bundles]
-            logits.append(np.mean(each, axis=0)[: len(first.statuses)])
-            statuses += first.statuses
-            details += first.details
+            each = [loaded.logits(batch.pixels[loaded.info.image_size]) for loaded in self._bundles]
+            logits.append(np.mean(each, axis=0)[: len(batch.statuses)])
+            statuses += batch.statuses
+            details += batch.details
         unreadable = np.array([status == "unreadable" for status in statuses])
         plain = np.concatenate(logits)
         calibrated = metrics.calibrated(plain, self._info.temperature, self._info.clip)
@@ -138,39 +137,25 @@ class PartScorer:
 
     # Batches have one shape, padded with zeros: what another shape computes may differ in its last bits.
 
-    def _batches(self, uris: list[str]) -> Iterator[dict[int, images.Batch]]:
-        """Decodes one batch ahead of the model, in a thread, so that waiting for files costs nothing.
-
-        Yields:
-            A batch in each size.
-        """
+    def _batches(self, uris: list[str]) -> Iterator[images.Batch]:
+        """Decodes one batch ahead of the model, in a thread, so that waiting for files costs nothing."""
         groups = [uris[start : start + self._batch_size] for start in range(0, len(uris), self._batch_size)]
-
-        def decode(group: list[str]) -> dict[int, images.Batch]:
-            return {size: images.read_batch(group, size, self._batch_size) for size in self._sizes}
-
         with ThreadPoolExecutor(1) as ahead:
-            following = ahead.submit(decode, groups[0])
+            following = ahead.submit(images.read_batch, groups[0], self._sizes, self._batch_size)
             for number in range(len(groups)):
                 current = following.result()
                 if number + 1 < len(groups):
-                    following = ahead.submit(decode, groups[number + 1])
+                    following = ahead.submit(images.read_batch, groups[number + 1], self._sizes, self._batch_size)
                 yield current
 
-    def _slices(self, decoded: dict[int, images.Batch]) -> Iterator[dict[int, images.Batch]]:
+    def _slices(self, decoded: images.Batch) -> Iterator[images.Batch]:
         """Cuts a part that is decoded already into batches."""
-        count = len(decoded[self._sizes[0]].statuses)
+        count = len(decoded.statuses)
         for start in range(0, count, self._batch_size):
             cut = slice(start, start + self._batch_size)
-            missing = max(0, start + self._batch_size - count)
-            yield {
-                size: images.Batch(
-                    np.pad(batch.pixels[cut], ((0, missing), (0, 0), (0, 0), (0, 0))),
-                    batch.statuses[cut],
-                    batch.details[cut],
-                )
-                for size, batch in decoded.items()
-            }
+            padding = ((0, max(0, start + self._batch_size - count)), (0, 0), (0, 0), (0, 0))
+            pixels = {size: np.pad(array[cut], padding) for size, array in decoded.pixels.items()}
+            yield images.Batch(pixels, decoded.statuses[cut], decoded.details[cut])
 
 
 @dataclass

@@ -137,7 +137,7 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
         # What an earlier run scored with the same model belongs to the same set of files.
         if split not in splits and job.data.count(split):
             others = job.parts(engine, [split])
-            if all(storage.kind(part.uri) == "file" for part in others):
+            if all(scorer.is_complete(part) for part in others):
                 splits.append(split)
                 parts += others
     merged = {split: scorer.merge([part for part in parts if part.split == split], job.data) for split in splits}
@@ -180,10 +180,10 @@ def explain(config: ScoreConfig) -> dict[str, str]:
         UsageError, CatdogError: as `score`.
     """
     job = _Job.open(config, storage.absolute_output(config.out, "--out"))
+    missing = min(sum(not scorer.is_complete(part) for part in job.parts(engine)) for engine in job.engines)
     with cluster.connect(config.address, config.debug):
-        plan = cluster.plan_scoring(len(job.parts(job.engines[0])), job.engines, config.gpu)
+        plan = cluster.plan_scoring(missing, job.engines, config.gpu)
     parts = job.parts(plan.engine)
-    missing = sum(not scorer.is_complete(part) for part in parts)
     sizes = f"{PART_ROWS} images each, predicted {config.batch_size} at a time in one shape"
     return plan.why | {"parts": f"{len(parts)}, of which {missing} are to be made; {sizes}"}
 
@@ -256,8 +256,7 @@ def _splits(split: str, data: Catalog) -> list[str]:
 
 
 def _score_parts(missing: list[Part], plan: ScorePlan, job: _Job, on_event: EventHandler) -> None:
-    # One Arrow block a part, put away one by one: blocks that exist already need no task, so actors may take every
-    # CPU, and this process holds no second copy of the catalog.
+    # One Arrow block a part. Blocks that exist need no task to read them, so actors may take every CPU.
     dataset = ray.data.from_arrow_refs([ray.put(scorer.block_of(part)) for part in missing])
     if plan.gpu:
         sizes = {bundle.read_info(model)[1].image_size for model in job.models}

@@ -28,7 +28,11 @@ _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 # Images in a row group of a shard: what is read at once, a few megabytes.
 PACKED_GROUP = 128
-_PACKED = re.compile(r"(.+\.parquet)#(\d+)(\?.*|)")
+_PACKED = re.compile(r"(.+\.parquet)#(\d+)(\?.*)?")
+
+
+class NotPackedError(OSError):
+    """A packed image that has no bytes: its file was absent when the data set was packed, and always will be."""
 
 
 def is_local(uri: str) -> bool:
@@ -147,8 +151,8 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         OSError: it is absent, a folder, or cannot be read.
     """
-    if "#" in uri and (packed := _PACKED.fullmatch(uri)):
-        return _read_packed(packed[1] + packed[3], int(packed[2]))
+    if "#" in uri and (found := _PACKED.fullmatch(uri)):
+        return _read_packed(found[1] + (found[3] or ""), int(found[2]))
     if is_local(uri):
         return Path(absolute(uri)).read_bytes()
     filesystem, path = resolve(uri)
@@ -156,7 +160,7 @@ def read_bytes(uri: str) -> bytes:
         return stream.read()
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=1)
 def _row_group(shard: str, group: int) -> pa.Array:
     """Those who read a shard read it in order, so what was read last is what is wanted next."""
     stream = open_seekable(shard)
@@ -170,8 +174,14 @@ def _read_packed(shard: str, row: int) -> bytes:
     except (pa.ArrowException, IndexError, KeyError) as error:
         raise OSError(f"{name(shard)} is damaged: {error}") from error
     if data is None:
-        raise FileNotFoundError(2, "it was not there when the data set was packed")
+        raise NotPackedError("was not there when the data set was packed")
     return data
+
+
+def packed(shard: str, row: int) -> str:
+    """The URI of a row of a shard, which `read_bytes` takes."""
+    base, mark, query = (shard, "", "") if is_local(shard) else shard.partition("?")
+    return f"{base}#{row}{mark}{query}"
 
 
 def open_seekable(uri: str) -> BinaryIO:

@@ -57,7 +57,8 @@ def train(config: TrainConfig, on_event: EventHandler | None = None) -> TrainRes
 
     Args:
         config: what to do.
-        on_event: called in this process with what happens: `{"kind": "decode" | "start" | "step" | "epoch", …}`.
+        on_event: called in this process with what happens: `{"kind": …}` of "member", "decode", "features", "start",
+            "step" and "epoch".
 
     Returns:
         Where the bundle is, and its validation figures.
@@ -94,9 +95,9 @@ def _train_one(config: TrainConfig, on_event: EventHandler) -> TrainResult:
         keys = {split: table["key"].to_pylist() for split, table in rows.items()}
         head = None
         if config.head_first:
-            views = ["identity"] if config.epochs else ["identity", "mirror"]
+            views = ["identity"] if config.epochs else config.views
             folder = features.cache(config.features or "", data, config.spec, weights, config.seed)
-            features.compute(rows["train"], config.spec, weights, config.seed, views, folder, on_event)
+            features.compute(rows["train"], config.spec, weights, config.seed, views, folder, on_event, config.gpu)
             head = features.fit_head(folder, rows["train"], config.spec, config.seed, views, config.epochs > 0)
         # Kept until the end: the blocks live as long as somebody holds the data set.
         decoded = {split: ingest.decode(table, config.image_size or 0) for split, table in rows.items()}
@@ -133,9 +134,11 @@ def _train_members(config: TrainConfig, on_event: EventHandler) -> TrainResult:
         TrainConfig(**(options | difference | {"name": f"member-{number}"})).resolve()
         for number, difference in enumerate(config.members, 1)
     ]
-    _open_run(config, data)
     results = []
-    with cluster.connect(config.address, config.debug):
+    with cluster.connect(config.address, config.debug) as may_grow:
+        for member in members:  # before an old run is deleted
+            cluster.plan_training(member.batch_size, member.workers, member.cpus_per_worker, member.gpu, may_grow)
+        _open_run(config, data)
         for number, member in enumerate(members, 1):
             on_event({"kind": "member", "member": number, "members": len(members)})
             started = storage.exists(storage.join(member.run, CONFIG_NAME))
@@ -177,11 +180,14 @@ def left_out(config: TrainConfig, data: Catalog) -> set[str]:
     if config.leave_out is None:
         return set()
     try:
-        lines = storage.read_bytes(config.leave_out).decode().splitlines()
+        lines = storage.read_bytes(config.leave_out).decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UsageError(f"--leave-out received {config.leave_out}, which could not be read ({error})") from error
     listed = list(csv.reader(lines))
     column = listed[0].index("key") if listed and "key" in listed[0] else None
+    for number, line in enumerate(listed, 1):
+        if line and len(line) <= (column or 0):
+            raise UsageError(f"--leave-out received {config.leave_out}, whose line {number} has no column key: {line}")
     keys = {line[column or 0] for line in listed[0 if column is None else 1 :] if line}
     unknown = keys.difference(data.table["key"].to_pylist())
     if unknown:
@@ -275,7 +281,8 @@ def _check_run(config: TrainConfig, data: Catalog) -> TrainResult | None:
         return None
     uri, info = bundle.read_info(config.run)
     history = info.training["history"]
-    return TrainResult(config.run, uri, info.validation, len(history), history)
+    epochs = max(len(history), int(info.validation["epoch"]))
+    return TrainResult(config.run, uri, info.validation, epochs, history)
 
 
 def load_weights(config: TrainConfig) -> ray.ObjectRef | None:
@@ -293,7 +300,8 @@ def load_weights(config: TrainConfig) -> ray.ObjectRef | None:
     if config.weights == "none":
         return None
     if config.weights == "imagenet":
-        reference = ray.remote(_download).remote(config.spec)
+        # In a process of its own, which leaves TensorFlow's threads to be set by those who come later.
+        reference = ray.remote(max_calls=1)(_download).remote(config.spec)
         error = ray.get(reference)[1]
         if error:
             raise CatdogError(error)

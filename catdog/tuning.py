@@ -6,7 +6,7 @@ checkpointed before an interruption is not computed again.
 
 from __future__ import annotations
 
-import contextlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,13 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from catdog import cluster, storage, training
+from catdog import catalog, cluster, ingest, storage, training
 from catdog.errors import CatdogError, UsageError
 from catdog.recipes import TrainConfig
 
-METRIC = "valid_log_loss"
-_TUNE_FOLDER = "tune"
+METRIC, ACCURACY = "valid_log_loss", "valid_accuracy"
+_TUNE_FOLDER, _SEARCH_NAME = "tune", "search.json"
+_NO_PATHS = (None, "imagenet", "none")
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Trial:
 
     Attributes:
         name: of its run, which is its folder's.
-        log_loss: the best validation log loss of its epochs, or None where it failed.
-        accuracy: of the same epoch.
+        log_loss: validation log loss of what it saved; of its last epoch where ASHA stopped it, None where it failed.
+        accuracy: likewise.
         epochs: how many it ran.
         error: why it failed, or "".
     """
@@ -112,16 +113,22 @@ def search(
         raise UsageError("--grid received no values; expected NAME=[VALUE, …] of at least one field")
     runs = storage.absolute_output(config.runs, "--runs")
     folder = storage.join(runs, config.name or "")
-    given = {name: getattr(config, name) for name in config.model_fields_set} | {"runs": folder}
+    # Tune runs trials in folders of their own.
+    given = _absolute({name: getattr(config, name) for name in config.model_fields_set}) | {"runs": folder}
+    grid = {name: [_absolute({name: value})[name] for value in values] for name, values in grid.items()}
     # A combination that cannot be is better refused now than found as the last of 27.
     for name, values in grid.items():
         for value in values:
             TrainConfig(**(given | {"data": config.data, "name": "x", name: value})).resolve()
     options = {"workers": 1, "cpus_per_worker": 1} | given | {"name": None, "resume": False}
+    _require_same_search(folder, options, grid)
     with cluster.connect(config.address, config.debug):
         if concurrent is None:
             share = int(options["workers"]) * int(options["cpus_per_worker"])
             concurrent = max(1, int(ray.cluster_resources().get("CPU", 1)) // share)
+        # Each trial holds its own copy of the images.
+        sizes = grid.get("image_size") or [TrainConfig(**options).resolve().image_size]
+        concurrent = min(concurrent, max(1, ingest.room(len(catalog.read(options["data"]).table), max(sizes))))
         tuner = _tuner(folder, options, grid, asha, concurrent)
         try:
             results = tuner.fit()
@@ -131,20 +138,51 @@ def search(
     return sorted(trials, key=lambda trial: (trial.log_loss is None, trial.log_loss or 0.0, trial.name))
 
 
+def _absolute(options: dict[str, Any]) -> dict[str, Any]:
+    """Makes paths among training options independent of the working folder."""
+    return {
+        name: storage.absolute(value)
+        if (name in ("data", "leave_out", "features") and value) or (name == "weights" and value not in _NO_PATHS)
+        else value
+        for name, value in options.items()
+    }
+
+
+def _require_same_search(folder: str, options: dict[str, Any], grid: dict[str, list[Any]]) -> None:
+    """Writes down what a search is, or finds that it is what it was: Tune itself would go on with the old one."""
+    ours = {name: value for name, value in options.items() if name not in ("address", "debug", "runs", "data")}
+    content = {
+        "catalog_fingerprint": catalog.read(options["data"]).fingerprint,
+        "options": TrainConfig(**(ours | {"data": "", "name": "x"})).model_dump(mode="json"),
+        "grid": grid,
+    }
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    path = storage.join(folder, _SEARCH_NAME)
+    if not storage.exists(path):
+        storage.write_text(path, text)
+    elif storage.read_bytes(path).decode() != text:
+        raise UsageError(
+            f"--name received {storage.name(folder)!r}, a search with another data set, grid or options; expected what "
+            "it was started with, or another name"
+        )
+
+
 def _tuner(folder: str, options: dict[str, Any], grid: dict[str, list[Any]], asha: bool, concurrent: int) -> tune.Tuner:
-    trainable = tune.with_resources(tune.with_parameters(_trial, options=options), {"CPU": 0})
+    trainable = tune.with_resources(tune.with_parameters(_trial, options=options), {"node:__internal_head__": 0.001})
     place = storage.join(folder, _TUNE_FOLDER)
     space = {name: tune.grid_search(values) for name, values in grid.items()}
     if tune.Tuner.can_restore(place):
         return tune.Tuner.restore(place, trainable, resume_errored=True, param_space=space)
     epochs = TrainConfig(**options).resolve().epochs
+    # One more than there are epochs: a trial that is stopped at its last has saved nothing.
+    asha_scheduler = ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=max(1, min(3, epochs)))
     return tune.Tuner(
         trainable,
         param_space=space,
         tune_config=tune.TuneConfig(
             metric=METRIC,
             mode="min",
-            scheduler=ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=min(3, epochs)) if asha else None,
+            scheduler=asha_scheduler if asha else None,
             max_concurrent_trials=concurrent,
             trial_name_creator=lambda trial: trial_name(trial.config),
             trial_dirname_creator=lambda trial: trial_name(trial.config),
@@ -157,30 +195,22 @@ def _trial(choice: dict[str, Any], options: dict[str, Any]) -> None:
     """What Tune runs for each combination: a training run that tells Tune of its epochs."""
     name = trial_name(choice)
     started = storage.exists(storage.join(options["runs"], name, training.CONFIG_NAME))
-    told = 0
 
     def report(event: dict[str, Any]) -> None:
-        nonlocal told
         if event["kind"] == "epoch":
-            told += 1
-            _report(event)
+            tune.report(
+                {"epochs": event["epoch"], **{name: event[name] for name in ("epoch", METRIC, ACCURACY, "loss")}}
+            )
 
     config = TrainConfig(**(options | choice | {"name": name, "resume": started}))
     result = training.train(config, report)
-    for entry in [] if told else result.history:  # it was finished before it was interrupted
-        _report(entry)
-
-
-def _report(entry: dict[str, Any]) -> None:
-    tune.report({name: entry[name] for name in ("epoch", METRIC, "valid_accuracy", "loss")})
+    # Last, what the saved model is worth: not every recipe keeps its best epoch.
+    kept = {METRIC: result.validation["log_loss"], ACCURACY: result.validation["accuracy"]}
+    tune.report({"epoch": result.epochs + 1, "epochs": result.epochs, **kept})
 
 
 def _outcome(result: tune.Result) -> Trial:
-    name = trial_name(result.config or {})
-    history = result.metrics_dataframe
-    if result.error is not None or history is None or METRIC not in history:
+    name, last = trial_name(result.config or {}), result.metrics or {}
+    if result.error is not None or METRIC not in last:
         return Trial(name, None, None, 0, cluster.cause(result.error) if result.error else "no epoch was finished")
-    best = history.loc[history[METRIC].idxmin()]
-    with contextlib.suppress(KeyError):
-        return Trial(name, float(best[METRIC]), float(best["valid_accuracy"]), int(history["epoch"].max()))
-    return Trial(name, None, None, 0, "its report is incomplete")
+    return Trial(name, float(last[METRIC]), float(last[ACCURACY]), int(last["epochs"]))

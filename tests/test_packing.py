@@ -19,7 +19,8 @@ def test_a_packed_set_is_the_same_set_in_fewer_files(
     monkeypatch.setattr(storage, "PACKED_GROUP", 16)
     monkeypatch.setattr(packing, "SHARD_ROWS", 48)
     storage._row_group.cache_clear()
-    packed = packing.pack(drawn.root, str(tmp_path / "packed"))
+    packed, absent = packing.pack(drawn.root, str(tmp_path / "packed"))
+    assert absent == 0
     shards = sorted((tmp_path / "packed" / "shards").iterdir())
     assert len(shards) == 3  # 120 images
     assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == ["catalog.parquet", "shards"]
@@ -57,11 +58,12 @@ def test_a_lost_image_and_a_damaged_shard_are_unreadable_images(drawn: Catalog, 
     shutil.copytree(drawn.root, root)
     data = catalog.read(str(root))
     Path(data.table["uri"][3].as_py()).unlink()
-    packed = packing.pack(str(root), str(tmp_path / "packed"))
+    packed, absent = packing.pack(str(root), str(tmp_path / "packed"))
+    assert absent == 1
     storage._row_group.cache_clear()
     uris = packed.table["uri"].to_pylist()
     assert storage.read_bytes(uris[2])
-    with pytest.raises(OSError, match="it was not there when the data set was packed"):
+    with pytest.raises(OSError, match="was not there when the data set was packed"):
         storage.read_bytes(uris[3])
     shard = next((tmp_path / "packed" / "shards").iterdir())
     shard.write_bytes(shard.read_bytes()[:-100])

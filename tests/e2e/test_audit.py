@@ -44,7 +44,7 @@ def test_what_was_planted_is_found(planted: Catalog, tmp_path: Path) -> None:
     wrong, unsure = [3, 50], 20
     logits[wrong] *= -1
     logits[unsure] = 0.1
-    found = OutOfFold("oof", keys, labels, np.arange(len(keys)) % 3 + 1, logits, 0.0)
+    found = OutOfFold("oof", keys, labels, np.arange(len(keys)) % 3 + 1, logits, 0.0, "", planted.fingerprint)
     features = random.normal(0, 1, (len(keys), 8)).astype(np.float32) + np.where(labels == 1, 4, -4)[:, None]
     features[33] = 40.0 * (-1.0) ** np.arange(8)  # another direction than either class has
     with cluster.connect():
@@ -77,6 +77,6 @@ def test_near_duplicates_are_counted_in_bits() -> None:
 
 
 def test_predictions_of_another_set_are_refused(drawn: Catalog) -> None:
-    found = OutOfFold("cv", ["cat.777.jpg"], np.array([0]), np.array([1]), np.array([0.0]), 0.0)
-    with pytest.raises(UsageError, match="cv has predictions of cat.777.jpg, which .* does not hold with a label"):
+    found = OutOfFold("cv", ["cat.777.jpg"], np.array([0]), np.array([1]), np.array([0.0]), 0.0, "", "another")
+    with pytest.raises(UsageError, match="cv has predictions of another data set than .*; expected this one's"):
         audit.audit(drawn, found)

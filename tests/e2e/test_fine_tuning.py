@@ -7,8 +7,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from helpers import bundle_json
 from sklearn import metrics as sklearn_metrics
 from sklearn.linear_model import LogisticRegression
@@ -73,20 +75,40 @@ def test_fine_tuning_with_everything_on_keeps_workers_equal_and_scores_as_it_val
     assert report["calibration"] == "cross-fitted on halves"
 
 
-def test_the_two_steps_of_little_data_train_a_dense_head_and_vgg16s_last_block(drawn: Catalog, tmp_path: Path) -> None:
-    config = TrainConfig(
-        data=drawn.root, recipe="little-data", weights="none", image_size=32, epochs=1, workers=1, name="little",
-        runs=str(tmp_path),
-    )  # fmt: skip
-    result = training.train(config)
-    assert np.isfinite(result.validation["log_loss"])
-    # Nothing below the last block has moved from where the seed put it.
-    keras.utils.set_random_seed(0)
-    before = models.build(config.resolve().spec).get_layer("backbone")
-    model = keras.saving.load_model(Path(result.bundle) / "model.keras").get_layer("backbone")
-    for layer, same in (("block1_conv1", True), ("block4_conv3", True), ("block5_conv1", False)):
-        ours, theirs = (m.get_layer(layer).get_weights()[0] for m in (model, before))
-        assert np.array_equal(ours, theirs) == same
+def test_a_dense_head_is_fitted_to_cached_features(tmp_path: Path) -> None:
+    """The first of little-data's two steps; tests/test_models.py has the other."""
+    random = np.random.default_rng(0)
+    labels = np.arange(120) % 2
+    values = random.normal(0, 1, (120, 512)).astype(np.float32) + np.where(labels == 1, 1, -1)[:, None] / 4
+    keys = [f"{number}.jpg" for number in range(120)]
+    columns = {"key": keys, "view": ["identity"] * 120, "features": pa.array(list(values), pa.list_(pa.float32()))}
+    pq.write_table(pa.table(columns), tmp_path / "features.parquet")
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
+    (tmp_path / ".being-written.parquet.1-2.tmp").write_bytes(b"")
+    spec = TrainConfig(data="d", recipe="little-data", weights="none", image_size=32).resolve().spec
+    rows = pa.table({"key": keys, "label": labels})
+    found = features.fit_head(str(tmp_path), rows, spec, 0, ["identity"])
+    assert [value.shape for value in found] == [(512, 256), (256,), (256, 1), (1,)]
+    hidden = np.maximum(values @ found[0] + found[1], 0)
+    logits = (hidden @ found[2] + found[3])[:, 0]
+    assert ((logits > 0) == labels).mean() > 0.95
+
+
+def test_an_image_that_cannot_be_read_has_no_features_and_costs_no_second_run(
+    drawn: Catalog, weights: str, tmp_path: Path
+) -> None:
+    rows = drawn.split("train")[:6]
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    uris = [*rows["uri"].to_pylist()[:5], str(tmp_path / "broken.jpg")]
+    rows = rows.set_column(2, "uri", pa.array(uris))
+    spec = models.Spec("mobilenet", SIZE, 0.25, freeze=True, pretrained=True)
+    loaded = ray.put(Path(weights).read_bytes())
+    said: list[dict] = []
+    for _ in range(2):
+        features.compute(rows, spec, loaded, 0, ["identity"], str(tmp_path / "cache"), said.append)
+    assert [event["images"] for event in said] == [6, 1]
+    _, at = features.read(str(tmp_path / "cache"), rows["key"].to_pylist(), "identity")
+    assert at.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_several_models_are_averaged_in_logit_space(drawn: Catalog, untrained: str, tmp_path: Path, catdog) -> None:
@@ -182,7 +204,7 @@ def test_listed_images_are_left_out_of_training_and_still_judged(
 def test_folds_are_trained_one_by_one_and_a_second_call_does_nothing_twice(drawn: Catalog, tmp_path: Path) -> None:
     config = TrainConfig(
         data=drawn.root, arch="workshop_cnn", image_size=32, epochs=1, batch_size=16, name="cv", runs=str(tmp_path),
-        members=[{"seed": 1}, {"seed": 2}],
+        workers=1, members=[{"seed": 1}, {"seed": 2}],
     )  # fmt: skip
     events: list[dict] = []
     found = crossval.cross_validate(config, 2, only=2, on_event=events.append)

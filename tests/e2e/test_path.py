@@ -249,52 +249,57 @@ def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
     assert not (tmp_path / "new.csv").exists()
 
 
-def score_on(cpus: int, data: Catalog, model: str, out: Path, gpus: int = 0) -> None:
-    """Scores with parts of four rows in a process and on a cluster of their own, or fails after two minutes."""
-    script = (
-        "import ray\n"
-        "from catdog import scoring\n"
-        f"ray.init(address='local', num_cpus={cpus}, num_gpus={gpus}, include_dashboard=False, log_to_driver=False)\n"
-        "scoring.PART_ROWS = 4\n"
-        "events = []\n"
-        f"config = scoring.ScoreConfig(model={model!r}, data={data.root!r}, out={str(out)!r})\n"
-        "scoring.score(config, events.append)\n"
-        "print(events[0]['actors'])\n"
-    )
-    assert in_process(script, timeout=120).split()[-1] == str(gpus or cpus)
+CLUSTERS = """
+import json, ray
+from catdog import scoring
+scoring.PART_ROWS = 4
+actors = []
+for cpus, gpus, gpu, model, data, out in JOBS:
+    ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
+    events = []
+    scoring.score(scoring.ScoreConfig(model=model, data=data, out=out, gpu=gpu), events.append)
+    actors.append(events[0]["actors"])
+    ray.shutdown()
+print(json.dumps(actors))
+"""
 
 
-def test_four_cpus_do_not_starve_and_a_labelled_test_split_has_its_own_section(
-    drawn: Catalog, untrained: str, tmp_path: Path
-) -> None:
+def test_no_cluster_starves(drawn: Catalog, untrained: str, tmp_path: Path) -> None:
+    """One, three and four CPUs, and a GPU that three read ahead for; a time limit; splits that sets may have.
+
+    Ray only counts the GPU: TensorFlow finds none and predicts on the CPU, which is all the same to the plan.
+    """
     rows = drawn.table.to_pylist()
     for number, row in enumerate(rows):
         row["label"] = number % 2 if row["split"] == "test" else row["label"]
     table = pa.Table.from_pylist(rows, schema=catalog.SCHEMA)
-    labelled = Catalog(table, drawn.class_names, str(tmp_path / "set"), drawn.options)
+    labelled = Catalog(table, drawn.class_names, str(tmp_path / "labelled"), drawn.options)
     labelled.write()
-    score_on(4, labelled, untrained, tmp_path / "results.csv")
-    report = json.loads((tmp_path / "results.report.json").read_text())
-    assert report["n"] == drawn.count("valid")
-    assert report["test"]["n"] == submission.check(str(tmp_path / "results.csv"), labelled) == 24
-
-
-def test_three_cpus_read_ahead_of_a_gpu(drawn: Catalog, untrained: str, tmp_path: Path) -> None:
-    """Ray only counts GPUs: TensorFlow finds none and predicts on the CPU, which is all the same to the plan."""
-    score_on(3, drawn, untrained, tmp_path / "results.csv", gpus=1)
-    assert json.loads((tmp_path / "results.meta.json").read_text())["engine"] == "tensorflow"
-    loaded = ModelBundle.load(untrained, "tensorflow")
-    pixels = np.stack([images.read(uri, 32).pixels for uri in drawn.split("test")["uri"].to_pylist()])
-    written = [float(line.split(",")[1]) for line in (tmp_path / "results.csv").read_text().splitlines()[1:]]
-    assert written == pytest.approx(loaded.probabilities(loaded.logits(pixels)), abs=1e-6)
-
-
-def test_one_cpu_does_not_starve_and_a_test_split_is_no_must(drawn: Catalog, untrained: str, tmp_path: Path) -> None:
-    rows = drawn.table.filter(np.array(drawn.table["split"].to_pylist()) != "test")
-    bare = Catalog(rows, drawn.class_names, str(tmp_path / "set"), drawn.options)
+    without = drawn.table.filter(np.array(drawn.table["split"].to_pylist()) != "test")
+    bare = Catalog(without, drawn.class_names, str(tmp_path / "bare"), drawn.options)
     bare.write()
-    score_on(1, bare, untrained, tmp_path / "results.csv")
-    assert not (tmp_path / "results.csv").exists()
-    assert json.loads((tmp_path / "results.report.json").read_text())["n"] == drawn.count("valid")
+    outs = {name: tmp_path / name / "results.csv" for name in ("one", "three", "gpu", "four")}
+    jobs = [
+        (1, 0, None, untrained, bare.root, str(outs["one"])),
+        (3, 1, False, untrained, drawn.root, str(outs["three"])),
+        (3, 1, None, untrained, drawn.root, str(outs["gpu"])),
+        (4, 0, None, untrained, labelled.root, str(outs["four"])),
+    ]
+    printed = in_process(f"JOBS = {jobs!r}\n{CLUSTERS}", timeout=240)
+    assert json.loads(printed.splitlines()[-1]) == [1, 3, 1, 4]
+
+    def report(name: str) -> dict:
+        return json.loads(outs[name].with_name("results.report.json").read_text())
+
+    assert not outs["one"].exists()
+    assert report("one")["n"] == drawn.count("valid")
     with pytest.raises(CatdogError, match="has no test images"):
-        scoring.score(config_for(untrained, bare, tmp_path / "results.csv", split="test"))
+        scoring.score(config_for(untrained, bare, outs["one"], split="test"))
+    assert report("four")["n"] == drawn.count("valid")
+    assert report("four")["test"]["n"] == submission.check(str(outs["four"]), labelled) == 24
+    for name, engine in (("three", "onnx"), ("gpu", "tensorflow")):
+        assert json.loads(outs[name].with_name("results.meta.json").read_text())["engine"] == engine
+        loaded = ModelBundle.load(untrained, engine)
+        pixels = np.stack([images.read(uri, 32).pixels for uri in drawn.split("test")["uri"].to_pylist()])
+        written = [float(line.split(",")[1]) for line in outs[name].read_text().splitlines()[1:]]
+        assert written == pytest.approx(loaded.probabilities(loaded.logits(pixels)), abs=1e-6)

@@ -74,14 +74,14 @@ def test_one_worker_two_workers_and_plain_keras_end_with_the_same_weights(drawn:
 
 
 def options(data: Catalog, runs: Path, name: str) -> list[str]:
-    more = f"--image-size 96 --epochs 4 --batch-size 16 --patience 4 --workers 1 --cpus-per-worker 1 --name {name}"
+    more = f"--image-size 64 --epochs 4 --batch-size 16 --patience 4 --workers 1 --cpus-per-worker 1 --name {name}"
     return ["train", "--data", data.root, *more.split(), "--runs", str(runs)]
 
 
 @pytest.mark.usefixtures("two_cpus")
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, catdog) -> None:
     """Dropout, batch-norm, augmentation and AdamW's moments must all go on where they were."""
-    data = synthetic.synthesize(str(tmp_path / "set"), 200, 0, seed=2)
+    data = synthetic.synthesize(str(tmp_path / "set"), 160, 0, seed=2)
     assert catdog(*options(data, tmp_path, "whole")).code == 0
 
     command = [sys.executable, "-m", "catdog", *options(data, tmp_path, "killed")]

@@ -24,7 +24,7 @@ def test_the_shipped_grid_is_the_tutorials() -> None:
 @pytest.mark.usefixtures("two_cpus")
 def test_an_interrupted_search_goes_on_and_ranks_its_runs(drawn: Catalog, tmp_path: Path, catdog) -> None:
     command = [
-        "tune", "--data", drawn.root, "--name", "grid", "--runs", str(tmp_path), "--concurrent", "1",
+        "tune", "--data", os.path.relpath(drawn.root), "--name", "grid", "--runs", str(tmp_path), "--concurrent", "1",
         "--grid", "units=[4, 8]", "--grid", "dense_layers=[0, 9]",
         "--set", "recipe=gray-cnn", "--set", "image_size=32", "--set", "epochs=2",
     ]  # fmt: skip
@@ -56,3 +56,6 @@ def test_an_interrupted_search_goes_on_and_ranks_its_runs(drawn: Catalog, tmp_pa
         assert float(line[1]) == pytest.approx(best, abs=1e-4)
         assert list((tmp_path / "grid" / line[-1] / "tensorboard").glob("events.out.tfevents.*"))
         assert f"units={said['training']['options']['units']}," in line[-1]
+    other = catdog(*command[:-1], "epochs=3")
+    assert other.code == 2
+    assert "a search with another data set, grid or options" in other.err
