@@ -75,9 +75,7 @@ def audit(
         CatdogError: hashing failed.
     """
     if found.catalog_fingerprint != data.fingerprint:
-        raise UsageError(
-            f"{found.name} has predictions of another data set than {data.root}; expected this one's"
-        )
+        raise UsageError(f"{found.name} has predictions of another data set than {data.root}; expected this one's")
     keys = data.table["key"].to_pylist()
     splits = dict(zip(keys, data.table["split"].to_pylist(), strict=True))
     numbers = dict(zip(keys, data.table["label"].to_pylist(), strict=True))

@@ -57,11 +57,17 @@ class Catalog:
         Raises:
             CatdogError: the data set has none.
         """
-        rows = self.table.filter(pc.equal(self.table["split"], name))
+        rows = self._rows(name)
         if not rows.num_rows:
             counts = ", ".join(f"{self.count(split)} {split}" for split in SPLITS)
             raise CatdogError(f"{self.root} has no {name} images (it has {counts}); expected at least one")
         return rows
+
+    def _rows(self, name: str) -> pa.Table:
+        at = pc.indices_nonzero(pc.equal(self.table["split"], name))
+        if len(at) and at[-1].as_py() - at[0].as_py() + 1 == len(at):
+            return self.table.slice(at[0].as_py(), len(at))  # which copies nothing
+        return self.table.take(at)
 
     def count(self, split: str, label: int | None = None) -> int:
         """How many rows a split has, or how many of one label."""
@@ -72,7 +78,7 @@ class Catalog:
 
     def is_labelled(self, split: str) -> bool:
         """Tells whether a split has rows and every one has a label."""
-        rows = self.table.filter(pc.equal(self.table["split"], split))
+        rows = self._rows(split)
         return rows.num_rows > 0 and rows["label"].null_count == 0
 
     @functools.cached_property

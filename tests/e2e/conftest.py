@@ -9,9 +9,9 @@ import pytest
 import ray
 
 
-@pytest.fixture(scope="module")
-def two_cpus(short_tmp: Path) -> Iterator[None]:
-    """Ray, in this process, with two CPUs."""
+@pytest.fixture(scope="session")
+def two_cpus(short_tmp: Path) -> Iterator[str]:
+    """Ray, in this process, with two CPUs; its address."""
     ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=str(short_tmp / "r"), log_to_driver=False)
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()

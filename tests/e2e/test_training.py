@@ -78,13 +78,12 @@ def options(data: Catalog, runs: Path, name: str) -> list[str]:
     return ["train", "--data", data.root, *more.split(), "--runs", str(runs)]
 
 
-@pytest.mark.usefixtures("two_cpus")
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, catdog) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(two_cpus: str, tmp_path: Path, catdog) -> None:
     """Dropout, batch-norm, augmentation and AdamW's moments must all go on where they were."""
     data = synthetic.synthesize(str(tmp_path / "set"), 160, 0, seed=2)
     assert catdog(*options(data, tmp_path, "whole")).code == 0
 
-    command = [sys.executable, "-m", "catdog", *options(data, tmp_path, "killed")]
+    command = [sys.executable, "-m", "catdog", *options(data, tmp_path, "killed"), "--address", two_cpus]
     unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=unbuffered) as killed:
         assert killed.stdout is not None

@@ -21,8 +21,9 @@ def test_the_shipped_grid_is_the_tutorials() -> None:
     assert grid == {"conv_layers": [1, 2, 3], "units": [32, 64, 128], "dense_layers": [0, 1, 2]}
 
 
-@pytest.mark.usefixtures("two_cpus")
-def test_an_interrupted_search_goes_on_and_ranks_its_runs(drawn: Catalog, tmp_path: Path, catdog) -> None:
+def test_an_interrupted_search_goes_on_and_ranks_its_runs(
+    two_cpus: str, drawn: Catalog, tmp_path: Path, catdog
+) -> None:
     command = [
         "tune", "--data", os.path.relpath(drawn.root), "--name", "grid", "--runs", str(tmp_path), "--concurrent", "1",
         "--grid", "units=[4, 8]", "--grid", "dense_layers=[0, 9]",
@@ -35,7 +36,8 @@ def test_an_interrupted_search_goes_on_and_ranks_its_runs(drawn: Catalog, tmp_pa
 
     command[command.index("dense_layers=[0, 9]")] = "dense_layers=[0]"
     first = tmp_path / "grid" / "units=4,dense_layers=0" / "model" / "bundle.json"
-    with subprocess.Popen([sys.executable, "-m", "catdog", *command], stdout=subprocess.DEVNULL) as killed:
+    start = [sys.executable, "-m", "catdog", *command, "--address", two_cpus]
+    with subprocess.Popen(start, stdout=subprocess.DEVNULL) as killed:
         end = time.monotonic() + 200
         while not first.exists():
             assert time.monotonic() < end, "the first run was never finished"
