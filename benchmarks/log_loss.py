@@ -1,10 +1,13 @@
 """Log loss of the recipes on labelled photos that had no part in training, stopping, calibration or choice.
 
-    python benchmarks/log_loss.py --data data/kaggle --weights mobilenet_1_0_224_tf_no_top.h5 [--fold 1] [NAME …]
+    python benchmarks/log_loss.py recipes --data data/kaggle --weights WEIGHTS [--fold 1] [NAME …]
+    python benchmarks/log_loss.py variants --data data/kaggle --weights WEIGHTS
 
-Cross-validates each recipe and prints a table, as Markdown, beside the figures that others published. With `--fold` one
-fold of five is trained and judged; without it all five, and every labelled photo is judged. What is finished in the
-folder of runs, with one fold or with all, is read and not run again, and an interrupted run goes on where it ended.
+WEIGHTS is a file of MobileNet 1.0's without the top, or imagenet. The first command cross-validates each recipe and
+prints a table, as Markdown, beside the figures that others published. With `--fold` one fold of five is trained and
+judged; without it all five, and every labelled photo is judged. What is finished in the folder of runs, with one fold
+or with all, is read and not run again, and an interrupted run goes on where it ended. The second compares single
+ingredients of fine-tuning with none of them, photo by photo, on short runs of one fold.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from catdog import crossval, storage
+from catdog import crossval, metrics, storage
 from catdog.cli import out, run
 from catdog.recipes import TrainConfig
 
@@ -50,6 +53,52 @@ def entries(weights: str, vgg16: str | None) -> list[Entry]:
     return found
 
 
+app = typer.Typer()
+
+# Short and small, so that a dozen can be tried: the figures are worse than fine-tune's, the differences are the point.
+SHORT: dict[str, Any] = {
+    "arch": "mobilenet", "image_size": 160, "train_scale": 0.8, "trainable_from": "conv_dw_6", "epochs": 5,
+    "learning_rate": 3e-4,
+}  # fmt: skip
+VARIANTS: dict[str, dict[str, Any]] = {
+    "none of them": {},
+    "EMA 0.99": {"ema": 0.99},
+    "label smoothing 0.05": {"label_smoothing": 0.05},
+    "MixUp 0.2": {"mixup": 0.2},
+    "random erasing 0.25": {"augmentation": {"erase": 0.25}},
+    "layer-wise rates 0.9": {"layer_decay": 0.9},
+}
+
+
+@app.command()
+def variants(
+    data: Annotated[str, typer.Option(help="A prepared data set.")],
+    weights: Annotated[str, typer.Option(help="MobileNet 1.0's weights without the top, or imagenet.")] = "imagenet",
+    fold: Annotated[int, typer.Option(help="Train this fold of five.")] = 1,
+    runs: Annotated[str, typer.Option(help="Folder of the runs.")] = "runs/variants",
+) -> None:
+    """Compares single ingredients of fine-tuning with none of them."""
+    found = {}
+    for name, options in VARIANTS.items():
+        run_ = "".join(letter if letter.isalnum() else "-" for letter in name)
+        config = TrainConfig(data=data, recipe="fine-tune", weights=weights, runs=runs, name=run_, **(SHORT | options))
+        found[name] = crossval.cross_validate(config, FOLDS, fold)
+        out.print(f"{name}: {crossval.summarise(found[name])['log_loss']:.4f}", markup=False)
+    out.print(f"\n{os.cpu_count()} CPU cores, {time.strftime('%Y-%m-%d')}, fold {fold} of {FOLDS}\n")
+    out.print("| with | log loss | uncalibrated | better than with none (95 % interval) | | minutes |")
+    out.print("|---|---|---|---|---|---|")
+    base = found["none of them"]
+    for name, each in found.items():
+        figures, gain = crossval.summarise(each), base.losses - each.losses
+        low, high = metrics.bootstrap_interval(gain)
+        verdict = "" if each is base else "noise" if low <= 0 <= high else "helps" if low > 0 else "hurts"
+        out.print(
+            f"| {name} | {figures['log_loss']:.4f} | {figures['log_loss_plain']:.4f} | "
+            f"{gain.mean():+.4f} ({low:+.4f} to {high:+.4f}) | {verdict} | {each.seconds / 60:.1f} |"
+        )
+
+
+@app.command("recipes")
 def main(
     data: Annotated[str, typer.Option(help="A prepared data set.")],
     weights: Annotated[str, typer.Option(help="MobileNet 1.0's weights without the top, or imagenet.")] = "imagenet",
@@ -84,4 +133,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(lambda: typer.run(main))
+    run(lambda: app(standalone_mode=False))
