@@ -74,15 +74,21 @@ class Head:
     def run(self, *command: str, timeout: float = 240) -> str:
         """Runs one of Ray's commands against this head."""
         environment = self.environment | {"RAY_ADDRESS": self.url}
-        done = subprocess.run(
-            [BIN / "ray", *command],
-            env=environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        end = time.monotonic() + 60
+        while True:
+            done = subprocess.run(
+                [BIN / "ray", *command],
+                env=environment,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+            # The head answers a little sooner than its agent, which starts jobs, is there.
+            if "No available agent" not in done.stderr or time.monotonic() > end:
+                break
+            time.sleep(1)
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
         return done.stdout
 
