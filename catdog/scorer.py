@@ -176,6 +176,12 @@ class Merged:
 
 
 def merge(parts: list[Part], data: Catalog) -> Merged:
+    """Puts the finished parts of one split together, reading one at a time.
+
+    Args:
+        parts: all of the split's, in catalog order.
+        data: the catalog.
+    """
     labelled = data.is_labelled(parts[0].split)
     statuses: Counter[str] = Counter()
     unreadable, judged = [], []

@@ -130,44 +130,7 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
                 )
                 _score_parts(missing, plan, job, on_event)
         seconds["score"] = time.perf_counter() - started - sum(seconds.values())
-
-    merging = time.perf_counter()
-    splits = list(job.splits)
-    for split in _SCORED_SPLITS["all"]:
-        # What an earlier run scored with the same model belongs to the same set of files.
-        if split not in splits and job.data.count(split):
-            others = job.parts(engine, [split])
-            if all(scorer.is_complete(part) for part in others):
-                splits.append(split)
-                parts += others
-    merged = {split: scorer.merge([part for part in parts if part.split == split], job.data) for split in splits}
-    counts = {split: each.counts for split, each in merged.items()}
-    rejected = submission.sidecar(out, "rejected.csv")
-    sections = {split: each.judged for split, each in merged.items() if each.judged is not None}
-    content = report.build(sections, counts, job.info, job.data) if sections else None
-    submission.write_rejected(rejected, {split: each.unreadable for split, each in merged.items()})
-    if content is not None:
-        storage.write_text(submission.sidecar(out, "report.json"), report.to_json(content))
-    if "test" in merged:
-        submission.write(out, job.data.split("test")["id"], merged["test"].probabilities)
-    seconds["merge"] = time.perf_counter() - merging
-    meta = {
-        "model": job.models,
-        "bundle_fingerprint": bundle.fingerprint(job.info),
-        "architecture": job.info.architecture,
-        "data": job.data.root,
-        "catalog_fingerprint": job.data.fingerprint,
-        "engine": engine,
-        "options": config.model_dump(exclude={"address", "debug"}),
-        "counts": counts,
-        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-        "versions": bundle.package_versions(),
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    storage.write_text(submission.sidecar(out, "meta.json"), report.to_json(meta))
-    _drop_stale_parts(job, engine)
-    excess = [s for s, c in counts.items() if c["unreadable"] > config.max_unreadable * sum(c.values())]
-    return ScoreResult(out if "test" in merged else None, content, counts, rejected, seconds, excess)
+    return _write_results(job, engine, parts, seconds)
 
 
 def explain(config: ScoreConfig) -> dict[str, str]:
@@ -286,6 +249,48 @@ def _score_parts(missing: list[Part], plan: ScorePlan, job: _Job, on_event: Even
             f"scoring failed ({cluster.cause(error)}); finished parts stay, "
             "and the same command goes on from them (--debug shows why it failed)"
         ) from error
+
+
+def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: dict[str, float]) -> ScoreResult:
+    """Makes the CSV, the report and their sidecars from finished parts."""
+    merging = time.perf_counter()
+    out, config = job.out, job.config
+    splits = list(job.splits)
+    for split in _SCORED_SPLITS["all"]:
+        # What an earlier run scored with the same model belongs to the same set of files.
+        if split not in splits and job.data.count(split):
+            others = job.parts(engine, [split])
+            if all(scorer.is_complete(part) for part in others):
+                splits.append(split)
+                parts += others
+    merged = {split: scorer.merge([part for part in parts if part.split == split], job.data) for split in splits}
+    counts = {split: each.counts for split, each in merged.items()}
+    rejected = submission.sidecar(out, "rejected.csv")
+    sections = {split: each.judged for split, each in merged.items() if each.judged is not None}
+    content = report.build(sections, counts, job.info, job.data) if sections else None
+    submission.write_rejected(rejected, {split: each.unreadable for split, each in merged.items()})
+    if content is not None:
+        storage.write_text(submission.sidecar(out, "report.json"), report.to_json(content))
+    if "test" in merged:
+        submission.write(out, job.data.split("test")["id"], merged["test"].probabilities)
+    seconds["merge"] = time.perf_counter() - merging
+    meta = {
+        "model": job.models,
+        "bundle_fingerprint": bundle.fingerprint(job.info),
+        "architecture": job.info.architecture,
+        "data": job.data.root,
+        "catalog_fingerprint": job.data.fingerprint,
+        "engine": engine,
+        "options": config.model_dump(exclude={"address", "debug"}),
+        "counts": counts,
+        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        "versions": bundle.package_versions(),
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    storage.write_text(submission.sidecar(out, "meta.json"), report.to_json(meta))
+    _drop_stale_parts(job, engine)
+    excess = [s for s, c in counts.items() if c["unreadable"] > config.max_unreadable * sum(c.values())]
+    return ScoreResult(out if "test" in merged else None, content, counts, rejected, seconds, excess)
 
 
 def _refuse_mixed_set(job: _Job) -> None:
