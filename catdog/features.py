@@ -160,6 +160,8 @@ def read(folder: str, keys: list[str], view: str) -> tuple[np.ndarray, np.ndarra
     found: dict[int, np.ndarray] = {}
     for part in _parts(folder, ["key", "view", "features"]):
         part = part.filter(pc.equal(part["view"], view))
+        if not part.num_rows:
+            continue
         values = part["features"].combine_chunks().flatten().to_numpy().reshape(part.num_rows, -1)
         for key, row in zip(part["key"].to_pylist(), values, strict=True):
             if key in place:
@@ -176,8 +178,7 @@ def _parts(folder: str, columns: list[str]) -> Iterator[pa.Table]:
                 table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(folder, name))), columns=columns)
             except (pa.ArrowException, OSError):
                 continue
-            if table.num_rows:
-                yield table
+            yield table
 
 
 def fit_head(

@@ -19,7 +19,7 @@ from catdog import catalog, crossval, features, images, metrics, models, scoring
 from catdog.bundle import ModelBundle
 from catdog.catalog import Catalog
 from catdog.errors import UsageError
-from catdog.recipes import TrainConfig
+from catdog.recipes import PROBE, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
 SIZE = 64
@@ -39,7 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_fine_tuning_with_everything_on_keeps_workers_equal_and_scores_as_it_validated(
     drawn: Catalog, weights: str, tmp_path: Path, catdog
 ) -> None:
-    options = "--arch mobilenet --alpha 0.25 --image-size 64 --epochs 2 --batch-size 16 --workers 2 --name all"
+    options = "--arch mobilenet --alpha 0.25 --image-size 64 --epochs 1 --batch-size 16 --workers 2 --name all"
     settings = [
         "ema=0.9",
         "mixup=0.4",
@@ -47,18 +47,24 @@ def test_fine_tuning_with_everything_on_keeps_workers_equal_and_scores_as_it_val
         "label_smoothing=0.1",
         "balance=true",
         "augmentation.erase=0.3",
+        f"members={json.dumps([{'seed': 0}, PROBE])}",
     ]
     done = catdog(
         "train", "--data", drawn.root, "--weights", weights, "--runs", tmp_path, *options.split(),
         *(part for setting in settings for part in ("--set", setting)),
     )  # fmt: skip
     assert done.code == 0, done.err
-    said = bundle_json(str(tmp_path / "all"))
+    said, first, probe = (bundle_json(str(tmp_path / "all" / name)) for name in ("", "member-1", "member-2"))
+    assert said["checksums"] == {
+        "model.keras": first["checksums"]["model.keras"], "model.onnx": first["checksums"]["model.onnx"],
+        "model-2.keras": probe["checksums"]["model.keras"], "model-2.onnx": probe["checksums"]["model.onnx"],
+    }  # fmt: skip
+    assert probe["training"]["history"] == []
     assert said["training"]["options"]["recipe"] == "fine-tune"
     assert said["training"]["options"]["augmentation"]["crop"] == [0.75, 1.0]
     assert said["views"] == ["identity", "mirror", "crop-88", "crop-88-mirror"]
     assert said["calibration"] == "validation"
-    for entry in said["training"]["history"]:
+    for entry in first["training"]["history"]:
         assert entry["variables_sha256"][0] == entry["variables_sha256"][1]
     # Trained at 55 pixels, saved for 64; the lower blocks are the file's, the upper ones are not.
     model = keras.saving.load_model(tmp_path / "all" / "model" / "model.keras")
