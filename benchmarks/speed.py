@@ -140,12 +140,13 @@ def score(
 
 
 _DRIVER = """
-import json, resource, sys
+import json, sys
 from catdog import catalog, scoring
 model, data, out = sys.argv[1:]
 scoring.score(scoring.ScoreConfig(model=model, data=data, out=out))
 table = catalog.read(data).table
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# Not getrusage, which remembers the process that started this one.
+peak = next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({"peak": peak, "row": table.nbytes / table.num_rows}))
 """
 
