@@ -144,6 +144,8 @@ def test_the_pixels_are_pinned() -> None:
     assert (images.decode(data, 64).pixels == pixels).all()
     enlarged = cv2.resize(pixels, (96, 96), interpolation=cv2.INTER_LINEAR)
     assert (images.decode(data, 96).pixels == enlarged).all()
+    shrunk = cv2.resize(pixels, (40, 40), interpolation=cv2.INTER_AREA)
+    assert (images.decode(data, 40).pixels == shrunk).all()
     tall = saved(smooth(20, 90), "PNG")
     shrunk = cv2.resize(np.asarray(smooth(20, 90)), (20, 30), interpolation=cv2.INTER_AREA)
     assert (images.decode(tall, 30).pixels == cv2.resize(shrunk, (30, 30))).all()
