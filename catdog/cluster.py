@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import re
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import ray
-import ray.data
 
 from catdog.engines import EngineName
 from catdog.errors import CatdogError, UsageError
@@ -61,19 +63,37 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             # Nobody reclaims a machine of one's own, and the watcher is one more process to start.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+            # Workers that Ray starts before anybody asks are not ready when actors are, and get replaced.
+            os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
             options["include_dashboard"] = False
-        with quiet_stderr(not debug):
+        # Ray Data is slow to import, and Ray to start: each mostly waits, so they do it together.
+        with quiet_stderr(not debug), ThreadPoolExecutor(1) as meanwhile:
+            meanwhile.submit(importlib.import_module, "ray.data")
             # "local": without it Ray would join whatever cluster this machine last heard of.
             ray.init(address=address or "local", **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         where = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
         raise CatdogError(f"could not {where}: {_first_line(error)}") from error
     try:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = debug
+        from ray.data import DataContext
+
+        DataContext.get_current().enable_progress_bars = debug
         yield bool(address)
     finally:
+        if not address:
+            _stop_autoscaler()
         ray.shutdown()
+
+
+def _stop_autoscaler() -> None:
+    """Kills the autoscaler of one's own cluster, which has nothing to scale.
+
+    `ray.shutdown` stops the head before it, which it then tries to reach until it is killed, a second later.
+    """
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if any(word.endswith("autoscaler/_private/monitor.py") for word in child.cmdline()):
+                child.kill()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 import pydantic
 import ray
-import ray.data
 
 from catdog import bundle, catalog, cluster, report, scorer, storage, submission
 from catdog.bundle import BundleInfo
@@ -219,8 +218,12 @@ def _splits(split: str, data: Catalog) -> list[str]:
 
 
 def _score_parts(missing: list[Part], plan: ScorePlan, job: _Job, on_event: EventHandler) -> None:
-    # One Arrow block a part. Blocks that exist need no task to read them, so actors may take every CPU.
-    dataset = ray.data.from_arrow_refs([ray.put(scorer.block_of(part)) for part in missing])
+    from ray.data import ActorPoolStrategy
+    from ray.data.read_api import from_blocks
+
+    # One Arrow block a part. Blocks that exist need no task to read them, so actors may take every CPU; and of these
+    # Ray Data reads the metadata here, where `from_arrow` would start workers and tasks for it.
+    dataset = from_blocks([scorer.block_of(part) for part in missing])
     if plan.gpu:
         sizes = {bundle.read_info(model)[1].image_size for model in job.models}
         read = functools.partial(scorer.read_ahead, sizes=sorted(sizes))
@@ -236,7 +239,7 @@ def _score_parts(missing: list[Part], plan: ScorePlan, job: _Job, on_event: Even
         batch_format="pyarrow",
         # With a GPU Ray Data wants a number, and could then cut parts in two; there a part is one row.
         batch_size=1 if plan.gpu else None,
-        compute=ray.data.ActorPoolStrategy(size=plan.actors),
+        compute=ActorPoolStrategy(size=plan.actors),
         # The tasks that read for a GPU need the CPUs.
         num_cpus=0 if plan.gpu else plan.threads,
         num_gpus=1 if plan.gpu else 0,
