@@ -143,7 +143,7 @@ def build(spec: Spec, weights: bytes | None = None) -> keras.Model:
     return model
 
 
-def forward(model: keras.Model, batch: Any, run: Callable[[Any, Any], Any] | None = None) -> Any:
+def forward(model: keras.Model, batch: Any, run: Callable[[Any, Any], Any] | None = None, training: bool = True) -> Any:
     """What training computes with a pretrained backbone: dropout is on, and batch-norm stays in inference mode.
 
     `model(batch, training=True)` would not do: Keras then trains nested batch-norm whatever the nested call says.
@@ -152,6 +152,7 @@ def forward(model: keras.Model, batch: Any, run: Callable[[Any, Any], Any] | Non
         model: with a backbone; its layers form a chain.
         batch: uint8, N×S×S×3.
         run: computes the backbone's output from the backbone and its input, where Keras is not to do it.
+        training: whether dropout is on.
 
     Returns:
         float32, N×1.
@@ -163,7 +164,7 @@ def forward(model: keras.Model, batch: Any, run: Callable[[Any, Any], Any] | Non
         if operation.name == BACKBONE:
             x = run(operation, x) if run is not None else operation(x, training=False)
         else:
-            x = operation(x, training=True) if isinstance(operation, keras.layers.Dropout) else operation(x)
+            x = operation(x, training=training) if isinstance(operation, keras.layers.Dropout) else operation(x)
     return x
 
 

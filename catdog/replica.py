@@ -120,9 +120,10 @@ class Replica:
                     variable.assign(value)
             self.optimizer = optimizers.build(config, self.model, self.steps * config.epochs)
             self.optimizer.build(self.model.trainable_variables)
+        self.folds = config.spec.pretrained and fused.suits(self.model) and not config.gpu
         self.precision = self._choose_precision()
         self._step = tf.function(self._step_in_replicas)
-        self._predict = tf.function(lambda batch: self.scorer(batch, training=False))
+        self._predict = tf.function(self._forward)
 
     def _build(self, spec: models.Spec, weights: bytes | None) -> Any:
         """Builds the model in every worker, or finds in every worker that it cannot be built."""
@@ -139,12 +140,17 @@ class Replica:
     def _choose_precision(self) -> str:
         """bfloat16 where every worker's CPU has it in hardware and the backbone's batch-norm stays as it is."""
         config = self.config
-        suits = config.spec.pretrained and fused.suits(self.model) and not config.gpu
-        if config.precision == "bfloat16" and not suits:
+        if config.precision == "bfloat16" and not self.folds:
             raise CommonError(f"--precision bfloat16 received, but {config.arch} as asked for is not trained in it")
         able = self._all_gather(np.array([fused.has_bfloat16()], np.int64)).all()
         wanted = config.precision == "bfloat16" or (config.precision == "auto" and able)
-        return "bfloat16" if suits and wanted else "float32"
+        return "bfloat16" if self.folds and wanted else "float32"
+
+    def _forward(self, batch: Any) -> Any:
+        """What validation computes: the logits, N×1."""
+        if self.folds:
+            return fused.apply(self.scorer, batch, bfloat16=False, training=False)
+        return self.scorer(batch, training=False)
 
     def train(self) -> dict[str, Any]:
         """Trains to the last epoch or until patience runs out, then writes the bundle with the best weights."""
