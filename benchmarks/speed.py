@@ -109,7 +109,7 @@ def score(
     folder: Folder = None,
 ) -> None:
     """Whole-process scoring against plain Keras, Ray's recipe and the floor."""
-    root = folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))
+    root = (folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))).absolute()
     source = catalog.read(data)
     sets = {"200×200": repeat(source, images_, root / "small")}
     if original is not None:
@@ -162,7 +162,7 @@ def drive(model: str, data: Catalog, out: Path) -> tuple[float, float, float]:
 @app.command()
 def scale(data: Data, weights: Weights, rounds: Rounds = 1, folder: Folder = None) -> None:
     """The same rate and the same memory at 12,500, 50,000 and 200,000 images."""
-    root = folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))
+    root = (folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))).absolute()
     source = catalog.read(data)
     sample = np.stack([images.read(uri, SIZE).pixels for uri in source.split("test")["uri"][:32].to_pylist()])
     model = save(root / "model", 0.25, weights, sample)
@@ -183,7 +183,7 @@ def plumbing(images_: Annotated[int, typer.Option("--images")] = 1_000_000, fold
     import keras
     from PIL import Image
 
-    root = folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))
+    root = (folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))).absolute()
     root.mkdir(exist_ok=True)
     Image.fromarray(np.full((16, 16, 3), 128, np.uint8)).save(root / "tiny.jpg")
     inputs = keras.Input((16, 16, 3), dtype="uint8")
@@ -212,7 +212,7 @@ def train(
     folder: Folder = None,
 ) -> None:
     """MobileNet 0.25 from scratch: one worker, two workers, and Keras's own `fit`, with and without `.cache()`."""
-    root = folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))
+    root = (folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))).absolute()
     options = f"--arch mobilenet --alpha 0.25 --weights none --image-size {size} --epochs {epochs} --name speed".split()
     found: dict[str, list[float]] = {}
 
@@ -260,7 +260,7 @@ cluster.shutdown()
 @app.command()
 def nodes(data: Data, weights: Weights, rounds: Rounds = 5, folder: Folder = None) -> None:
     """Nodes of one CPU, each kept to a core of its own: two against one."""
-    root = folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))
+    root = (folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))).absolute()
     source = catalog.read(data)
     sample = np.stack([images.read(uri, SIZE).pixels for uri in source.split("test")["uri"][:32].to_pylist()])
     model = save(root / "model", 0.25, weights, sample)
