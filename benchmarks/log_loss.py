@@ -1,7 +1,7 @@
 """Log loss of the recipes on labelled photos that had no part in training, stopping, calibration or choice.
 
     python benchmarks/log_loss.py recipes --data data/kaggle --weights WEIGHTS [--fold 1] [NAME …]
-    python benchmarks/log_loss.py variants --data data/kaggle --weights WEIGHTS
+    python benchmarks/log_loss.py variants --data data/kaggle --weights WEIGHTS [NAME …]
 
 WEIGHTS is a file of MobileNet 1.0's without the top, or imagenet. The first command cross-validates each recipe and
 prints a table, as Markdown, beside the figures that others published. With `--fold` one fold of five is trained and
@@ -21,6 +21,7 @@ import typer
 
 from catdog import crossval, metrics, storage
 from catdog.cli import out, run
+from catdog.errors import UsageError
 from catdog.recipes import TrainConfig
 
 FOLDS = 5
@@ -81,10 +82,15 @@ def variants(
     weights: Annotated[str, typer.Option(help="MobileNet 1.0's weights without the top, or imagenet.")] = "imagenet",
     fold: Annotated[int, typer.Option(help="Train this fold of five.")] = 1,
     runs: Annotated[str, typer.Option(help="Folder of the runs.")] = "runs/variants",
+    names: Annotated[list[str] | None, typer.Argument(help="Only these ingredients.")] = None,
 ) -> None:
     """Compares single ingredients of fine-tuning with none of them."""
+    if unknown := set(names or []) - set(VARIANTS):
+        raise UsageError(f"received {sorted(unknown)}, expected some of {', '.join(VARIANTS)}")
     found = {}
     for name, options in VARIANTS.items():
+        if names and options and name not in names:
+            continue
         run_ = "".join(letter if letter.isalnum() else "-" for letter in name)
         config = TrainConfig(data=data, recipe="fine-tune", weights=weights, runs=runs, name=run_, **(SHORT | options))
         found[name] = crossval.cross_validate(config, FOLDS, fold)

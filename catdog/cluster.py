@@ -50,9 +50,6 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
     # Reports reach the Train controller by polling; its two seconds are as long as a small epoch.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if not debug:
-        for name in ("ray.data", "ray.train"):
-            # Their errors come as exceptions too, of which `cause` makes one line.
-            logging.getLogger(name).setLevel(logging.CRITICAL)
         # Ray Data starts its actors in a way that Ray's core calls an error; it is none.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
@@ -77,22 +74,31 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
     try:
         from ray.data import DataContext
 
+        if not debug:
+            for name in ("ray.data", "ray.train"):  # Ray Data's has its level set by importing it
+                # Their errors come as exceptions too, of which `cause` makes one line.
+                logging.getLogger(name).setLevel(logging.CRITICAL)
         DataContext.get_current().enable_progress_bars = debug
         yield bool(address)
     finally:
-        if not address:
-            _stop_autoscaler()
-        ray.shutdown()
+        try:
+            if not address:
+                _stop_autoscaler(ray.get_runtime_context().gcs_address)
+        finally:
+            ray.shutdown()
 
 
-def _stop_autoscaler() -> None:
+def _stop_autoscaler(head: str) -> None:
     """Kills the autoscaler of one's own cluster, which has nothing to scale.
 
     `ray.shutdown` stops the head before it, which it then tries to reach until it is killed, a second later.
     """
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            if any(word.endswith("autoscaler/_private/monitor.py") for word in child.cmdline()):
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process().children():
+            words = child.cmdline()
+            if f"--gcs-address={head}" in words and any(
+                word.endswith("autoscaler/_private/monitor.py") for word in words
+            ):
                 child.kill()
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EngineName = Literal["onnx", "tensorflow"]
 # Between logits; float32 alone makes differences of 1e-5.
 TOLERANCE = 1e-3
-# So few images at a time that what one layer gives the next stays in the core's cache (benchmarks/speed.md).
+# So few images at a time that what one layer gives the next stays in the core's cache.
 _CHUNK = 4
 
 
@@ -56,13 +56,13 @@ class OnnxEngine:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Threads that wait in a loop take the cores from those that decode.
+        # Threads that wait in a loop take the cores from other actors.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 
     def logits(self, batch: np.ndarray) -> np.ndarray:
-        """Predicts one batch of any size."""
+        """Predicts one batch of at least one image."""
         batch = np.ascontiguousarray(batch)
         chunks = [batch[start : start + _CHUNK] for start in range(0, len(batch), _CHUNK)]
         return np.concatenate([self._session.run(None, {self._input: chunk})[0][:, 0] for chunk in chunks])

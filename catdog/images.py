@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import cv2
@@ -20,6 +21,9 @@ Status = Literal["ok", "recovered", "unreadable"]
 
 # Twice what Pillow warns at: beyond it a small file that claims to be huge would take the worker's memory.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+
+# Above so many samples a copy in floats costs more than it saves.
+_SMALL = 2**21
 
 # How a verdict begins that is about the storage and not about the image: another time it may be read.
 NOT_READ = "could not be read"
@@ -56,28 +60,26 @@ class Batch(NamedTuple):
     details: list[str]
 
 
-def read_batch(uris: list[str], sizes: list[int], rows: int | None = None) -> Batch:
+def read_batch(uris: list[str], sizes: list[int]) -> Batch:
     """Reads each file once and decodes it into arrays, in this thread alone.
 
     Args:
-        uris: the files.
+        uris: N files.
         sizes: the sizes wanted, in pixels.
-        rows: N, at least as many as there are files; None is as many.
     """
-    return decode_batch([fetch(uri) for uri in uris], sizes, rows)
+    return decode_batch(map(fetch, uris), sizes, len(uris))
 
 
-def decode_batch(files: list[bytes | str], sizes: list[int], rows: int | None = None) -> Batch:
+def decode_batch(files: Iterable[bytes | str], sizes: list[int], rows: int) -> Batch:
     """Decodes files into arrays, in this thread alone.
 
     Args:
         files: what `fetch` gave.
         sizes: the sizes wanted, in pixels.
-        rows: N, at least as many as there are files; None is as many.
+        rows: N, at least as many as there are files.
     """
     use_one_thread()
-    count = len(files) if rows is None else rows
-    pixels = {size: np.zeros((count, size, size, 3), np.uint8) for size in sizes}
+    pixels = {size: np.zeros((rows, size, size, 3), np.uint8) for size in sizes}
     last = []
     for at, data in enumerate(files):
         decoded = [_unreadable(size, data) if isinstance(data, str) else decode(data, size) for size in sizes]
@@ -175,8 +177,8 @@ def _pillow_pixels(data: bytes, size: int) -> tuple[np.ndarray, Status, str]:
 def _squash(pixels: np.ndarray, size: int) -> np.ndarray:
     height, width = pixels.shape[:2]
     shrunk = (min(width, size), min(height, size))
-    if width % shrunk[0] or height % shrunk[1]:
-        # OpenCV averages areas of floats, to the same bytes, in three quarters of the time (benchmarks/speed.md).
+    if pixels.size <= _SMALL and (width % shrunk[0] or height % shrunk[1]):
+        # OpenCV averages areas of floats, to the same bytes, in three quarters of the time.
         pixels = cv2.convertScaleAbs(cv2.resize(pixels.astype(np.float32), shrunk, interpolation=cv2.INTER_AREA))
     elif shrunk != (width, height):
         pixels = cv2.resize(pixels, shrunk, interpolation=cv2.INTER_AREA)

@@ -144,7 +144,7 @@ def build(spec: Spec, weights: bytes | None = None) -> keras.Model:
 
 
 def forward(model: keras.Model, batch: Any, run: Callable[[Any, Any], Any] | None = None, training: bool = True) -> Any:
-    """What training computes with a pretrained backbone: dropout is on, and batch-norm stays in inference mode.
+    """Computes a model whose backbone is pretrained: its batch-norm stays in inference mode, also in training.
 
     `model(batch, training=True)` would not do: Keras then trains nested batch-norm whatever the nested call says.
 

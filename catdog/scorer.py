@@ -10,7 +10,7 @@ import pickle
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -24,6 +24,9 @@ from catdog import bundle, engines, images, metrics, storage
 from catdog.bundle import ModelBundle
 from catdog.catalog import Catalog
 from catdog.engines import EngineName
+
+# By split, what `share` put.
+Rows = dict[str, ray.ObjectRef]
 
 PART_SCHEMA = pa.schema(
     [
@@ -40,9 +43,17 @@ PART_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Part:
-    """A range of a split, and the file its predictions are in."""
+    """A range of a split, and the file its predictions are in.
+
+    Attributes:
+        split: its name.
+        start: the range's first row in the split.
+        rows: the range, of the catalog.
+        uri: of the file.
+    """
 
     split: str
+    start: int
     rows: pa.Table
     uri: str
 
@@ -65,23 +76,29 @@ def read(uri: str) -> pa.Table:
     return pq.read_table(pa.BufferReader(storage.read_bytes(uri)), schema=PART_SCHEMA)
 
 
+def share(data: Catalog, splits: Iterable[str]) -> Rows:
+    """Puts what actors need of each split's rows into Ray's shared memory: columns key, id, uri and label."""
+    return {split: ray.put(data.split(split).select(["key", "id", "uri", "label"])) for split in splits}
+
+
 def block_of(part: Part) -> pa.Table:
-    """What an actor is given of a part: columns key, id, uri, label, and the part's own URI in `part`."""
-    block = part.rows.select(["key", "id", "uri", "label"]).combine_chunks()
-    return block.append_column("part", pa.array([part.uri] * block.num_rows))
+    """What an actor is given of a part: one row that says which it is."""
+    stop = part.start + part.rows.num_rows
+    return pa.table({"split": [part.split], "start": [part.start], "stop": [stop], "uri": [part.uri]})
 
 
-def read_ahead(block: pa.Table, sizes: list[int]) -> pa.Table:
+def read_ahead(block: pa.Table, rows: Rows, sizes: list[int]) -> pa.Table:
     """Decodes a part on behalf of an actor elsewhere, which then gets it as one row."""
-    uris = block["uri"].to_pylist()
-    decoded = pickle.dumps((block, images.read_batch(uris, sizes)), protocol=5)
-    return pa.table({"decoded": pa.array([decoded], pa.large_binary())})
+    (row,) = block.to_pylist()
+    uris = ray.get(rows[row["split"]])["uri"][row["start"] : row["stop"]].to_pylist()
+    decoded = pickle.dumps(images.read_batch(uris, sizes), protocol=5)
+    return block.append_column("decoded", pa.array([decoded], pa.large_binary()))
 
 
 class PartScorer:
     """An actor that loads the models once and then turns ranges of the catalog into parts."""
 
-    def __init__(self, models: list[str], engine: EngineName, batch_size: int, threads: int) -> None:
+    def __init__(self, models: list[str], rows: Rows, engine: EngineName, batch_size: int, threads: int) -> None:
         if engine == "tensorflow":
             engines.limit_threads(threads)
         images.use_one_thread()
@@ -89,6 +106,7 @@ class PartScorer:
         self._info = bundle.merge([loaded.info for loaded in self._bundles])
         self._sizes = sorted({loaded.info.image_size for loaded in self._bundles})
         self._batch_size = batch_size
+        self._rows = {split: ray.get(ref) for split, ref in rows.items()}
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Scores one part.
@@ -100,11 +118,12 @@ class PartScorer:
             One row about it: node, images, seconds.
         """
         started = time.perf_counter()
+        split, start, stop, uri = (block[name][0].as_py() for name in ("split", "start", "stop", "uri"))
+        rows = self._rows[split].slice(start, stop - start)
         if "decoded" in block.column_names:
-            block, decoded = pickle.loads(block["decoded"][0].as_buffer())
-            batches = self._slices(decoded)
+            batches = self._slices(pickle.loads(block["decoded"][0].as_buffer()))
         else:
-            batches = self._batches(block["uri"].to_pylist())
+            batches = self._batches(rows["uri"].to_pylist())
         logits: list[np.ndarray] = []
         statuses: list[str] = []
         details: list[str] = []
@@ -118,9 +137,9 @@ class PartScorer:
         calibrated = metrics.calibrated(plain, self._info.temperature, self._info.clip)
         part = pa.Table.from_pydict(
             {
-                "key": block["key"],
-                "id": block["id"],
-                "label": block["label"],
+                "key": rows["key"],
+                "id": rows["id"],
+                "label": rows["label"],
                 "logit": pa.array(plain, pa.float32(), mask=unreadable),
                 "probability": np.where(unreadable, self._info.prior, calibrated),
                 "status": statuses,
@@ -130,10 +149,10 @@ class PartScorer:
         )
         sink = pa.BufferOutputStream()
         pq.write_table(part, sink, compression="zstd")
-        storage.write_bytes(block["part"][0].as_py(), sink.getvalue().to_pybytes())
+        storage.write_bytes(uri, sink.getvalue().to_pybytes())
         node = ray.get_runtime_context().get_node_id()
         seconds = time.perf_counter() - started
-        return pa.table({"node": [node], "images": [block.num_rows], "seconds": [seconds]})
+        return pa.table({"node": [node], "images": [rows.num_rows], "seconds": [seconds]})
 
     # Batches have one shape, padded with zeros: what another shape computes may differ in its last bits.
 

@@ -187,7 +187,7 @@ class _Job:
             for start in range(0, rows.num_rows, PART_ROWS):
                 block = rows.slice(start, PART_ROWS)
                 name = f"{split}-{start:08d}-{start + block.num_rows:08d}-{mark}.parquet"
-                parts.append(Part(split, block, storage.join(folder, name)))
+                parts.append(Part(split, start, block, storage.join(folder, name)))
         return parts
 
 
@@ -221,17 +221,19 @@ def _score_parts(missing: list[Part], plan: ScorePlan, job: _Job, on_event: Even
     from ray.data import ActorPoolStrategy
     from ray.data.read_api import from_blocks
 
-    # One Arrow block a part. Blocks that exist need no task to read them, so actors may take every CPU; and of these
-    # Ray Data reads the metadata here, where `from_arrow` would start workers and tasks for it.
+    rows = scorer.share(job.data, {part.split for part in missing})
+    # One block a part. Blocks that exist need no task to read them, so actors may take every CPU; and of these Ray Data
+    # reads the metadata here, where `from_arrow` would start workers for it.
     dataset = from_blocks([scorer.block_of(part) for part in missing])
     if plan.gpu:
         sizes = {bundle.read_info(model)[1].image_size for model in job.models}
-        read = functools.partial(scorer.read_ahead, sizes=sorted(sizes))
+        read = functools.partial(scorer.read_ahead, rows=rows, sizes=sorted(sizes))
         dataset = dataset.map_batches(read, batch_format="pyarrow", batch_size=None, num_cpus=1)
     done = dataset.map_batches(
         scorer.PartScorer,
         fn_constructor_kwargs={
             "models": job.models,
+            "rows": rows,
             "engine": plan.engine,
             "batch_size": job.config.batch_size,
             "threads": plan.threads,
