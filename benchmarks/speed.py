@@ -45,6 +45,16 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def workplace(folder: Path | None) -> Path:
+    """The folder to work in, absolute, because data sets name files relative to themselves."""
+    return (folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))).absolute()
+
+
+def sample_of(data: Catalog) -> np.ndarray:
+    """Real images to compare the ONNX file with Keras on: uint8, 32×S×S×3."""
+    return np.stack([images.read(uri, SIZE).pixels for uri in data.split("test")["uri"][:32].to_pylist()])
+
+
 def timed(command: list[str]) -> tuple[float, str]:
     """Runs a whole process; its seconds, and what it printed."""
     started = time.perf_counter()
@@ -109,12 +119,12 @@ def score(
     folder: Folder = None,
 ) -> None:
     """Whole-process scoring against plain Keras, Ray's recipe and the floor."""
-    root = (folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))).absolute()
+    root = workplace(folder)
     source = catalog.read(data)
     sets = {"200×200": repeat(source, images_, root / "small")}
     if original is not None:
         sets["original size"] = repeat(catalog.read(original), images_, root / "large", "train")
-    sample = np.stack([images.read(uri, SIZE).pixels for uri in source.split("test")["uri"][:32].to_pylist()])
+    sample = sample_of(source)
     say(f"\n{images_} images at {SIZE} px, {rounds} rounds, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
     say("| model | files | catdog s | Keras s | Ray's recipe s | ÷ Keras | ÷ Ray | steady/s | floor/s | ÷ floor |")
     say("|---|---|---|---|---|---|---|---|---|---|")
@@ -162,9 +172,9 @@ def drive(model: str, data: Catalog, out: Path) -> tuple[float, float, float]:
 @app.command()
 def scale(data: Data, weights: Weights, rounds: Rounds = 1, folder: Folder = None) -> None:
     """The same rate and the same memory at 12,500, 50,000 and 200,000 images."""
-    root = (folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))).absolute()
+    root = workplace(folder)
     source = catalog.read(data)
-    sample = np.stack([images.read(uri, SIZE).pixels for uri in source.split("test")["uri"][:32].to_pylist()])
+    sample = sample_of(source)
     model = save(root / "model", 0.25, weights, sample)
     say("\n| images | s | steady/s | driver's peak MiB | catalog bytes an image |\n|---|---|---|---|---|")
     for count in (12_500, 50_000, 200_000):
@@ -183,7 +193,7 @@ def plumbing(images_: Annotated[int, typer.Option("--images")] = 1_000_000, fold
     import keras
     from PIL import Image
 
-    root = (folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))).absolute()
+    root = workplace(folder)
     root.mkdir(exist_ok=True)
     Image.fromarray(np.full((16, 16, 3), 128, np.uint8)).save(root / "tiny.jpg")
     inputs = keras.Input((16, 16, 3), dtype="uint8")
@@ -212,7 +222,7 @@ def train(
     folder: Folder = None,
 ) -> None:
     """MobileNet 0.25 from scratch: one worker, two workers, and Keras's own `fit`, with and without `.cache()`."""
-    root = (folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))).absolute()
+    root = workplace(folder)
     options = f"--arch mobilenet --alpha 0.25 --weights none --image-size {size} --epochs {epochs} --name speed".split()
     found: dict[str, list[float]] = {}
 
@@ -260,9 +270,9 @@ cluster.shutdown()
 @app.command()
 def nodes(data: Data, weights: Weights, rounds: Rounds = 5, folder: Folder = None) -> None:
     """Nodes of one CPU, each kept to a core of its own: two against one."""
-    root = (folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))).absolute()
+    root = workplace(folder)
     source = catalog.read(data)
-    sample = np.stack([images.read(uri, SIZE).pixels for uri in source.split("test")["uri"][:32].to_pylist()])
+    sample = sample_of(source)
     model = save(root / "model", 0.25, weights, sample)
     made = repeat(source, 12_500, root / "set")
     found: dict[int, list[float]] = {1: [], 2: []}
