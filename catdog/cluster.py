@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -194,29 +194,28 @@ def plan_training(
     return TrainPlan(count, share, gpu)
 
 
-def plan_scoring(parts: int, engines: tuple[EngineName, ...], gpu: bool | None = None) -> ScorePlan:
+def plan_scoring(parts: Mapping[EngineName, int], gpu: bool | None = None) -> ScorePlan:
     """Decides how a scoring run uses the cluster: an actor a CPU, or a GPU, and no more than there are parts.
 
     Where there is no GPU actors read their own files and the catalog's blocks need no task, so they may take every
     CPU. Each has one thread, so that a part's numbers do not depend on where it was predicted; more actors do more.
 
     Args:
-        parts: how many are to be made.
-        engines: what may predict, the fastest on a CPU first.
+        parts: by engine that may predict, how many are to be made; the fastest on a CPU first.
         gpu: True, False, or None for GPUs where there are any and TensorFlow may use them.
 
     Raises:
         UsageError: the cluster has no CPU or GPU to give, or there is no engine for it.
     """
     gpus, cpus = _per_node("GPU"), _per_node("CPU")
-    gpu = bool(gpus) and "tensorflow" in engines if gpu is None else gpu
+    gpu = bool(gpus) and "tensorflow" in parts if gpu is None else gpu
     units = sum(gpus if gpu else cpus)
     if not units:
         raise UsageError(f"the cluster has no {'GPU' if gpu else 'CPU'}; expected at least one")
-    if gpu and "tensorflow" not in engines:
-        raise UsageError(f"--gpu received with --engine {engines[0]}, which runs on CPUs; leave one of them out")
-    engine: EngineName = "tensorflow" if gpu else engines[0]
-    actors = max(1, min(units, parts))
+    if gpu and "tensorflow" not in parts:
+        raise UsageError(f"--gpu received with --engine {next(iter(parts))}, which runs on CPUs; leave one of them out")
+    engine: EngineName = "tensorflow" if gpu else next(iter(parts))
+    actors = max(1, min(units, parts[engine]))
     device = "GPU" if gpu else "CPU"
     chosen = {
         (True, "tensorflow"): "the cluster has GPUs",
@@ -225,7 +224,9 @@ def plan_scoring(parts: int, engines: tuple[EngineName, ...], gpu: bool | None =
     }[gpu, engine]
     why = {
         "engine": f"{engine}: {chosen}",
-        "actors": f"{actors}: one a {device} (nodes have {', '.join(map(str, gpus if gpu else cpus))}), {parts} parts",
+        "actors": (
+            f"{actors}: one a {device} (nodes have {', '.join(map(str, gpus if gpu else cpus))}), {parts[engine]} parts"
+        ),
         "threads": "1 an actor: the bits of a part do not depend on where it is predicted",
         "reading": (
             f"in tasks on {sum(cpus)} CPUs, ahead of the actors"

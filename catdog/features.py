@@ -89,7 +89,7 @@ def compute(
         return
     wanted = rows.take(missing).select(["key", "uri"]).combine_chunks()
     blocks = [wanted.slice(start, _BLOCK_ROWS) for start in range(0, wanted.num_rows, _BLOCK_ROWS)]
-    plan = cluster.plan_scoring(len(blocks), ("tensorflow",), gpu)
+    plan = cluster.plan_scoring({"tensorflow": len(blocks)}, gpu)
     done = ray.data.from_arrow(blocks).map_batches(
         _Extractor,
         fn_constructor_args=(spec, weights, seed, views, folder, plan.threads),

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -28,6 +28,8 @@ from catdog.errors import CatdogError, UsageError
 from catdog.scorer import Part
 
 PART_ROWS = 512
+# The last parts of a split are smaller, so that no actor ends long before another.
+_TAIL_PARTS, _TAIL_SHARE = 4, 4
 _SCORED_SPLITS = {"all": ("valid", "test"), "valid": ("valid",), "test": ("test",)}
 
 EventHandler = Callable[[dict[str, Any]], None]
@@ -112,22 +114,19 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
     storage.delete_file(probe)
     _refuse_mixed_set(job)
     seconds = {"start": time.perf_counter() - started}
+    missing: dict[EngineName, list[Part]] = {}
     for engine in job.engines:
         parts = job.parts(engine)
-        missing = [part for part in parts if not scorer.is_complete(part)]
-        if not missing:
+        missing[engine] = [part for part in parts if not scorer.is_complete(part)]
+        if not missing[engine]:
             break
     else:
         with cluster.connect(config.address, config.debug):
-            plan = cluster.plan_scoring(len(missing), job.engines, config.gpu)
-            engine, parts = plan.engine, job.parts(plan.engine)
-            missing = [part for part in parts if not scorer.is_complete(part)]
+            plan = cluster.plan_scoring({engine: len(todo) for engine, todo in missing.items()}, config.gpu)
+            engine, parts, todo = plan.engine, job.parts(plan.engine), missing[plan.engine]
             seconds["connect"] = time.perf_counter() - started - seconds["start"]
-            if missing:
-                on_event(
-                    {"kind": "plan", "actors": plan.actors, "parts": len(missing), "kept": len(parts) - len(missing)}
-                )
-                _score_parts(missing, plan, job, on_event)
+            on_event({"kind": "plan", "actors": plan.actors, "parts": len(todo), "kept": len(parts) - len(todo)})
+            _score_parts(todo, plan, job, on_event)
         seconds["score"] = time.perf_counter() - started - sum(seconds.values())
     return _write_results(job, engine, parts, seconds)
 
@@ -142,12 +141,12 @@ def explain(config: ScoreConfig) -> dict[str, str]:
         UsageError, CatdogError: as `score`.
     """
     job = _Job.open(config, storage.absolute_output(config.out, "--out"))
-    missing = min(sum(not scorer.is_complete(part) for part in job.parts(engine)) for engine in job.engines)
+    missing = {engine: sum(not scorer.is_complete(part) for part in job.parts(engine)) for engine in job.engines}
     with cluster.connect(config.address, config.debug):
-        plan = cluster.plan_scoring(missing, job.engines, config.gpu)
+        plan = cluster.plan_scoring(missing, config.gpu)
     parts = job.parts(plan.engine)
-    sizes = f"{PART_ROWS} images each, predicted {config.batch_size} at a time in one shape"
-    return plan.why | {"parts": f"{len(parts)}, of which {missing} are to be made; {sizes}"}
+    sizes = f"{PART_ROWS} images each and fewer at the end, predicted {config.batch_size} at a time in one shape"
+    return plan.why | {"parts": f"{len(parts)}, of which {missing[plan.engine]} are to be made; {sizes}"}
 
 
 @dataclass(frozen=True)
@@ -184,11 +183,20 @@ class _Job:
         for split in self.splits if splits is None else splits:
             rows = self.data.split(split)
             mark = hashlib.sha256("\0".join([*origin, split]).encode()).hexdigest()[:16]
-            for start in range(0, rows.num_rows, PART_ROWS):
-                block = rows.slice(start, PART_ROWS)
-                name = f"{split}-{start:08d}-{start + block.num_rows:08d}-{mark}.parquet"
-                parts.append(Part(split, start, block, storage.join(folder, name)))
+            for start, stop in _cut(rows.num_rows):
+                name = f"{split}-{start:08d}-{stop:08d}-{mark}.parquet"
+                parts.append(Part(split, start, rows.slice(start, stop - start), storage.join(folder, name)))
         return parts
+
+
+def _cut(count: int) -> Iterator[tuple[int, int]]:
+    """Cuts a split of so many rows into the ranges of its parts."""
+    tail = max(0, count // PART_ROWS - _TAIL_PARTS) * PART_ROWS
+    start = 0
+    while start < count:
+        stop = min(count, start + (PART_ROWS if start < tail else max(1, PART_ROWS // _TAIL_SHARE)))
+        yield start, stop
+        start = stop
 
 
 def read_parts(out: str) -> pa.Table:

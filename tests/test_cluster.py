@@ -90,19 +90,19 @@ def test_what_training_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_scoring_takes_an_actor_a_cpu_or_gpu_but_none_without_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    both: tuple[EngineName, ...] = ("onnx", "tensorflow")
+    both: dict[EngineName, int] = {"onnx": 25, "tensorflow": 30}
     pretend(monkeypatch, {"CPU": 2.0}, {"CPU": 4.0})
-    assert cluster.plan_scoring(25, both) == cluster.ScorePlan("onnx", 6, 1, False)
-    assert cluster.plan_scoring(2, ("tensorflow",)) == cluster.ScorePlan("tensorflow", 2, 1, False)
+    assert cluster.plan_scoring(both) == cluster.ScorePlan("onnx", 6, 1, False)
+    assert cluster.plan_scoring({"tensorflow": 2}) == cluster.ScorePlan("tensorflow", 2, 1, False)
     pretend(monkeypatch, {"CPU": 8.0, "GPU": 1.0})
-    assert cluster.plan_scoring(25, both) == cluster.ScorePlan("tensorflow", 1, 1, True)
-    assert cluster.plan_scoring(25, both, gpu=False) == cluster.ScorePlan("onnx", 8, 1, False)
-    assert cluster.plan_scoring(25, ("onnx",)) == cluster.ScorePlan("onnx", 8, 1, False)
+    assert cluster.plan_scoring(both) == cluster.ScorePlan("tensorflow", 1, 1, True)
+    assert cluster.plan_scoring(both, gpu=False) == cluster.ScorePlan("onnx", 8, 1, False)
+    assert cluster.plan_scoring({"onnx": 25}) == cluster.ScorePlan("onnx", 8, 1, False)
     with pytest.raises(UsageError, match="--gpu received with --engine onnx, which runs on CPUs"):
-        cluster.plan_scoring(25, ("onnx",), gpu=True)
+        cluster.plan_scoring({"onnx": 25}, gpu=True)
     pretend(monkeypatch, {"CPU": 8.0})
     with pytest.raises(UsageError, match="the cluster has no GPU"):
-        cluster.plan_scoring(25, both, gpu=True)
+        cluster.plan_scoring(both, gpu=True)
 
 
 def test_the_address_of_the_jobs_api_is_told_apart() -> None:
