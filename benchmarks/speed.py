@@ -19,11 +19,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import typer
 
@@ -94,13 +96,43 @@ _PLAIN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def steady(out: Path, actors: int) -> float:
-    """Images per second once every actor is up: what came after each had finished a part, by the parts' own times."""
+class Busy(threading.Thread):
+    """Notes five times a second how long the machine's cores were busy so far."""
+
+    def __enter__(self) -> Busy:
+        self.over, self.noted = threading.Event(), []
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
+
+    def run(self) -> None:
+        """Notes until it is over."""
+        while not self.over.wait(0.2):
+            times = psutil.cpu_times()
+            self.noted.append((time.time(), times.user + times.nice + times.system + times.irq + times.softirq))
+
+    def share(self, start: float, end: float) -> float:
+        """Of the cores between two times, 0 to 1."""
+        before, after = np.interp([start, end], *np.transpose(self.noted))
+        return (after - before) / (end - start) / (os.cpu_count() or 1)
+
+
+def window(out: Path, actors: int) -> tuple[float, float, int]:
+    """From when the actors had finished a part each, on average, to the last one, and the images between."""
     found = sorted((path.stat().st_mtime, path.name) for path in out.with_suffix(".parts").glob("*.parquet"))
     counts = [int(name.split("-")[2]) - int(name.split("-")[1]) for _, name in found]
     if len(found) <= actors:
         sys.exit(f"{len(found)} parts for {actors} actors are too few to measure; give more --images")
-    return sum(counts[actors:]) / (found[-1][0] - found[actors - 1][0])
+    return statistics.mean(time for time, _ in found[:actors]), found[-1][0], sum(counts[actors:])
+
+
+def steady(out: Path, actors: int) -> float:
+    """Images per second once every actor is up."""
+    start, end, count = window(out, actors)
+    return count / (end - start)
 
 
 def score_command(model: str, data: Catalog, out: Path) -> list[str]:
@@ -126,26 +158,29 @@ def score(
         sets["original size"] = repeat(catalog.read(original), images_, root / "large", "train")
     sample = sample_of(source)
     say(f"\n{images_} images at {SIZE} px, {rounds} rounds, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
-    say("| model | files | catdog s | Keras s | Ray's recipe s | ÷ Keras | ÷ Ray | steady/s | floor/s | ÷ floor |")
-    say("|---|---|---|---|---|---|---|---|---|---|")
+    say("| model | files | catdog s | Keras s | Ray's s | ÷ Keras | ÷ Ray | steady/s | busy | floor/s | ÷ floor |")
+    say("|---|---|---|---|---|---|---|---|---|---|---|")
     for alpha, path in zip((0.25, 1.0), weights, strict=False):
         model = save(root / f"model-{alpha}", alpha, path, sample)
         for name, made in sets.items():
             keras_file, folder_ = f"{model}/model.keras", f"{made.root}/images"
-            found: dict[str, list[float]] = {key: [] for key in ("ours", "keras", "ray", "steady", "floor")}
+            found: dict[str, list[float]] = {key: [] for key in ("ours", "keras", "ray", "steady", "busy", "floor")}
             for _ in range(rounds):
                 out = root / "out" / "results.csv"
-                found["ours"].append(timed(score_command(model, made, out))[0])
-                found["steady"].append(steady(out, os.cpu_count() or 1))
+                with Busy() as busy:
+                    found["ours"].append(timed(score_command(model, made, out))[0])
+                start, end, count = window(out, os.cpu_count() or 1)
+                found["steady"].append(count / (end - start))
+                found["busy"].append(busy.share(start, end))
                 for key, rival in (("keras", "keras-predict"), ("ray", "ray-recipe")):
                     command = [sys.executable, str(RIVALS), rival, keras_file, folder_, str(root / f"{key}.csv")]
                     found[key].append(timed(command)[0])
                 floor = json.loads(timed([sys.executable, str(RIVALS), "floor", f"{model}/model.onnx", folder_])[1])
                 found["floor"].append(floor["both"])
-            ours, keras, ray, rate, floor_rate = (statistics.median(found[key]) for key in found)
+            ours, keras, ray, rate, share, floor_rate = (statistics.median(found[key]) for key in found)
             say(
                 f"| MobileNet {alpha} | {name} | {ours:.1f} | {keras:.1f} | {ray:.1f} | **{ours / keras:.2f}** | "
-                f"**{ours / ray:.2f}** | {rate:.0f} | {floor_rate:.0f} | **{rate / floor_rate:.2f}** |"
+                f"**{ours / ray:.2f}** | {rate:.0f} | {share:.0%} | {floor_rate:.0f} | **{rate / floor_rate:.3f}** |"
             )
 
 
@@ -261,10 +296,22 @@ for core in range(count):
     cluster.add_node(num_cpus=1, include_dashboard=False) if core == 0 else cluster.add_node(num_cpus=1)
 os.sched_setaffinity(0, set(range(os.cpu_count())))
 ray.init(address=cluster.address, log_to_driver=False)
-scoring.score(scoring.ScoreConfig(model=model, data=data, out=out))
+parts = []
+scoring.score(scoring.ScoreConfig(model=model, data=data, out=out), parts.append)
 ray.shutdown()
 cluster.shutdown()
+print(json.dumps([part for part in parts if part["kind"] == "part"]))
 """
+
+
+def together(parts: list[dict[str, Any]]) -> float:
+    """Images per second from when every node had finished a part; a part's images came evenly over its seconds."""
+    first: dict[str, float] = {}
+    for part in parts:
+        first[part["node"]] = min(part["ended"], first.get(part["node"], np.inf))
+    start, end = max(first.values()), max(part["ended"] for part in parts)
+    inside = [max(0, part["ended"] - max(start, part["ended"] - part["seconds"])) / part["seconds"] for part in parts]
+    return sum(part["images"] * share for part, share in zip(parts, inside, strict=True)) / (end - start)
 
 
 @app.command()
@@ -280,8 +327,11 @@ def nodes(data: Data, weights: Weights, rounds: Rounds = 5, folder: Folder = Non
         for count, rates in found.items():
             out = root / "out" / "results.csv"
             shutil.rmtree(out.parent, ignore_errors=True)
-            timed([sys.executable, "-c", _NODES, str(count), model, made.root, str(out)])
-            rates.append(steady(out, count))
+            printed = timed([sys.executable, "-c", _NODES, str(count), model, made.root, str(out)])[1]
+            parts = json.loads(printed.splitlines()[-1])
+            if len({part["node"] for part in parts}) != count:
+                sys.exit(f"not every one of {count} nodes scored a part; give the machine some rest and try again")
+            rates.append(together(parts))
     one, two = (statistics.median(rates) for rates in found.values())
     say(f"\none node {one:.0f} images/s, two nodes {two:.0f}: **{two / one:.2f}** times, {rounds} rounds")
 

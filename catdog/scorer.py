@@ -115,7 +115,7 @@ class PartScorer:
             block: what `block_of` or `read_ahead` made.
 
         Returns:
-            One row about it: node, images, seconds.
+            One row about it: node, images, seconds, and by the node's clock when it ended, in seconds since 1970.
         """
         started = time.perf_counter()
         split, start, stop, uri = (block[name][0].as_py() for name in ("split", "start", "stop", "uri"))
@@ -152,7 +152,7 @@ class PartScorer:
         storage.write_bytes(uri, sink.getvalue().to_pybytes())
         node = ray.get_runtime_context().get_node_id()
         seconds = time.perf_counter() - started
-        return pa.table({"node": [node], "images": [rows.num_rows], "seconds": [seconds]})
+        return pa.table({"node": [node], "images": [rows.num_rows], "seconds": [seconds], "ended": [time.time()]})
 
     # Batches have one shape, padded with zeros: what another shape computes may differ in its last bits.
 

@@ -251,7 +251,7 @@ def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
 
 
 CLUSTERS = """
-import json, ray
+import json, sys, ray
 from catdog import scoring
 scoring.PART_ROWS = 4
 actors = []
@@ -261,6 +261,7 @@ for cpus, gpus, gpu, model, data, out in JOBS:
     scoring.score(scoring.ScoreConfig(model=model, data=data, out=out, gpu=gpu), events.append)
     actors.append(events[0]["actors"])
     ray.shutdown()
+assert "tensorflow" not in sys.modules  # which takes seconds to import, and the driver has no use for it
 print(json.dumps(actors))
 """
 
