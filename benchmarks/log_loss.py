@@ -20,7 +20,8 @@ from typing import Annotated, Any
 import typer
 
 from catdog import crossval, metrics, storage
-from catdog.cli import out, run
+from catdog.cli import run
+from catdog.console import out
 from catdog.errors import UsageError
 from catdog.recipes import TrainConfig
 

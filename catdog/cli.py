@@ -13,9 +13,10 @@ from typing import Annotated, Any, NoReturn
 import pydantic
 import typer
 import typer.exceptions
-from rich.console import Console
 from rich.table import Table
 
+from catdog import console
+from catdog.console import err, out
 from catdog.errors import CatdogError, UsageError
 
 app = typer.Typer(
@@ -28,9 +29,6 @@ data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
 submission_app = typer.Typer(help="Look at submissions.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(submission_app, name="submission")
-
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 class Split(StrEnum):
@@ -109,7 +107,7 @@ def data_prepare(
 
     with out.status(f"Preparing {source}…"):
         catalog = datasets.prepare(source, storage.absolute_output(dest, "DEST"), valid_fraction, split_seed)
-    _show_catalog(catalog)
+    console.show_catalog(catalog)
 
 
 @data_app.command("synthesize")
@@ -127,7 +125,7 @@ def data_synthesize(
 
     with out.status("Drawing…"):
         catalog = synthetic.synthesize(storage.absolute_output(dest, "DEST"), train, test, seed)
-    _show_catalog(catalog)
+    console.show_catalog(catalog)
 
 
 @data_app.command("pack")
@@ -143,7 +141,7 @@ def data_pack(
 
     with out.status(f"Packing {data}…"):
         catalog, absent = packing.pack(data, storage.absolute_output(dest, "DEST"))
-    _show_catalog(catalog)
+    console.show_catalog(catalog)
     if absent:
         out.print(f"{absent} files were not there; they are unreadable images of the packed set")
 
@@ -247,12 +245,12 @@ def train(
             raise UsageError("--folds wants a --name, and goes on by itself where it ended: leave out --resume")
         from catdog import crossval
 
-        with _TrainView() as view:
+        with console.TrainView() as view:
             found = crossval.cross_validate(TrainConfig(**options), folds, fold, view.event)
-        _show_out_of_fold([found])
+        console.show_out_of_fold([found])
         return
     started = time.perf_counter()
-    with _TrainView() as view:
+    with console.TrainView() as view:
         result = training.train(TrainConfig(**options), view.event)
     figures = result.validation
     calibrated = f", calibrated {figures['log_loss_calibrated']:.4f}" if "log_loss_calibrated" in figures else ""
@@ -294,8 +292,8 @@ def score(
         return
     started = time.perf_counter()
     with out.status("Scoring…") as status:
-        result = scoring.score(config, _score_view(status.update))
-    _show_score(result, time.perf_counter() - started)
+        result = scoring.score(config, console.score_view(status.update))
+    console.show_score(result, time.perf_counter() - started)
     if result.too_many_unreadable:
         raise CatdogError(
             f"more than {max_unreadable:.2%} of the images are unreadable ({', '.join(result.too_many_unreadable)}); "
@@ -401,25 +399,7 @@ def out_of_fold(
     del address, debug
     from catdog import crossval
 
-    _show_out_of_fold([crossval.read(name) for name in names])
-
-
-def _show_out_of_fold(found: list[Any]) -> None:
-    from catdog import crossval, metrics
-
-    for one in [*found, crossval.average(found)] if len(found) > 1 else found:
-        figures = crossval.summarise(one)
-        interval = f"95 % interval {figures['log_loss_low']:.4f} to {figures['log_loss_high']:.4f}"
-        out.print(
-            f"{one.name}: out-of-fold log loss {figures['log_loss']:.4f} ({interval}), uncalibrated "
-            f"{figures['log_loss_plain']:.4f}, accuracy {figures['accuracy']:.4f} on {figures['n']} images, "
-            f"{one.seconds / 60:.1f} minutes"
-        )
-        if one is not found[0]:
-            gain = found[0].losses - one.losses
-            low, high = metrics.bootstrap_interval(gain)
-            verdict = " is noise" if low <= 0 <= high else ""
-            out.print(f"  better than {found[0].name} by {gain.mean():.4f} ({low:.4f} to {high:.4f}){verdict}")
+    console.show_out_of_fold([crossval.read(name) for name in names])
 
 
 @app.command("recipes")
@@ -455,96 +435,3 @@ def _settings(texts: list[str]) -> dict[str, Any]:
         else:
             found[name] = value
     return found
-
-
-def _show_catalog(catalog: Any) -> None:
-    table = Table("split", *catalog.class_names, "unlabelled", "all")
-    for split in ("train", "valid", "test"):
-        first, second = (catalog.count(split, label) for label in (0, 1))
-        count = catalog.count(split)
-        table.add_row(split, str(first), str(second), str(count - first - second), str(count))
-    out.print(table)
-    out.print(f"Data set: {catalog.root}")
-
-
-class _TrainView:
-    """Shows training's events: a live line in a terminal, a plain line an epoch everywhere."""
-
-    def __init__(self) -> None:
-        self._status = out.status("Starting…")
-
-    def __enter__(self) -> _TrainView:
-        self._status.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._status.stop()
-
-    def event(self, event: dict[str, Any]) -> None:
-        """Takes one event."""
-        kind = event["kind"]
-        if kind == "decode":
-            out.print(f"Run: {event['run']}")
-            self._status.update(f"Decoding {event['images']} images, then starting workers…")
-        elif kind == "fold":
-            out.print(f"Fold {event['fold']} of {event['folds']}")
-        elif kind == "member":
-            out.print(f"Member {event['member']} of {event['members']}")
-        elif kind == "features":
-            self._status.update(f"Computing features of {event['images']} images, {event['kept']} are there…")
-        elif kind == "start":
-            after = f" after epoch {event['epoch']}" if event["epoch"] else ""
-            where = f" on {event['nodes']} nodes" if event["nodes"] > 1 else ""
-            out.print(f"Training on {event['workers']} worker{'s' * (event['workers'] > 1)}{where}{after}")
-            for line in event["rejected"]:
-                out.print(f"left out: {line}", markup=False)
-        elif kind == "step":
-            done = f"step {event['step']}/{event['steps']}"
-            self._status.update(f"epoch {event['epoch']}  {done}  loss {event['loss']:.4f}")
-        elif kind == "epoch":
-            out.print(
-                f"epoch {event['epoch']:>3}  loss {event['loss']:.4f}  valid log loss {event['valid_log_loss']:.4f}  "
-                f"accuracy {event['valid_accuracy']:.4f}  {event['seconds']:.1f} s{'  best' * event['best']}"
-            )
-
-
-def _score_view(update: Callable[[str], None]) -> Callable[[dict[str, Any]], None]:
-    done, parts = 0, 0
-
-    def event(event: dict[str, Any]) -> None:
-        nonlocal done, parts
-        if event["kind"] == "plan":
-            parts = event["parts"]
-            kept = f", {event['kept']} parts kept from before" if event["kept"] else ""
-            out.print(f"Scoring {parts} parts on {event['actors']} actor{'s' * (event['actors'] > 1)}{kept}")
-        else:
-            done += 1
-            update(f"{done} of {parts} parts")
-
-    return event
-
-
-def _show_score(result: Any, seconds: float) -> None:
-    from catdog import report
-
-    for title, section in _sections(result.report):
-        table = Table(title, "")
-        for what, figure in report.rows(section):
-            table.add_row(what, figure)
-        out.print(table)
-    for split, counts in result.counts.items():
-        odd = ", ".join(f"{counts[status]} {status}" for status in ("recovered", "unreadable") if counts[status])
-        out.print(f"{split}: {sum(counts.values())} images{', ' + odd if odd else ''}")
-    if any(counts["unreadable"] for counts in result.counts.values()):
-        out.print(f"Unreadable images: {result.unreadable}")
-    if result.report is not None:
-        out.print(f"Report: {result.unreadable.removesuffix('rejected.csv')}report.json")
-    out.print(f"Submission: {result.csv}" if result.csv else "No test images: no submission was written")
-    out.print(f"{seconds:.0f} s")
-
-
-def _sections(content: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
-    if content is None:
-        return []
-    found = [("validation", content)] if "log_loss" in content else []
-    return found + ([("test", content["test"])] if "test" in content else [])

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 from catdog import cluster
-from catdog.cli import app, out, run
+from catdog.cli import app, run
+from catdog.console import out
 
 STAGES = {
     "draw": "data synthesize data/demo --train 2000 --test 500 --seed 0",

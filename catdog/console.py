@@ -1,0 +1,132 @@
+"""What the commands show: a line or a table on standard output, one line on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from catdog.catalog import Catalog
+    from catdog.crossval import OutOfFold
+    from catdog.scoring import ScoreResult
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def show_catalog(catalog: Catalog) -> None:
+    """Shows how many images a data set has, by split and class."""
+    table = Table("split", *catalog.class_names, "unlabelled", "all")
+    for split in ("train", "valid", "test"):
+        first, second = (catalog.count(split, label) for label in (0, 1))
+        count = catalog.count(split)
+        table.add_row(split, str(first), str(second), str(count - first - second), str(count))
+    out.print(table)
+    out.print(f"Data set: {catalog.root}")
+
+
+class TrainView:
+    """Shows training's events: a live line in a terminal, a plain line an epoch everywhere."""
+
+    def __init__(self) -> None:
+        self._status = out.status("Starting…")
+
+    def __enter__(self) -> TrainView:
+        self._status.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._status.stop()
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Takes one event."""
+        kind = event["kind"]
+        if kind == "decode":
+            out.print(f"Run: {event['run']}")
+            self._status.update(f"Decoding {event['images']} images, then starting workers…")
+        elif kind == "fold":
+            out.print(f"Fold {event['fold']} of {event['folds']}")
+        elif kind == "member":
+            out.print(f"Member {event['member']} of {event['members']}")
+        elif kind == "features":
+            self._status.update(f"Computing features of {event['images']} images, {event['kept']} are there…")
+        elif kind == "start":
+            after = f" after epoch {event['epoch']}" if event["epoch"] else ""
+            where = f" on {event['nodes']} nodes" if event["nodes"] > 1 else ""
+            out.print(f"Training on {event['workers']} worker{'s' * (event['workers'] > 1)}{where}{after}")
+            for line in event["rejected"]:
+                out.print(f"left out: {line}", markup=False)
+        elif kind == "step":
+            done = f"step {event['step']}/{event['steps']}"
+            self._status.update(f"epoch {event['epoch']}  {done}  loss {event['loss']:.4f}")
+        elif kind == "epoch":
+            out.print(
+                f"epoch {event['epoch']:>3}  loss {event['loss']:.4f}  valid log loss {event['valid_log_loss']:.4f}  "
+                f"accuracy {event['valid_accuracy']:.4f}  {event['seconds']:.1f} s{'  best' * event['best']}"
+            )
+
+
+def score_view(update: Callable[[str], None]) -> Callable[[dict[str, Any]], None]:
+    """Makes what shows scoring's events: a line at its start, then `update` with how far it is."""
+    done, parts = 0, 0
+
+    def event(event: dict[str, Any]) -> None:
+        nonlocal done, parts
+        if event["kind"] == "plan":
+            parts = event["parts"]
+            kept = f", {event['kept']} parts kept from before" if event["kept"] else ""
+            out.print(f"Scoring {parts} parts on {event['actors']} actor{'s' * (event['actors'] > 1)}{kept}")
+        else:
+            done += 1
+            update(f"{done} of {parts} parts")
+
+    return event
+
+
+def show_score(result: ScoreResult, seconds: float) -> None:
+    """Shows the report, what could not be read, and where everything is."""
+    from catdog import report
+
+    for title, section in _sections(result.report):
+        table = Table(title, "")
+        for what, figure in report.rows(section):
+            table.add_row(what, figure)
+        out.print(table)
+    for split, counts in result.counts.items():
+        odd = ", ".join(f"{counts[status]} {status}" for status in ("recovered", "unreadable") if counts[status])
+        out.print(f"{split}: {sum(counts.values())} images{', ' + odd if odd else ''}")
+    if any(counts["unreadable"] for counts in result.counts.values()):
+        out.print(f"Unreadable images: {result.unreadable}")
+    if result.report is not None:
+        out.print(f"Report: {result.unreadable.removesuffix('rejected.csv')}report.json")
+    out.print(f"Submission: {result.csv}" if result.csv else "No test images: no submission was written")
+    out.print(f"{seconds:.0f} s")
+
+
+def show_out_of_fold(found: list[OutOfFold]) -> None:
+    """Shows the log loss of cross-validations, of their average, and how they differ from the first."""
+    from catdog import crossval, metrics
+
+    for one in [*found, crossval.average(found)] if len(found) > 1 else found:
+        figures = crossval.summarise(one)
+        interval = f"95 % interval {figures['log_loss_low']:.4f} to {figures['log_loss_high']:.4f}"
+        out.print(
+            f"{one.name}: out-of-fold log loss {figures['log_loss']:.4f} ({interval}), uncalibrated "
+            f"{figures['log_loss_plain']:.4f}, accuracy {figures['accuracy']:.4f} on {figures['n']} images, "
+            f"{one.seconds / 60:.1f} minutes"
+        )
+        if one is not found[0]:
+            gain = found[0].losses - one.losses
+            low, high = metrics.bootstrap_interval(gain)
+            verdict = " is noise" if low <= 0 <= high else ""
+            out.print(f"  better than {found[0].name} by {gain.mean():.4f} ({low:.4f} to {high:.4f}){verdict}")
+
+
+def _sections(content: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
+    if content is None:
+        return []
+    found = [("validation", content)] if "log_loss" in content else []
+    return found + ([("test", content["test"])] if "test" in content else [])
