@@ -95,8 +95,10 @@ def require_vacant(dest: str) -> None:
     """Makes sure that a data set may be made in a folder: absent, empty, or left there by a making cut short.
 
     Raises:
-        CatdogError: it holds something else, which is left alone.
+        CatdogError: it holds something else, or is a file; which is left alone.
     """
+    if storage.kind(dest) == "file":
+        raise CatdogError(f"DEST {dest} is a file; give a new or empty folder")
     found = storage.list_names(dest)
     if found and _UNFINISHED not in found:
         raise CatdogError(f"DEST {dest} is not empty and holds no data set; give a new or empty folder")

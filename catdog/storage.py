@@ -233,7 +233,8 @@ def writing(uri: str) -> Iterator[BinaryIO]:
     except OSError as error:
         raise CatdogError(f"could not write {target}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file where a folder should be hides what went wrong
+            temporary.unlink()
 
 
 def create_text(uri: str, text: str) -> bool:

@@ -188,6 +188,8 @@ def test_a_prepared_set_is_never_overwritten_by_another(tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(CatdogError, match="is not empty and holds no data set"):
         datasets.prepare(str(source), str(tmp_path / "mine"))
+    with pytest.raises(CatdogError, match=r"thesis.txt is a file; give a new or empty folder"):
+        datasets.prepare(str(source), str(tmp_path / "mine" / "thesis.txt"))
     assert catalog.read(str(tmp_path / "set")).fingerprint == first.fingerprint
 
 

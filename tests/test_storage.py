@@ -43,6 +43,13 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     assert storage.list_names(str(tmp_path)) == ["file.txt"]
 
 
+def test_a_file_in_the_way_of_a_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CatdogError, match="could not write .*file/new.txt: Not a directory"):
+        storage.write_text(str(tmp_path / "file" / "new.txt"), "x")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_submitted_job_refuses_relative_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert storage.absolute_output("runs", "--runs") == str(Path("runs").absolute())
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
