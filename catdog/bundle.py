@@ -310,6 +310,21 @@ def _write(uri: str, files: list[bytes], onnx: list[bytes], why_not: str, fields
     return info
 
 
+def require_intact(uri: str, info: BundleInfo, engine: EngineName) -> None:
+    """Makes sure that all files that an engine will load are there and whole, before anybody waits for actors.
+
+    Args:
+        uri: of the bundle.
+        info: what it says.
+        engine: one of `info.engines`.
+
+    Raises:
+        CatdogError: a file is absent, or not the one that was saved.
+    """
+    for member in info.members:
+        _read_file(uri, info, onnx_name(member) if engine == "onnx" else member)
+
+
 def package_versions() -> dict[str, str]:
     """The versions of Python, of this package and of those that decide what a model computes."""
     names = ("ray", "tensorflow", "keras", "onnxruntime", "numpy", "opencv-python-headless", "pillow")

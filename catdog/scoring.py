@@ -173,6 +173,9 @@ class _Job:
         possible = info.engines if config.engine == "auto" else (config.engine,)
         if config.engine == "auto" and config.gpu is not None:
             possible = ("tensorflow",) if config.gpu else possible[:1]
+        for uri, one in found:
+            for engine in possible:
+                bundle.require_intact(uri, one, engine)
         return cls(config, out, uris, info, data, _splits(config.split, data), possible)
 
     def parts(self, engine: EngineName, splits: list[str] | None = None) -> list[Part]:

@@ -250,6 +250,22 @@ def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
     assert not (tmp_path / "new.csv").exists()
 
 
+def test_a_damaged_model_is_found_before_ray_starts(
+    drawn: Catalog, tmp_path: Path, catdog: Callable[..., Outcome]
+) -> None:
+    model = tmp_path / "model"
+    save_untrained(str(model), drawn)
+    options = ["--model", model, "--data", drawn.root, "--out", tmp_path / "results.csv"]
+    os.truncate(model / "model.onnx", 1000)
+    outcome = catdog("score", *options)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "model.onnx is not the file that bundle.json was written for" in outcome.err
+    (model / "model.keras").unlink()
+    outcome = catdog("score", *options, "--engine", "tensorflow")
+    assert "could not read the bundle's" in outcome.err
+    assert list(tmp_path.iterdir()) == [model]
+
+
 CLUSTERS = """
 import json, sys, ray
 from catdog import scoring
