@@ -1,7 +1,7 @@
 """What catdog's speed is held against, each as its own documentation would have it; run by `benchmarks/speed.py`.
 
     python benchmarks/rivals.py keras-predict MODEL.keras IMAGES OUT.csv
-    python benchmarks/rivals.py ray-recipe MODEL.keras IMAGES OUT.csv
+    python benchmarks/rivals.py ray-recipe MODEL.keras IMAGES OUT.csv SIZE
     python benchmarks/rivals.py floor MODEL.onnx IMAGES
     python benchmarks/rivals.py keras-fit DATA --size 128 --epochs 3 [--cache]
 
@@ -58,18 +58,17 @@ class Predictor:
         self.model = keras.saving.load_model(model)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Predicts a batch: columns path and image in, path and logit out."""
         return {"path": batch["path"], "logit": self.model.predict_on_batch(batch["image"])[:, 0]}
 
 
 @app.command()
-def ray_recipe(model: Path, folder: Path, out: Path) -> None:
+def ray_recipe(model: Path, folder: Path, out: Path, size: int) -> None:
     """Ray's documentation: `read_images(size=…)`, then `map_batches` of an actor."""
-    import keras
     import ray
 
-    size = keras.saving.load_model(model).input_shape[1:3]
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    images = ray.data.read_images(str(folder), size=size, mode="RGB", include_paths=True)
+    images = ray.data.read_images(str(folder), size=(size, size), mode="RGB", include_paths=True)
     # TensorFlow in one actor takes two cores; more actors than that only where there are more cores.
     done = images.map_batches(
         Predictor,

@@ -172,8 +172,8 @@ def score(
                 start, end, count = window(out, os.cpu_count() or 1)
                 found["steady"].append(count / (end - start))
                 found["busy"].append(busy.share(start, end))
-                for key, rival in (("keras", "keras-predict"), ("ray", "ray-recipe")):
-                    command = [sys.executable, str(RIVALS), rival, keras_file, folder_, str(root / f"{key}.csv")]
+                for key, rival, *more in (("keras", "keras-predict"), ("ray", "ray-recipe", str(SIZE))):
+                    command = [sys.executable, str(RIVALS), rival, keras_file, folder_, str(root / f"{key}.csv"), *more]
                     found[key].append(timed(command)[0])
                 floor = json.loads(timed([sys.executable, str(RIVALS), "floor", f"{model}/model.onnx", folder_])[1])
                 found["floor"].append(floor["both"])

@@ -7,6 +7,7 @@ bundle.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import platform
@@ -325,6 +326,7 @@ def require_intact(uri: str, info: BundleInfo, engine: EngineName) -> None:
         _read_file(uri, info, onnx_name(member) if engine == "onnx" else member)
 
 
+@functools.cache
 def package_versions() -> dict[str, str]:
     """The versions of Python, of this package and of those that decide what a model computes."""
     names = ("ray", "tensorflow", "keras", "onnxruntime", "numpy", "opencv-python-headless", "pillow")

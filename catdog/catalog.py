@@ -128,7 +128,8 @@ def read(data: str) -> Catalog:
             f"`catdog data prepare SOURCE {data}`"
         )
     try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(path)))
+        # `pq.read_table` would import pandas first.
+        table = pq.ParquetFile(pa.BufferReader(storage.read_bytes(path))).read()
         header = json.loads(table.schema.metadata[b"catdog"])
         version, class_names, options = header["schema_version"], header["class_names"], header["options"]
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:

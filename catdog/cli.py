@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import pydantic
@@ -68,17 +67,17 @@ def run(command: Callable[[], object]) -> NoReturn:
     try:
         code = command()
     except typer.exceptions.TyperException as error:
-        err.print(f"catdog: {error.format_message()} (see --help)", markup=False)
+        err.print(f"catdog: {error.format_message()} (see --help)")
         sys.exit(error.exit_code)
     except CatdogError as error:
         if debug:
             raise
-        err.print(f"catdog: {error}", markup=False)
+        err.print(f"catdog: {error}")
         sys.exit(error.exit_code)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
-        err.print(f"catdog: {option} received {first['input']!r}: {first['msg']}", markup=False)
+        err.print(f"catdog: {option} received {first['input']!r}: {first['msg']}")
         sys.exit(UsageError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         err.print("catdog: interrupted; a training run continues with --resume, scoring with the same command")
@@ -87,7 +86,7 @@ def run(command: Callable[[], object]) -> NoReturn:
         if debug:
             raise
         text = (str(error).strip() or "no message").splitlines()[0]
-        err.print(f"catdog: {type(error).__name__}: {text} (--debug shows where)", markup=False)
+        err.print(f"catdog: {type(error).__name__}: {text} (--debug shows where)")
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -143,7 +142,7 @@ def data_pack(
         catalog, absent = packing.pack(data, storage.absolute_output(dest, "DEST"))
     console.show_catalog(catalog)
     if absent:
-        out.print(f"{absent} files were not there; they are unreadable images of the packed set")
+        out.print(f"{absent} files were not there; they are unreadable images of the packed set until it is made anew")
 
 
 @data_app.command("audit")
@@ -156,11 +155,12 @@ def data_audit(
     debug: Debug = False,
 ) -> None:
     """List probably wrong labels, photos of neither or both, and near-duplicates, and draw the gravest."""
-    from catdog import audit, catalog, cluster, crossval, features, storage
+    from catdog import audit, catalog, cluster, crossval, features, storage, submission
 
     target = storage.absolute_output(out_, "--out")
-    if not target.endswith(".csv"):
+    if not storage.name(target).endswith(".csv"):
         raise UsageError(f"--out received {out_!r}, expected the name of a .csv file")
+    pictures = submission.sidecar(target, "png")
     rows, found = catalog.read(data), crossval.read(oof)
     with out.status("Auditing…"), cluster.connect(address, debug):
         known = None
@@ -169,14 +169,14 @@ def data_audit(
             known = (values, [found.keys[row] for row in at])
         findings = audit.audit(rows, found, known, distance)
         audit.write(findings, target)
-        audit.draw(findings, rows, target.removesuffix("csv") + "png")
+        audit.draw(findings, rows, pictures)
     counts = {issue: sum(finding.issue == issue for finding in findings) for issue in audit.ISSUES}
     leaks = sum(finding.leaks for finding in findings)
     out.print(
         f"{counts['label']} labels probably wrong, {counts['ambiguous']} ambiguous, {counts['outlier']} outliers, "
         f"{counts['duplicate']} near-duplicates, {leaks} of them in different splits"
     )
-    out.print(f"Audit: {target}   Pictures: {target.removesuffix('csv')}png")
+    out.print(f"Audit: {target}   Pictures: {pictures}")
 
 
 @app.command()
@@ -288,7 +288,7 @@ def score(
     )  # fmt: skip
     if explain:
         for what, why in scoring.explain(config).items():
-            out.print(f"{what:<8}  {why}", markup=False)
+            out.print(f"{what:<8}  {why}")
         return
     started = time.perf_counter()
     with out.status("Scoring…") as status:
@@ -332,7 +332,7 @@ def submit(
     if not storage.is_local(file):
         raise UsageError(f"FILE received {file!r}; Kaggle's client sends files of this machine, so copy it here first")
     submission.check(file, catalog.read(data or submission.origin(file)))
-    submission.submit(str(Path(file).absolute()), message, competition or submission.COMPETITION)
+    submission.submit(storage.absolute(file), message, competition or submission.COMPETITION)
     out.print(f"Sent {file}")
 
 
@@ -381,7 +381,7 @@ def tune_(
         trials = tuning.search(config, values, asha, concurrent)
     for rank, trial in enumerate(trials, 1):
         if trial.log_loss is None:
-            out.print(f"{rank:>3}  failed     {trial.name}: {trial.error}", markup=False)
+            out.print(f"{rank:>3}  failed     {trial.name}: {trial.error}")
         else:
             out.print(f"{rank:>3}  {trial.log_loss:.4f}  {trial.accuracy:.4f}  {trial.epochs:>3} epochs  {trial.name}")
     out.print(f"Runs: {config.run}   Curves: tensorboard --logdir {config.run}")

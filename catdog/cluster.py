@@ -20,6 +20,9 @@ import ray
 from catdog.engines import EngineName
 from catdog.errors import CatdogError, UsageError
 
+# Whether the cluster that `connect` joined may grow.
+_may_grow = False
+
 # Fewer images than this in a worker's share of a batch, and starting the worker costs more than it brings.
 _MIN_SHARE = 8
 
@@ -38,8 +41,9 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
     Raises:
         CatdogError: no cluster there.
     """
-    if ray.is_initialized():  # somebody who calls the library has a cluster already
-        yield False
+    global _may_grow
+    if ray.is_initialized():  # by a `connect` around this one, or by somebody who calls the library
+        yield _may_grow
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address and address.startswith("http"):
@@ -62,6 +66,9 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             # Workers that Ray starts before anybody asks are not ready when actors are, and get replaced.
             os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+            # Half of the time Ray knocks at its object store before it listens, and would then sleep for a second.
+            os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
+            os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
             options["include_dashboard"] = False
         # Ray Data is slow to import, and Ray to start: each mostly waits, so they do it together.
         with quiet_stderr(not debug), ThreadPoolExecutor(1) as meanwhile:
@@ -79,8 +86,10 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
                 # Their errors come as exceptions too, of which `cause` makes one line.
                 logging.getLogger(name).setLevel(logging.CRITICAL)
         DataContext.get_current().enable_progress_bars = debug
-        yield bool(address)
+        _may_grow = bool(address)
+        yield _may_grow
     finally:
+        _may_grow = False
         try:
             if not address:
                 _stop_autoscaler(ray.get_runtime_context().gcs_address)
@@ -194,7 +203,7 @@ def plan_training(
     return TrainPlan(count, share, gpu)
 
 
-def plan_scoring(parts: Mapping[EngineName, int], gpu: bool | None = None) -> ScorePlan:
+def plan_scoring(parts: Mapping[EngineName, int], gpu: bool | None = None, may_grow: bool = False) -> ScorePlan:
     """Decides how a scoring run uses the cluster: an actor a CPU, or a GPU, and no more than there are parts.
 
     Where there is no GPU actors read their own files and the catalog's blocks need no task, so they may take every
@@ -203,13 +212,14 @@ def plan_scoring(parts: Mapping[EngineName, int], gpu: bool | None = None) -> Sc
     Args:
         parts: by engine that may predict, how many are to be made; the fastest on a CPU first.
         gpu: True, False, or None for GPUs where there are any and TensorFlow may use them.
+        may_grow: an autoscaler may bring a GPU that is not there yet.
 
     Raises:
         UsageError: the cluster has no CPU or GPU to give, or there is no engine for it.
     """
     gpus, cpus = _per_node("GPU"), _per_node("CPU")
     gpu = bool(gpus) and "tensorflow" in parts if gpu is None else gpu
-    units = sum(gpus if gpu else cpus)
+    units = sum(gpus if gpu else cpus) or int(gpu and may_grow)
     if not units:
         raise UsageError(f"the cluster has no {'GPU' if gpu else 'CPU'}; expected at least one")
     if gpu and "tensorflow" not in parts:

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from catdog.crossval import OutOfFold
     from catdog.scoring import ScoreResult
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+# No markup: what is shown are names of files, which may have brackets in them.
+out = Console(soft_wrap=True, highlight=False, markup=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
 def show_catalog(catalog: Catalog) -> None:
@@ -58,7 +59,7 @@ class TrainView:
             where = f" on {event['nodes']} nodes" if event["nodes"] > 1 else ""
             out.print(f"Training on {event['workers']} worker{'s' * (event['workers'] > 1)}{where}{after}")
             for line in event["rejected"]:
-                out.print(f"left out: {line}", markup=False)
+                out.print(f"left out: {line}")
         elif kind == "step":
             done = f"step {event['step']}/{event['steps']}"
             self._status.update(f"epoch {event['epoch']}  {done}  loss {event['loss']:.4f}")
@@ -101,8 +102,8 @@ def show_score(result: ScoreResult, seconds: float) -> None:
     if any(counts["unreadable"] for counts in result.counts.values()):
         out.print(f"Unreadable images: {result.unreadable}")
     if result.report is not None:
-        out.print(f"Report: {result.unreadable.removesuffix('rejected.csv')}report.json")
-    out.print(f"Submission: {result.csv}" if result.csv else "No test images: no submission was written")
+        out.print(f"Report: {result.report_file}")
+    out.print(f"Submission: {result.csv}" if result.csv else "The test split was not scored: no submission was written")
     out.print(f"{seconds:.0f} s")
 
 

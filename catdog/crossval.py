@@ -124,9 +124,9 @@ def cross_validate(
     fold_of = assign(data, folds, int(data.options.get("split_seed", 0)))  # type: ignore[call-overload]
     config = config.model_copy(update={"leave_out": _list_for_folds(config, data)})
     chosen, folder = list(range(folds)) if only is None else [only - 1], ""
-    with cluster.connect(config.address, config.debug):
+    with cluster.connect(config.address, config.debug) as may_grow:
         if config.head_first and not config.epochs and not config.members:
-            merged, seconds, folder = _probe(config, data, fold_of, on_event)
+            merged, seconds, folder = _probe(config, data, fold_of, on_event, may_grow)
             merged = merged.filter(pc.is_in(merged["fold"], pa.array([fold + 1 for fold in chosen])))
         else:
             done = []
@@ -228,7 +228,7 @@ def _list_for_folds(config: TrainConfig, data: Catalog) -> str | None:
 
 
 def _probe(
-    config: TrainConfig, data: Catalog, fold_of: np.ndarray, on_event: EventHandler
+    config: TrainConfig, data: Catalog, fold_of: np.ndarray, on_event: EventHandler, may_grow: bool
 ) -> tuple[pa.Table, float, str]:
     """All folds of a head on cached features at once: the features are computed once, and no bundle is made of a fold.
 
@@ -240,7 +240,7 @@ def _probe(
     folds = fold_of[fold_of >= 0]
     weights = training.load_weights(config)
     folder = features.cache(config.features or "", data, config.spec, weights, config.seed)
-    features.compute(rows, config.spec, weights, config.seed, config.views, folder, on_event, config.gpu)
+    features.compute(rows, config.spec, weights, config.seed, config.views, folder, on_event, config.gpu, may_grow)
     fitted = ~np.isin(rows["key"].to_pylist(), list(training.left_out(config, data)))
     logits = features.out_of_fold(folder, rows, folds, fitted, config.spec, config.seed, config.views)
     labels = rows["label"].to_numpy().astype(np.int64)

@@ -63,6 +63,7 @@ def compute(
     folder: str,
     on_event: Callable[[dict[str, Any]], None],
     gpu: bool | None = None,
+    may_grow: bool = False,
 ) -> None:
     """Computes the features that are not in the cache yet.
 
@@ -75,6 +76,7 @@ def compute(
         folder: URI, from `cache`.
         on_event: told `{"kind": "features", "images", "kept"}`.
         gpu: a GPU for each actor; None where there are any.
+        may_grow: an autoscaler may bring a GPU that is not there yet.
 
     Raises:
         CatdogError: a task failed.
@@ -89,7 +91,7 @@ def compute(
         return
     wanted = rows.take(missing).select(["key", "uri"]).combine_chunks()
     blocks = [wanted.slice(start, _BLOCK_ROWS) for start in range(0, wanted.num_rows, _BLOCK_ROWS)]
-    plan = cluster.plan_scoring({"tensorflow": len(blocks)}, gpu)
+    plan = cluster.plan_scoring({"tensorflow": len(blocks)}, gpu, may_grow)
     done = ray.data.from_arrow(blocks).map_batches(
         _Extractor,
         fn_constructor_args=(spec, weights, seed, views, folder, plan.threads),

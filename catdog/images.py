@@ -6,6 +6,7 @@ whole image is squashed to S×S. Nothing here scales pixel values: a batch stays
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from scipy import sparse
 
 from catdog import storage
 
@@ -24,6 +26,12 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
 # Above so many samples a copy in floats costs more than it saves.
 _SMALL = 2**21
+
+# A smaller part of an old pixel does not count in a new one, for OpenCV and so for us.
+_SLIVER = 1e-3
+
+# By thread, what `_average_areas` computes in.
+_scratch = threading.local()
 
 # How a verdict begins that is about the storage and not about the image: another time it may be read.
 NOT_READ = "could not be read"
@@ -67,25 +75,25 @@ def read_batch(uris: list[str], sizes: list[int]) -> Batch:
         uris: N files.
         sizes: the sizes wanted, in pixels.
     """
-    return decode_batch(map(fetch, uris), sizes, len(uris))
+    return decode_batch(map(fetch, uris), {size: np.empty((len(uris), size, size, 3), np.uint8) for size in sizes})
 
 
-def decode_batch(files: Iterable[bytes | str], sizes: list[int], rows: int) -> Batch:
-    """Decodes files into arrays, in this thread alone.
+def decode_batch(files: Iterable[bytes | str], pixels: dict[int, np.ndarray]) -> Batch:
+    """Decodes files into arrays that are there, in this thread alone.
 
     Args:
         files: what `fetch` gave.
-        sizes: the sizes wanted, in pixels.
-        rows: N, at least as many as there are files.
+        pixels: by S, uint8, N×S×S×3, N at least the number of files; the rows beyond become zero.
     """
     use_one_thread()
-    pixels = {size: np.zeros((rows, size, size, 3), np.uint8) for size in sizes}
-    last = []
+    last: list[Decoded] = []
     for at, data in enumerate(files):
-        decoded = [_unreadable(size, data) if isinstance(data, str) else decode(data, size) for size in sizes]
-        for size, image in zip(sizes, decoded, strict=True):
-            pixels[size][at] = image.pixels
-        last.append(decoded[-1])
+        for size, array in pixels.items():
+            decoded = _unreadable(size, data) if isinstance(data, str) else decode(data, size)
+            array[at] = decoded.pixels
+        last.append(decoded)
+    for array in pixels.values():
+        array[len(last) :] = 0
     return Batch(pixels, [image.status for image in last], [image.detail for image in last])
 
 
@@ -178,13 +186,40 @@ def _squash(pixels: np.ndarray, size: int) -> np.ndarray:
     height, width = pixels.shape[:2]
     shrunk = (min(width, size), min(height, size))
     if pixels.size <= _SMALL and (width % shrunk[0] or height % shrunk[1]):
-        # OpenCV averages areas of floats, to the same bytes, in three quarters of the time.
-        pixels = cv2.convertScaleAbs(cv2.resize(pixels.astype(np.float32), shrunk, interpolation=cv2.INTER_AREA))
+        pixels = _average_areas(pixels, *shrunk)
     elif shrunk != (width, height):
         pixels = cv2.resize(pixels, shrunk, interpolation=cv2.INTER_AREA)
     if shrunk != (size, size):
         pixels = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
     return pixels
+
+
+def _average_areas(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Shrinks as OpenCV's INTER_AREA does, in half of its time: one axis, then the other, in whole rows.
+
+    Sums of floats in another order: about one value in 50,000 rounds to the neighbouring byte.
+    """
+    old_height, old_width = pixels.shape[:2]
+    # Fresh memory of this size costs as much as the sums: every page of it is a fault.
+    if getattr(_scratch, "floats", np.empty(0)).size < pixels.size:
+        _scratch.floats = np.empty(pixels.size, np.float32)
+    floats = _scratch.floats[: pixels.size].reshape(old_height, -1)
+    np.copyto(floats, pixels.reshape(old_height, -1))
+    rows = (_shares(old_height, height) @ floats).reshape(height, old_width, 3)
+    turned = cv2.transpose(rows, _scratch.floats[: rows.size].reshape(old_width, height, 3))
+    columns = _shares(old_width, width) @ turned.reshape(old_width, -1)
+    return cv2.transpose(cv2.convertScaleAbs(columns.reshape(width, height, 3)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _shares(old: int, new: int) -> sparse.csr_array:
+    """The share of each new pixel that each old one covers, along one axis: float32, new×old."""
+    edges = np.arange(new + 1) * (old / new)
+    covered = np.floor(edges[:-1, None]).astype(np.int32) + np.arange(old // new + 2, dtype=np.int32)
+    overlap = np.minimum(edges[1:, None], covered + 1) - np.maximum(edges[:-1, None], covered)
+    counts = (overlap > _SLIVER) & (covered < old)
+    rows = np.concatenate([[0], np.cumsum(counts.sum(axis=1))])
+    return sparse.csr_array(((overlap[counts] * (new / old)).astype(np.float32), covered[counts], rows), (new, old))
 
 
 def _unreadable(size: int, detail: str) -> Decoded:

@@ -54,7 +54,7 @@ def pack(data: str, dest: str) -> tuple[Catalog, int]:
         previous = catalog.read(root)
         if previous.fingerprint != source.fingerprint:
             raise CatdogError(f"DEST {root} holds another data set; give a new or empty folder")
-        return previous, 0
+        return previous, _count_absent(root)
     datasets.require_vacant(root)
     storage.delete_folder(storage.join(root, "shards"))
     datasets.mark_unfinished(root)
@@ -68,6 +68,16 @@ def pack(data: str, dest: str) -> tuple[Catalog, int]:
     packed = dataclasses.replace(source, table=table, root=root)
     datasets.finish(packed)
     return packed, absent
+
+
+def _count_absent(root: str) -> int:
+    """How many files were absent when a finished set was packed."""
+    folder = storage.join(root, "shards")
+    absent = 0
+    for name in storage.list_names(folder):
+        filesystem, path = storage.resolve(storage.join(folder, name))
+        absent += pq.read_table(path, filesystem=filesystem, columns=["size"])["size"].null_count
+    return absent
 
 
 def _write_shard(shard: str, rows: pa.Table) -> int:

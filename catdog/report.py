@@ -79,7 +79,10 @@ def _section(split: str, table: pa.Table, counts: dict[str, int], info: BundleIn
     cross_fit = split == "valid" and info.calibration == "validation" and own
     if cross_fit:
         # Temperature and clip were fitted on these very photos: judged here is what each half does for the other.
-        probabilities = calibration.cross_fitted(labels, logits, calibration.halves(table["key"].to_pylist()))
+        known = table["logit"].is_valid().to_numpy()
+        halves = calibration.halves(table["key"].to_pylist())
+        probabilities = probabilities.copy()
+        probabilities[known] = calibration.cross_fitted(labels[known], logits[known], halves[known])
     return {
         **metrics.summarise(labels, probabilities),
         "calibration": "cross-fitted on halves" if cross_fit else _CALIBRATIONS[info.calibration],

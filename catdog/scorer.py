@@ -24,6 +24,7 @@ from catdog import bundle, engines, images, metrics, storage
 from catdog.bundle import ModelBundle
 from catdog.catalog import Catalog
 from catdog.engines import EngineName
+from catdog.errors import CatdogError
 
 # By split, what `share` put.
 Rows = dict[str, ray.ObjectRef]
@@ -58,17 +59,25 @@ class Part:
     uri: str
 
 
+def is_whole(part: Part) -> bool:
+    """Tells whether a part is there and undamaged."""
+    return _table(part) is not None
+
+
 def is_complete(part: Part) -> bool:
-    """Tells whether a part is there and whole; a damaged one is made again."""
+    """Tells whether a part need not be made again: it is whole, and misses no file that may be there by now."""
+    table = _table(part)
+    return table is not None and not pc.any(pc.starts_with(table["detail"], images.NOT_READ)).as_py()
+
+
+def _table(part: Part) -> pa.Table | None:
     if storage.kind(part.uri) != "file":
-        return False
+        return None
     try:
         table = read(part.uri)
-        # What the storage did not give then, it may give now.
-        missed = pc.any(pc.starts_with(table["detail"], images.NOT_READ)).as_py()
-        return table["key"].equals(part.rows["key"]) and not missed
+        return table if table["key"].equals(part.rows["key"]) else None
     except (pa.ArrowInvalid, OSError, KeyError):
-        return False
+        return None
 
 
 def read(uri: str) -> pa.Table:
@@ -106,6 +115,8 @@ class PartScorer:
         self._info = bundle.merge([loaded.info for loaded in self._bundles])
         self._sizes = sorted({loaded.info.image_size for loaded in self._bundles})
         self._batch_size = batch_size
+        # One for all batches: fresh memory of this size would cost a twentieth of the time, in page faults.
+        self._pixels = {size: np.empty((batch_size, size, size, 3), np.uint8) for size in self._sizes}
         self._rows = {split: ray.get(ref) for split, ref in rows.items()}
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -160,7 +171,7 @@ class PartScorer:
         """Reads the files of one batch ahead, in a thread, so that waiting for them costs nothing.
 
         They are decoded in the model's own thread: another one would take turns with it on the same core, and each
-        would find the core's cache full of the other's.
+        would find the core's cache full of the other's. A batch is good until the next one.
         """
         groups = [uris[start : start + self._batch_size] for start in range(0, len(uris), self._batch_size)]
         with ThreadPoolExecutor(1) as ahead:
@@ -169,7 +180,7 @@ class PartScorer:
                 files = following.result()
                 if number + 1 < len(groups):
                     following = ahead.submit(_fetch_all, groups[number + 1])
-                yield images.decode_batch(files, self._sizes, self._batch_size)
+                yield images.decode_batch(files, self._pixels)
 
     def _slices(self, decoded: images.Batch) -> Iterator[images.Batch]:
         """Cuts a part that is decoded already into batches."""
@@ -208,6 +219,9 @@ def merge(parts: list[Part], data: Catalog) -> Merged:
     Args:
         parts: all of the split's, in catalog order.
         data: the catalog.
+
+    Raises:
+        CatdogError: a part is gone.
     """
     labelled = data.is_labelled(parts[0].split)
     statuses: Counter[str] = Counter()
@@ -216,7 +230,13 @@ def merge(parts: list[Part], data: Catalog) -> Merged:
         probabilities = np.memmap(file, np.float64, shape=(sum(part.rows.num_rows for part in parts),))
     at = 0
     for part in parts:
-        table = read(part.uri)
+        try:
+            table = read(part.uri)
+        except OSError as error:
+            raise CatdogError(
+                f"the part {part.uri} is not there any more; --out must be on storage that every node sees, and be of "
+                "one run at a time"
+            ) from error
         statuses.update(table["status"].to_pylist())
         unreadable.append(table.filter(pc.equal(table["status"], "unreadable")).select(["id", "key", "detail"]))
         probabilities[at : at + table.num_rows] = table["probability"].to_numpy()

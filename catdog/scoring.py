@@ -30,7 +30,7 @@ from catdog.scorer import Part
 PART_ROWS = 512
 # The last parts of a split are smaller, so that no actor ends long before another.
 _TAIL_PARTS, _TAIL_SHARE = 4, 4
-_SCORED_SPLITS = {"all": ("valid", "test"), "valid": ("valid",), "test": ("test",)}
+_SCORED_SPLITS = ("valid", "test")
 
 EventHandler = Callable[[dict[str, Any]], None]
 
@@ -74,6 +74,7 @@ class ScoreResult:
     Attributes:
         csv: URI of the submission, or None where no test split was scored.
         report: what `*.report.json` says, or None where no split with labels was scored.
+        report_file: its URI.
         counts: by split, how many images are ok, recovered and unreadable.
         unreadable: URI of the CSV that names the unreadable images.
         seconds: by stage.
@@ -82,6 +83,7 @@ class ScoreResult:
 
     csv: str | None
     report: dict[str, Any] | None
+    report_file: str
     counts: dict[str, dict[str, int]]
     unreadable: str
     seconds: dict[str, float] = field(default_factory=dict)
@@ -104,25 +106,19 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
     """
     on_event = on_event or (lambda _event: None)
     started = time.perf_counter()
-    out = storage.absolute_output(config.out, "--out")
-    if not storage.name(out).endswith(".csv") or storage.kind(out) == "folder":
-        raise UsageError(f"--out received {config.out!r}, expected the name of a .csv file")
-    job = _Job.open(config, out)
+    job = _Job.open(config)
     # Better to know now than after an hour of scoring that nothing can be written there.
-    probe = storage.join(submission.sidecar(out, "parts"), "writable")
+    probe = storage.join(submission.sidecar(job.out, "parts"), "writable")
     storage.write_text(probe, "")
     storage.delete_file(probe)
-    _refuse_mixed_set(job)
     seconds = {"start": time.perf_counter() - started}
-    missing: dict[EngineName, list[Part]] = {}
-    for engine in job.engines:
+    missing = job.missing()
+    engine = list(missing)[-1]
+    if not missing[engine]:
         parts = job.parts(engine)
-        missing[engine] = [part for part in parts if not scorer.is_complete(part)]
-        if not missing[engine]:
-            break
     else:
-        with cluster.connect(config.address, config.debug):
-            plan = cluster.plan_scoring({engine: len(todo) for engine, todo in missing.items()}, config.gpu)
+        with cluster.connect(config.address, config.debug) as may_grow:
+            plan = cluster.plan_scoring({name: len(todo) for name, todo in missing.items()}, config.gpu, may_grow)
             engine, parts, todo = plan.engine, job.parts(plan.engine), missing[plan.engine]
             seconds["connect"] = time.perf_counter() - started - seconds["start"]
             on_event({"kind": "plan", "actors": plan.actors, "parts": len(todo), "kept": len(parts) - len(todo)})
@@ -140,13 +136,15 @@ def explain(config: ScoreConfig) -> dict[str, str]:
     Raises:
         UsageError, CatdogError: as `score`.
     """
-    job = _Job.open(config, storage.absolute_output(config.out, "--out"))
-    missing = {engine: sum(not scorer.is_complete(part) for part in job.parts(engine)) for engine in job.engines}
-    with cluster.connect(config.address, config.debug):
-        plan = cluster.plan_scoring(missing, config.gpu)
-    parts = job.parts(plan.engine)
-    sizes = f"{PART_ROWS} images each and fewer at the end, predicted {config.batch_size} at a time in one shape"
-    return plan.why | {"parts": f"{len(parts)}, of which {missing[plan.engine]} are to be made; {sizes}"}
+    job = _Job.open(config)
+    missing = {engine: len(parts) for engine, parts in job.missing().items()}
+    if not all(missing.values()):
+        return {"parts": "all are there; the CSV and the report would be written from them"}
+    with cluster.connect(config.address, config.debug) as may_grow:
+        plan = cluster.plan_scoring(missing, config.gpu, may_grow)
+    count, each = len(job.parts(plan.engine)), f"predicted {job.batch_size} at a time in one shape"
+    parts = f"{count}, of which {missing[plan.engine]} are to be made; {PART_ROWS} images each and fewer at the end"
+    return plan.why | {"parts": f"{parts}, {each}"}
 
 
 @dataclass(frozen=True)
@@ -162,11 +160,15 @@ class _Job:
     engines: tuple[EngineName, ...]
 
     @classmethod
-    def open(cls, config: ScoreConfig, out: str) -> _Job:
+    def open(cls, config: ScoreConfig) -> _Job:
+        out = storage.absolute_output(config.out, "--out")
+        if not storage.name(out).endswith(".csv") or storage.kind(out) == "folder":
+            raise UsageError(f"--out received {config.out!r}, expected the name of a .csv file")
         found = [bundle.read_info(model) for model in config.model]
         uris, info = [uri for uri, _ in found], bundle.merge([info for _, info in found])
-        if config.engine == "onnx" and "onnx" not in info.engines:
-            raise UsageError(f"--engine received onnx, but {uris[0]} has no ONNX model ({info.onnx}); use tensorflow")
+        for uri, one in found:
+            if config.engine == "onnx" and "onnx" not in one.engines:
+                raise UsageError(f"--engine received onnx, but {uri} has no ONNX model ({one.onnx}); use tensorflow")
         data = catalog.read(config.data)
         if data.class_names != info.class_names:
             raise UsageError(f"the model tells {info.class_names} apart, but the data set holds {data.class_names}")
@@ -176,28 +178,54 @@ class _Job:
         for uri, one in found:
             for engine in possible:
                 bundle.require_intact(uri, one, engine)
-        return cls(config, out, uris, info, data, _splits(config.split, data), possible)
+        job = cls(config, out, uris, info, data, _splits(config.split, data), possible)
+        _refuse_mixed_set(job)
+        return job
+
+    @property
+    def others(self) -> list[str]:
+        """The splits that could be scored, but are not to be now."""
+        return [split for split in _SCORED_SPLITS if split not in self.splits and self.data.count(split)]
+
+    @property
+    def arithmetic(self) -> list[str]:
+        """What else a part's last bits follow from: the shape of a batch, and the packages that compute."""
+        return [str(self.batch_size), json.dumps(bundle.package_versions(), sort_keys=True)]
+
+    @property
+    def batch_size(self) -> int:
+        """Images predicted at a time: no more than a part has."""
+        return min(self.config.batch_size, PART_ROWS)
+
+    def missing(self) -> dict[EngineName, list[Part]]:
+        """The parts that are still to be made, by engine, up to the first engine that has none."""
+        found: dict[EngineName, list[Part]] = {}
+        for engine in self.engines:
+            found[engine] = [part for part in self.parts(engine) if not scorer.is_complete(part)]
+            if not found[engine]:
+                break
+        return found
 
     def parts(self, engine: EngineName, splits: list[str] | None = None) -> list[Part]:
         """The parts of some splits, or of all that are to be scored, in catalog order."""
         folder = submission.sidecar(self.out, "parts")
-        origin = [self.data.fingerprint, bundle.fingerprint(self.info), engine, str(self.config.batch_size)]
+        origin = [self.data.fingerprint, bundle.fingerprint(self.info), engine, *self.arithmetic]
         parts = []
         for split in self.splits if splits is None else splits:
             rows = self.data.split(split)
             mark = hashlib.sha256("\0".join([*origin, split]).encode()).hexdigest()[:16]
-            for start, stop in _cut(rows.num_rows):
+            for start, stop in _cut(rows.num_rows, self.batch_size):
                 name = f"{split}-{start:08d}-{stop:08d}-{mark}.parquet"
                 parts.append(Part(split, start, rows.slice(start, stop - start), storage.join(folder, name)))
         return parts
 
 
-def _cut(count: int) -> Iterator[tuple[int, int]]:
-    """Cuts a split of so many rows into the ranges of its parts."""
+def _cut(count: int, batch_size: int) -> Iterator[tuple[int, int]]:
+    """Cuts a split of so many rows into the ranges of its parts, none of which is less than a batch if it can be."""
     tail = max(0, count // PART_ROWS - _TAIL_PARTS) * PART_ROWS
     start = 0
     while start < count:
-        stop = min(count, start + (PART_ROWS if start < tail else max(1, PART_ROWS // _TAIL_SHARE)))
+        stop = min(count, start + (PART_ROWS if start < tail else max(batch_size, PART_ROWS // _TAIL_SHARE)))
         yield start, stop
         start = stop
 
@@ -222,7 +250,7 @@ def _splits(split: str, data: Catalog) -> list[str]:
     if split != "all":
         data.split(split)
         return [split]
-    found = [name for name in _SCORED_SPLITS[split] if data.count(name)]
+    found = [name for name in _SCORED_SPLITS if data.count(name)]
     if not found:
         raise CatdogError(f"{data.root} has neither validation nor test images to score")
     return found
@@ -246,7 +274,7 @@ def _score_parts(missing: list[Part], plan: ScorePlan, job: _Job, on_event: Even
             "models": job.models,
             "rows": rows,
             "engine": plan.engine,
-            "batch_size": job.config.batch_size,
+            "batch_size": job.batch_size,
             "threads": plan.threads,
         },
         batch_format="pyarrow",
@@ -272,21 +300,20 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
     merging = time.perf_counter()
     out, config = job.out, job.config
     splits = list(job.splits)
-    for split in _SCORED_SPLITS["all"]:
-        # What an earlier run scored with the same model belongs to the same set of files.
-        if split not in splits and job.data.count(split):
-            others = job.parts(engine, [split])
-            if all(scorer.is_complete(part) for part in others):
+    # What an earlier run scored with the same model belongs to the same set of files, whichever engine it took.
+    for split in job.others:
+        for each in dict.fromkeys((engine, *job.info.engines)):
+            if split not in splits and all(scorer.is_whole(part) for part in job.parts(each, [split])):
                 splits.append(split)
-                parts += others
+                parts += job.parts(each, [split])
     merged = {split: scorer.merge([part for part in parts if part.split == split], job.data) for split in splits}
     counts = {split: each.counts for split, each in merged.items()}
-    rejected = submission.sidecar(out, "rejected.csv")
+    rejected, report_file = submission.sidecar(out, "rejected.csv"), submission.sidecar(out, "report.json")
     sections = {split: each.judged for split, each in merged.items() if each.judged is not None}
     content = report.build(sections, counts, job.info, job.data) if sections else None
     submission.write_rejected(rejected, {split: each.unreadable for split, each in merged.items()})
     if content is not None:
-        storage.write_text(submission.sidecar(out, "report.json"), report.to_json(content))
+        storage.write_text(report_file, report.to_json(content))
     if "test" in merged:
         submission.write(out, job.data.split("test")["id"], merged["test"].probabilities)
     seconds["merge"] = time.perf_counter() - merging
@@ -304,9 +331,10 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     storage.write_text(submission.sidecar(out, "meta.json"), report.to_json(meta))
-    _drop_stale_parts(job, engine)
+    _drop_stale_parts(job, parts)
     excess = [s for s, c in counts.items() if c["unreadable"] > config.max_unreadable * sum(c.values())]
-    return ScoreResult(out if "test" in merged else None, content, counts, rejected, seconds, excess)
+    csv = out if "test" in merged else None
+    return ScoreResult(csv, content, report_file, counts, rejected, seconds, excess)
 
 
 def _refuse_mixed_set(job: _Job) -> None:
@@ -314,9 +342,11 @@ def _refuse_mixed_set(job: _Job) -> None:
     try:
         meta = json.loads(storage.read_bytes(submission.sidecar(job.out, "meta.json")))
         before = (meta["bundle_fingerprint"], meta["catalog_fingerprint"], meta["options"]["batch_size"])
+        versions = meta["versions"]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if before == (bundle.fingerprint(job.info), job.data.fingerprint, job.config.batch_size):
+    now = (bundle.fingerprint(job.info), job.data.fingerprint, job.config.batch_size)
+    if (before, versions) == (now, bundle.package_versions()):
         return
     kept = {
         job.out: "test" not in job.splits,
@@ -325,16 +355,16 @@ def _refuse_mixed_set(job: _Job) -> None:
     for uri, stays in kept.items():
         if stays and storage.exists(uri):
             raise UsageError(
-                f"{uri} is of another model, data set or --batch-size, and this run would not replace it; give another "
-                "--out, or --split all"
+                f"{uri} is of another model, data set or --batch-size, or of other versions of packages, and this run "
+                "would not replace it; give another --out, or --split all"
             )
 
 
-def _drop_stale_parts(job: _Job, engine: EngineName) -> None:
+def _drop_stale_parts(job: _Job, written: list[Part]) -> None:
     """Deletes what other models or data sets left under this name; what counts is all written by now."""
     folder = submission.sidecar(job.out, "parts")
-    scored = [split for split in _SCORED_SPLITS["all"] if job.data.count(split)]
-    current = {storage.name(part.uri) for part in job.parts(engine, scored)}
+    begun = [part for engine in job.info.engines for part in job.parts(engine, job.others)]
+    current = {storage.name(part.uri) for part in [*written, *begun]}
     for name in storage.list_names(folder):
         if name.endswith(".parquet") and name not in current:
             storage.delete_file(storage.join(folder, name))

@@ -97,7 +97,9 @@ def _train_one(config: TrainConfig, on_event: EventHandler) -> TrainResult:
         if config.head_first:
             views = ["identity"] if config.epochs else config.views
             folder = features.cache(config.features or "", data, config.spec, weights, config.seed)
-            features.compute(rows["train"], config.spec, weights, config.seed, views, folder, on_event, config.gpu)
+            features.compute(
+                rows["train"], config.spec, weights, config.seed, views, folder, on_event, config.gpu, may_grow
+            )
             head = features.fit_head(folder, rows["train"], config.spec, config.seed, views, config.epochs > 0)
         # Kept until the end: the blocks live as long as somebody holds the data set.
         decoded = {split: ingest.decode(table, config.image_size or 0) for split, table in rows.items()}

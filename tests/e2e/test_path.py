@@ -172,7 +172,7 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
 ) -> None:
     monkeypatch.setattr(scoring, "PART_ROWS", 4)
     out = tmp_path / "results.csv"
-    config = config_for(untrained, drawn, out, split="test")
+    config = config_for(untrained, drawn, out, split="test", batch_size=1)
     scoring.score(config)
     first = out.read_bytes()
     parts = sorted((tmp_path / "results.parts").iterdir())
