@@ -102,6 +102,12 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_scored(
     assert refused.err.count("\n") == 1
 
 
+def test_brackets_in_a_path_are_shown_as_they_are(tmp_path: Path, catdog) -> None:
+    made = catdog("data", "synthesize", tmp_path / "cats[old]" / "[/x]", "--train", 4, "--test", 1)
+    assert made.code == 0, made.err
+    assert f"Data set: {tmp_path}/cats[old]/[/x]\n" in made.out
+
+
 def test_overwrite_deletes_runs_only(drawn: Catalog, tmp_path: Path, catdog) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("years of work")

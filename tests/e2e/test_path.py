@@ -155,16 +155,17 @@ def test_too_many_unreadable_images_are_written_and_then_told(
     assert "more than 1.00% of the images are unreadable (valid, test)" in done.err
     assert submission.check(str(out), own) == 24
 
+    # One split alone, of the same model: what is said of the other one stays.
+    before = {name: out.with_name(f"results.{name}").read_text() for name in ("rejected.csv", "report.json")}
+    assert "test/3.jpg" in before["rejected.csv"]
+    scoring.score(config_for(trained[0].run, own, out, split="valid", max_unreadable=0.1))
+    assert before == {name: out.with_name(f"results.{name}").read_text() for name in before}
+
     # What the storage did not give then is scored once it is back, by the same command.
     gone = Path(own.split("test")["uri"][2].as_py())
     gone.with_suffix(".away").rename(gone)
     scoring.score(config_for(trained[0].run, own, out, max_unreadable=0.1))
     assert "test/3.jpg" not in out.with_name("results.rejected.csv").read_text()
-
-    # One split alone, of the same model: what is said of the other one stays.
-    before = {name: out.with_name(f"results.{name}").read_text() for name in ("rejected.csv", "report.json")}
-    scoring.score(config_for(trained[0].run, own, out, split="valid", max_unreadable=0.1))
-    assert before == {name: out.with_name(f"results.{name}").read_text() for name in before}
 
 
 def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
@@ -242,12 +243,23 @@ def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
     events: list[dict] = []
     scoring.score(config_for(untrained, drawn, outs["tensorflow"]), events.append)
     assert events == []
+    # One split again with the other engine: the set of files still speaks of both.
+    for part in outs["tensorflow"].with_suffix(".parts").glob("valid-*"):
+        shutil.copy(part, outs["auto"].with_suffix(".parts"))
+    scoring.score(config_for(untrained, drawn, outs["auto"], split="valid", engine="tensorflow"), events.append)
+    assert events == []
+    counts = json.loads((tmp_path / "auto" / "results.meta.json").read_text())["counts"]
+    assert (sum(counts["valid"].values()), sum(counts["test"].values())) == (drawn.count("valid"), 24)
+    assert outs["packed"].read_bytes() == outs["auto"].read_bytes()
+    assert len(scoring.read_parts(str(outs["auto"]))) == drawn.count("valid") + 24
 
     explained = catdog("score", "--model", untrained, "--data", drawn.root, "--out", tmp_path / "new.csv", "--explain")
     assert "engine    onnx: the fastest on CPUs" in explained.out
     assert "actors    2: one a CPU" in explained.out
     assert "2, of which 2 are to be made" in explained.out
     assert not (tmp_path / "new.csv").exists()
+    explained = catdog("score", "--model", untrained, "--data", drawn.root, "--out", outs["packed"], "--explain")
+    assert "all are there" in explained.out
 
 
 def test_a_damaged_model_is_found_before_ray_starts(
