@@ -29,9 +29,8 @@ app = typer.Typer()
 
 def decode_reduced(data: bytes, size: int, scale: int) -> np.ndarray:
     """Decodes a photo at the given scale and averages the rest of the way, as `images.decode` does from the whole."""
-    small = cv2.imdecode(np.frombuffer(data, np.uint8), _SCALES[scale]).astype(np.float32)
-    pixels = cv2.convertScaleAbs(cv2.resize(small, (size, size), interpolation=cv2.INTER_AREA))
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    small = cv2.imdecode(np.frombuffer(data, np.uint8), _SCALES[scale])
+    return cv2.cvtColor(images.squash(small, size), cv2.COLOR_BGR2RGB)
 
 
 def shortest_side(data: bytes) -> int:

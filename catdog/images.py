@@ -140,7 +140,7 @@ def decode(data: bytes, size: int) -> Decoded:
         except cv2.error:
             pixels = None
         if pixels is not None:
-            return Decoded(cv2.cvtColor(_squash(pixels, size), cv2.COLOR_BGR2RGB), "ok", "")
+            return Decoded(cv2.cvtColor(squash(pixels, size), cv2.COLOR_BGR2RGB), "ok", "")
     return _decode_with_pillow(data, size)
 
 
@@ -179,10 +179,19 @@ def _pillow_pixels(data: bytes, size: int) -> tuple[np.ndarray, Status, str]:
         else:
             pixels = np.asarray(upright.convert("RGB"))
     # A whole JPEG that merely has bytes after its end is as good as any other.
-    return _squash(pixels, size), "ok" if plain else "recovered", "" if plain else detail
+    return squash(pixels, size), "ok" if plain else "recovered", "" if plain else detail
 
 
-def _squash(pixels: np.ndarray, size: int) -> np.ndarray:
+def squash(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Makes an image square: each axis for itself averages areas where it shrinks, and is bilinear where it grows.
+
+    Args:
+        pixels: uint8, H×W×3.
+        size: S, in pixels.
+
+    Returns:
+        uint8, S×S×3.
+    """
     height, width = pixels.shape[:2]
     shrunk = (min(width, size), min(height, size))
     if pixels.size <= _SMALL and (width % shrunk[0] or height % shrunk[1]):
