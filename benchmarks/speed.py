@@ -67,6 +67,11 @@ def timed(command: list[str]) -> tuple[float, str]:
     return time.perf_counter() - started, done.stdout
 
 
+def spread(values: list[float]) -> str:
+    """The median, and between what it lies."""
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
 def repeat(data: Catalog, count: int, root: Path, split: str = "test") -> Catalog:
     """A data set of `count` files, links to those of a split over and over, in one folder for all who read folders."""
     files = data.split(split)["uri"].to_pylist()
@@ -178,8 +183,9 @@ def score(
                 floor = json.loads(timed([sys.executable, str(RIVALS), "floor", f"{model}/model.onnx", folder_])[1])
                 found["floor"].append(floor["both"])
             ours, keras, ray, rate, share, floor_rate = (statistics.median(found[key]) for key in found)
+            seconds = " | ".join(spread(found[key]) for key in ("ours", "keras", "ray"))
             say(
-                f"| MobileNet {alpha} | {name} | {ours:.1f} | {keras:.1f} | {ray:.1f} | **{ours / keras:.2f}** | "
+                f"| MobileNet {alpha} | {name} | {seconds} | **{ours / keras:.2f}** | "
                 f"**{ours / ray:.2f}** | {rate:.0f} | {share:.0%} | {floor_rate:.0f} | **{rate / floor_rate:.3f}** |"
             )
 
