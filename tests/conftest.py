@@ -13,6 +13,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# As `cluster.connect` has it for a cluster of one's own: tests start many.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
+os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
 os.environ.pop("RAY_ADDRESS", None)
 
 import pytest
