@@ -311,17 +311,17 @@ def _write(uri: str, files: list[bytes], onnx: list[bytes], why_not: str, fields
     return info
 
 
-def require_intact(uri: str, info: BundleInfo, engine: EngineName) -> None:
+def require_intact(model: str, engine: EngineName) -> None:
     """Makes sure that all files that an engine will load are there and whole, before anybody waits for actors.
 
     Args:
-        uri: of the bundle.
-        info: what it says.
-        engine: one of `info.engines`.
+        model: URI of a run or of a bundle.
+        engine: one of those that the bundle has.
 
     Raises:
         CatdogError: a file is absent, or not the one that was saved.
     """
+    uri, info = read_info(model)
     for member in info.members:
         _read_file(uri, info, onnx_name(member) if engine == "onnx" else member)
 

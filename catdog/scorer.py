@@ -115,7 +115,7 @@ class PartScorer:
         self._info = bundle.merge([loaded.info for loaded in self._bundles])
         self._sizes = sorted({loaded.info.image_size for loaded in self._bundles})
         self._batch_size = batch_size
-        # One for all batches: fresh memory of this size would cost a twentieth of the time, in page faults.
+        # One for all batches: fresh memory for each made half of an actor's page faults.
         self._pixels = {size: np.empty((batch_size, size, size, 3), np.uint8) for size in self._sizes}
         self._rows = {split: ray.get(ref) for split, ref in rows.items()}
 

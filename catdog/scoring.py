@@ -120,6 +120,8 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
         with cluster.connect(config.address, config.debug) as may_grow:
             plan = cluster.plan_scoring({name: len(todo) for name, todo in missing.items()}, config.gpu, may_grow)
             engine, parts, todo = plan.engine, job.parts(plan.engine), missing[plan.engine]
+            for model in job.models:
+                bundle.require_intact(model, engine)
             seconds["connect"] = time.perf_counter() - started - seconds["start"]
             on_event({"kind": "plan", "actors": plan.actors, "parts": len(todo), "kept": len(parts) - len(todo)})
             _score_parts(todo, plan, job, on_event)
@@ -175,9 +177,6 @@ class _Job:
         possible = info.engines if config.engine == "auto" else (config.engine,)
         if config.engine == "auto" and config.gpu is not None:
             possible = ("tensorflow",) if config.gpu else possible[:1]
-        for uri, one in found:
-            for engine in possible:
-                bundle.require_intact(uri, one, engine)
         job = cls(config, out, uris, info, data, _splits(config.split, data), possible)
         _refuse_mixed_set(job)
         return job
@@ -186,11 +185,6 @@ class _Job:
     def others(self) -> list[str]:
         """The splits that could be scored, but are not to be now."""
         return [split for split in _SCORED_SPLITS if split not in self.splits and self.data.count(split)]
-
-    @property
-    def arithmetic(self) -> list[str]:
-        """What else a part's last bits follow from: the shape of a batch, and the packages that compute."""
-        return [str(self.batch_size), json.dumps(bundle.package_versions(), sort_keys=True)]
 
     @property
     def batch_size(self) -> int:
@@ -209,7 +203,8 @@ class _Job:
     def parts(self, engine: EngineName, splits: list[str] | None = None) -> list[Part]:
         """The parts of some splits, or of all that are to be scored, in catalog order."""
         folder = submission.sidecar(self.out, "parts")
-        origin = [self.data.fingerprint, bundle.fingerprint(self.info), engine, *self.arithmetic]
+        versions = json.dumps(bundle.package_versions(), sort_keys=True)
+        origin = [self.data.fingerprint, bundle.fingerprint(self.info), engine, str(self.batch_size), versions]
         parts = []
         for split in self.splits if splits is None else splits:
             rows = self.data.split(split)
@@ -303,9 +298,11 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
     # What an earlier run scored with the same model belongs to the same set of files, whichever engine it took.
     for split in job.others:
         for each in dict.fromkeys((engine, *job.info.engines)):
-            if split not in splits and all(scorer.is_whole(part) for part in job.parts(each, [split])):
+            others = job.parts(each, [split])
+            if all(scorer.is_whole(part) for part in others):
                 splits.append(split)
-                parts += job.parts(each, [split])
+                parts += others
+                break
     merged = {split: scorer.merge([part for part in parts if part.split == split], job.data) for split in splits}
     counts = {split: each.counts for split, each in merged.items()}
     rejected, report_file = submission.sidecar(out, "rejected.csv"), submission.sidecar(out, "report.json")
