@@ -1,8 +1,14 @@
-"""Training's images: a Ray Data job decodes each once into shared memory, and every worker maps them from there."""
+"""Training's images: a Ray Data job decodes each once into shared memory; every worker takes its batches from there.
+
+Which images make up a global batch, and how each is augmented, follows from seed, epoch and key; each worker takes
+every `world`-th image of it. So one worker or four compute the same steps.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +16,13 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from catdog import cluster, images
+from catdog import augment, cluster, images
 from catdog.errors import CatdogError
+from catdog.recipes import TrainConfig
 
 _BLOCK_ROWS = 256
+_ORDER_STREAM, _AUGMENT_STREAM = 0, 1
+_MIXUP_STREAM = 2**33
 
 
 def require_memory(count: int, size: int) -> None:
@@ -123,3 +132,76 @@ class Pixels:
     def readable(self) -> np.ndarray:
         """The rows that have pixels, in order."""
         return np.flatnonzero(self.where[:, 0] >= 0)
+
+
+@dataclass
+class Batches:
+    """One worker's share of every global batch.
+
+    Attributes:
+        config: resolved; its seed, batch size, augmentation and what else changes images.
+        pixels: of the training images.
+        labels: int64, N, 0 or 1.
+        hashes: uint64, N: of the images' keys, which all that is drawn for an image follows from.
+        rank: of this worker.
+        world: how many workers there are.
+    """
+
+    config: TrainConfig
+    pixels: Pixels
+    labels: np.ndarray
+    hashes: np.ndarray
+    rank: int
+    world: int
+
+    @property
+    def size(self) -> int:
+        """Images in a global batch: fewer than asked for where there are not so many."""
+        return min(self.config.batch_size, len(self.pixels.readable))
+
+    @property
+    def steps(self) -> int:
+        """Global batches in an epoch; images left over wait for the next one's order."""
+        return len(self.pixels.readable) // self.size
+
+    def epoch(self, epoch: int) -> Iterator[list[np.ndarray]]:
+        """Gathers an epoch's batches, each while the one before is trained on.
+
+        Args:
+            epoch: counted from 0.
+
+        Yields:
+            Of this worker's n images: uint8 pixels n×S×S×3, float32 labels n, float32 weights of their losses n, the
+            augmentations `augment.draw` made, and float32 shares in MixUp n. With MixUp the images to mix in, and all
+            that goes with them, follow in a second half.
+        """
+        config, seed, size, steps = self.config, self.config.seed, self.size, self.steps
+        rows, labels = self.pixels.readable, self.labels.astype(np.float32)
+        random = augment.uniform(2 * seed + _ORDER_STREAM, epoch, self.hashes[rows], 1)[:, 0]
+        order = rows[np.argsort(random, kind="stable")]
+        random = augment.uniform(2 * seed + _AUGMENT_STREAM, epoch, self.hashes, augment.DRAWS)
+        changes = augment.draw(random, config.augmentation, config.image_size or 0, config.train_size)
+        shares = np.ones(len(labels), np.float32)
+        if config.mixup:
+            from scipy import stats
+
+            drawn = augment.uniform(_MIXUP_STREAM + seed, epoch, self.hashes, 1)[:, 0]
+            shares = stats.beta.ppf(drawn, config.mixup, config.mixup).astype(np.float32)
+        weights = np.ones(len(labels), np.float32)
+        if config.balance:
+            weights = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean())).astype(np.float32)
+
+        def share(step: int) -> list[np.ndarray]:
+            batch = order[step * size : (step + 1) * size]
+            mine = batch[self.rank :: self.world]
+            if config.mixup:
+                mine = np.concatenate([mine, np.roll(batch, 1)[self.rank :: self.world]])
+            return [self.pixels.take(mine), labels[mine], weights[mine], changes[mine], shares[mine]]
+
+        with ThreadPoolExecutor(1) as ahead:
+            following = ahead.submit(share, 0)
+            for step in range(steps):
+                current = following.result()
+                if step + 1 < steps:
+                    following = ahead.submit(share, step + 1)
+                yield current

@@ -1,8 +1,6 @@
 """One replica of the model in one Ray Train worker: the loop over epochs and steps, kept in step with the others.
 
-Keras 3's `fit` does not work under MultiWorkerMirroredStrategy, so the loop is written out. Which images make up a
-global batch, and how each is augmented, follows from seed, epoch and key; each worker takes every `world`-th image of
-it. So one worker or four compute the same steps.
+Keras 3's `fit` does not work under MultiWorkerMirroredStrategy, so the loop is written out.
 """
 
 from __future__ import annotations
@@ -10,13 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
-import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +18,20 @@ import pyarrow.parquet as pq
 import ray
 import ray.train
 
-from catdog import augment, bundle, calibration, engines, fused, images, ingest, metrics, models, optimizers, storage
+from catdog import (
+    augment,
+    bundle,
+    calibration,
+    checkpoint,
+    engines,
+    fused,
+    images,
+    ingest,
+    metrics,
+    models,
+    optimizers,
+    storage,
+)
 from catdog.board import Board
 from catdog.errors import CatdogError
 from catdog.recipes import TrainConfig
@@ -36,22 +42,10 @@ _EVENT_SECONDS = 0.5
 _MAX_REJECTED = 0.2
 # Images that the bundle's ONNX file must agree with Keras on.
 _SAMPLE = 32
-_ORDER_STREAM, _AUGMENT_STREAM = 0, 1
-_MIXUP_STREAM = 2**33
 
 
 class CommonError(CatdogError):
     """What every worker finds at the same step: all of them return, and Ray need not start them again."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands after an epoch; with the variables it is all that resuming needs."""
-
-    epoch: int = 0
-    best_epoch: int = 0
-    best_log_loss: float = float("inf")
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -98,10 +92,12 @@ class Replica:
                     f"{len(pixels.rejected)} of {len(pixels.where)} {split} images could not be used, more than "
                     f"{_MAX_REJECTED:.0%} (the first {pixels.rejected[0][1]}); is the data set on every node?"
                 )
-        self.batch_size = min(config.batch_size, len(self.train_pixels.readable))
+        labels, hashes = job["labels"]["train"], job["hashes"]["train"]
+        self.batches = ingest.Batches(config, self.train_pixels, labels, hashes, self.rank, self.world)
+        self.batch_size = self.batches.size
         if self.batch_size < self.world:
             raise CommonError(f"{self.batch_size} training images for {self.world} workers, expected one each at least")
-        self.steps = len(self.train_pixels.readable) // self.batch_size
+        self.steps = self.batches.steps
 
         weights = ray.get(job["weights"]) if job["weights"] is not None else None
         self._gather = tf.function(self._gather_in_replicas)
@@ -154,7 +150,7 @@ class Replica:
 
     def train(self) -> dict[str, Any]:
         """Trains to the last epoch or until patience runs out, then writes the bundle with the best weights."""
-        progress, best = self._restore()
+        progress, best = checkpoint.restore(self.model, self.optimizer)
         node = np.frombuffer(bytes.fromhex(ray.get_runtime_context().get_node_id())[:8], np.int64)
         nodes = len(np.unique(self._all_gather(node)))
         if self.rank == 0:
@@ -169,7 +165,7 @@ class Replica:
             with self._scoring_weights():
                 digests = self._require_equal_replicas()
                 figures = self._judge(self._valid_logits(["identity"]))
-                values = self._model_values()
+                values = checkpoint.values(self.model)
             if not np.isfinite(figures["log_loss"]):
                 raise CommonError(f"the validation log loss of epoch {progress.epoch + 1} is {figures['log_loss']}")
             progress.epoch += 1
@@ -187,78 +183,40 @@ class Replica:
             if config.keep == "last" or figures["log_loss"] < progress.best_log_loss:
                 progress.best_log_loss, progress.best_epoch = figures["log_loss"], progress.epoch
                 best = values
-            self._report(progress, best)
+            checkpoint.report(progress, self.model, self.optimizer, best, self.rank)
             if board is not None:
                 with contextlib.suppress(CatdogError):  # a curve is not worth a run
                     board.add(entry)
                 kept = config.keep == "best" and progress.best_epoch == progress.epoch
                 self._emit("epoch", best=kept, **entry)
         for model in (self.model, self.scorer):
-            _assign(model, best)
+            checkpoint.assign(model, best)
         digests = self._require_equal_replicas()
         logits = self._valid_logits(config.views)
         return self._save(progress, digests, logits) if self.rank == 0 else {}
 
-    def _out_of_patience(self, progress: Progress) -> bool:
+    def _out_of_patience(self, progress: checkpoint.Progress) -> bool:
         return self.config.keep == "best" and progress.epoch - progress.best_epoch >= self.config.patience
 
     @contextlib.contextmanager
     def _scoring_weights(self) -> Iterator[None]:
         """Puts the weights to be judged, averaged if they are to be, into the model that is; training's come back."""
-        own = self._model_values()
+        own = checkpoint.values(self.model)
         if self.config.ema:
             self.optimizer.finalize_variable_values(self.model.trainable_variables)
         if self.scorer is not self.model:
-            _assign(self.scorer, self._model_values())
+            checkpoint.assign(self.scorer, checkpoint.values(self.model))
         yield
         if self.config.ema:
-            _assign(self.model, own)
+            checkpoint.assign(self.model, own)
 
     # --- one epoch ---------------------------------------------------------------------------------------------
-
-    def _batches(self, epoch: int) -> Iterator[list[np.ndarray]]:
-        """This worker's share of each global batch, gathered one step ahead.
-
-        Yields:
-            Images, labels, weights of their losses, augmentations, and each one's share in MixUp. With MixUp the
-            images to mix in, and all that goes with them, follow in the second half.
-        """
-        config, seed = self.config, self.config.seed
-        rows = self.train_pixels.readable
-        hashes, labels = self.job["hashes"]["train"], self.job["labels"]["train"].astype(np.float32)
-        order = rows[np.argsort(augment.uniform(2 * seed + _ORDER_STREAM, epoch, hashes[rows], 1)[:, 0], kind="stable")]
-        random = augment.uniform(2 * seed + _AUGMENT_STREAM, epoch, hashes, augment.DRAWS)
-        changes = augment.draw(random, config.augmentation, self.size, config.train_size)
-        shares = np.ones(len(labels), np.float32)
-        if config.mixup:
-            from scipy import stats
-
-            drawn = augment.uniform(_MIXUP_STREAM + seed, epoch, hashes, 1)[:, 0]
-            shares = stats.beta.ppf(drawn, config.mixup, config.mixup).astype(np.float32)
-        weights = np.ones(len(labels), np.float32)
-        if config.balance:
-            weights = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean())).astype(np.float32)
-
-        def share(step: int) -> list[np.ndarray]:
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            mine = batch[self.rank :: self.world]
-            if config.mixup:
-                mine = np.concatenate([mine, np.roll(batch, 1)[self.rank :: self.world]])
-            return [self.train_pixels.take(mine), labels[mine], weights[mine], changes[mine], shares[mine]]
-
-        with ThreadPoolExecutor(1) as ahead:
-            following = ahead.submit(share, 0)
-            for step in range(self.steps):
-                current = following.result()
-                if step + 1 < self.steps:
-                    following = ahead.submit(share, step + 1)
-                yield current
 
     def _epoch(self, epoch: int) -> float:
         import tensorflow as tf
 
         losses, said = [], time.perf_counter()
-        for step, batch in enumerate(self._batches(epoch)):
+        for step, batch in enumerate(self.batches.epoch(epoch)):
             losses.append(float(self._step(*map(tf.constant, batch))))
             if self.rank == 0 and time.perf_counter() - said > _EVENT_SECONDS:
                 said = time.perf_counter()
@@ -369,45 +327,16 @@ class Replica:
         Raises:
             CatdogError: they differ.
         """
-        digest = hashlib.sha256(b"".join(value.tobytes() for value in self._model_values())).digest()
+        digest = hashlib.sha256(b"".join(value.tobytes() for value in checkpoint.values(self.model))).digest()
         every = self._all_gather(np.frombuffer(digest, np.int64))
         digests = [row.tobytes().hex() for row in every]
         if len(set(digests)) > 1:
             raise CommonError(f"the workers' models have drifted apart ({digests}); nothing more was saved")
         return digests
 
-    # --- checkpoints, events, the bundle -------------------------------------------------------------------------
+    # --- events and the bundle -----------------------------------------------------------------------------------
 
-    def _model_values(self) -> list[np.ndarray]:
-        return [np.asarray(variable).copy() for variable in self.model.variables]
-
-    def _restore(self) -> tuple[Progress, list[np.ndarray]]:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return Progress(), self._model_values()
-        with checkpoint.as_directory() as folder:
-            progress = Progress(**json.loads((Path(folder) / "progress.json").read_text()))
-            variables = [*self.model.variables, *self.optimizer.variables]
-            with np.load(Path(folder) / "variables.npz", allow_pickle=False) as saved:
-                for at, variable in enumerate(variables):
-                    variable.assign(saved[f"v{at}"])
-            with np.load(Path(folder) / "best.npz", allow_pickle=False) as saved:
-                best = [saved[f"v{at}"] for at in range(len(self.model.variables))]
-        return progress, best
-
-    def _report(self, progress: Progress, best: list[np.ndarray]) -> None:
-        figures = {name: value for name, value in progress.history[-1].items() if isinstance(value, int | float)}
-        if self.rank != 0:
-            ray.train.report(figures)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            values = self._model_values() + [np.asarray(variable) for variable in self.optimizer.variables]
-            _save_arrays(Path(folder) / "variables.npz", values)
-            _save_arrays(Path(folder) / "best.npz", best)
-            (Path(folder) / "progress.json").write_text(json.dumps(vars(progress)))
-            ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-    def _save(self, progress: Progress, digests: list[str], logits: np.ndarray) -> dict[str, Any]:
+    def _save(self, progress: checkpoint.Progress, digests: list[str], logits: np.ndarray) -> dict[str, Any]:
         config, labels, keys = self.config, self.job["labels"]["valid"], self.job["keys"]["valid"]
         figures, temperature, clip = calibration.conclude(labels, logits, keys, config.calibrate)
         validation = {"epoch": progress.best_epoch, **figures}
@@ -451,15 +380,5 @@ class Replica:
     def _emit(self, kind: str, **values: Any) -> None:
         self.job["events"].put({"kind": kind, **values})
 
-    def _open_board(self, progress: Progress) -> Board:
+    def _open_board(self, progress: checkpoint.Progress) -> Board:
         return Board(storage.join(self.job["run"], "tensorboard"), progress.epoch)
-
-
-def _assign(model: Any, values: list[np.ndarray]) -> None:
-    for variable, value in zip(model.variables, values, strict=True):
-        variable.assign(value)
-
-
-def _save_arrays(path: Path, values: list[np.ndarray]) -> None:
-    named: dict[str, Any] = {f"v{at}": value for at, value in enumerate(values)}
-    np.savez(path, **named)

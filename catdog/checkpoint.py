@@ -1,0 +1,82 @@
+"""A training run's checkpoints: after each epoch all that going on needs, and the best weights so far."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+
+
+@dataclass
+class Progress:
+    """Where a run stands after an epoch; with the variables it is all that resuming needs."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_log_loss: float = float("inf")
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def values(model: Any) -> list[np.ndarray]:
+    """Copies of all variables of a Keras model, in its order."""
+    return [np.asarray(variable).copy() for variable in model.variables]
+
+
+def assign(model: Any, arrays: list[np.ndarray]) -> None:
+    """Puts arrays, in the order of `values`, into a Keras model's variables."""
+    for variable, value in zip(model.variables, arrays, strict=True):
+        variable.assign(value)
+
+
+def restore(model: Any, optimizer: Any) -> tuple[Progress, list[np.ndarray]]:
+    """Puts what Ray Train's latest checkpoint holds into the model and its optimizer; the same in every worker.
+
+    Args:
+        model: of Keras, built.
+        optimizer: of Keras, built.
+
+    Returns:
+        Where the run stands, and the best values so far. Without a checkpoint: at the start, the model's own values.
+    """
+    latest = ray.train.get_checkpoint()
+    if latest is None:
+        return Progress(), values(model)
+    with latest.as_directory() as folder:
+        progress = Progress(**json.loads((Path(folder) / "progress.json").read_text()))
+        with np.load(Path(folder) / "variables.npz", allow_pickle=False) as saved:
+            for at, variable in enumerate([*model.variables, *optimizer.variables]):
+                variable.assign(saved[f"v{at}"])
+        with np.load(Path(folder) / "best.npz", allow_pickle=False) as saved:
+            best = [saved[f"v{at}"] for at in range(len(model.variables))]
+    return progress, best
+
+
+def report(progress: Progress, model: Any, optimizer: Any, best: list[np.ndarray], rank: int) -> None:
+    """Tells Ray Train of an epoch, in every worker; the first one, which has rank 0, hands it the checkpoint.
+
+    Args:
+        progress: after the epoch; its last entry's numbers are what Ray Train shows.
+        model: of Keras.
+        optimizer: of Keras.
+        best: the best values so far, in the order of `values`.
+        rank: of this worker.
+    """
+    figures = {name: value for name, value in progress.history[-1].items() if isinstance(value, int | float)}
+    if rank != 0:
+        ray.train.report(figures)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        _save(Path(folder) / "variables.npz", values(model) + [np.asarray(each) for each in optimizer.variables])
+        _save(Path(folder) / "best.npz", best)
+        (Path(folder) / "progress.json").write_text(json.dumps(vars(progress)))
+        ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _save(path: Path, arrays: list[np.ndarray]) -> None:
+    named: dict[str, Any] = {f"v{at}": array for at, array in enumerate(arrays)}
+    np.savez(path, **named)
