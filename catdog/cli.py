@@ -14,7 +14,7 @@ import typer
 import typer.exceptions
 from rich.table import Table
 
-from catdog import console
+from catdog import __version__, console
 from catdog.console import err, out
 from catdog.errors import CatdogError, UsageError
 
@@ -89,6 +89,21 @@ def run(command: Callable[[], object]) -> NoReturn:
         err.print(f"catdog: {type(error).__name__}: {text} (--debug shows where)")
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"catdog {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """The options of all commands together."""
 
 
 @data_app.command("prepare")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,10 @@ def test_help_names_every_option(command: str, catdog, monkeypatch: pytest.Monke
     assert shown.code == 0
     for option in [*COMMANDS[command], "--address", "--debug", "--help"]:
         assert re.search(rf"{option}\b", shown.out), option
+
+
+def test_the_version_is_the_installed_one(catdog) -> None:
+    assert catdog("--version").out.strip() == f"catdog {metadata.version('catdog')}"
 
 
 def test_models_lists_the_registry(catdog) -> None:
