@@ -86,15 +86,18 @@ def decode_batch(files: Iterable[bytes | str], pixels: dict[int, np.ndarray]) ->
         pixels: by S, uint8, N×S×S×3, N at least the number of files; the rows beyond become zero.
     """
     use_one_thread()
-    last: list[Decoded] = []
+    statuses: list[Status] = []
+    details: list[str] = []
     for at, data in enumerate(files):
         for size, array in pixels.items():
             decoded = _unreadable(size, data) if isinstance(data, str) else decode(data, size)
             array[at] = decoded.pixels
-        last.append(decoded)
+        # Each image's own pixels go before the next one's come, into the same memory.
+        statuses.append(decoded.status)
+        details.append(decoded.detail)
     for array in pixels.values():
-        array[len(last) :] = 0
-    return Batch(pixels, [image.status for image in last], [image.detail for image in last])
+        array[len(statuses) :] = 0
+    return Batch(pixels, statuses, details)
 
 
 def read(uri: str, size: int) -> Decoded:
