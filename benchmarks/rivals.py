@@ -69,7 +69,7 @@ def ray_recipe(model: Path, folder: Path, out: Path, size: int) -> None:
 
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     images = ray.data.read_images(str(folder), size=(size, size), mode="RGB", include_paths=True)
-    # TensorFlow in one actor takes two cores; more actors than that only where there are more cores.
+    # TensorFlow in one actor takes two cores; and were every CPU an actor's, none would be left to read with.
     done = images.map_batches(
         Predictor,
         fn_constructor_args=(str(model),),
@@ -147,9 +147,11 @@ def keras_fit(data: str, size: int = 128, epochs: int = 3, cache: bool = False) 
 
     labels = rows["label"].to_numpy().astype(np.float32)[:, None]
     dataset = tf.data.Dataset.from_tensor_slices((rows["uri"].to_pylist(), labels))
-    dataset = dataset.map(decode, tf.data.AUTOTUNE)
-    dataset = (dataset.cache() if cache else dataset).shuffle(2048).batch(BATCH, drop_remainder=True)
-    dataset = dataset.map(change, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    if cache:
+        dataset = dataset.map(decode, tf.data.AUTOTUNE).cache().shuffle(2048)
+    else:  # names before images, or the first step of each epoch would wait for 2,048 of them
+        dataset = dataset.shuffle(len(labels)).map(decode, tf.data.AUTOTUNE)
+    dataset = dataset.batch(BATCH, drop_remainder=True).map(change, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
     seconds = []
     for _ in range(epochs):
         started = time.perf_counter()

@@ -67,9 +67,9 @@ def timed(command: list[str]) -> tuple[float, str]:
     return time.perf_counter() - started, done.stdout
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 1) -> str:
     """The median, and between what it lies."""
-    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def repeat(data: Catalog, count: int, root: Path, split: str = "test") -> Catalog:
@@ -185,8 +185,9 @@ def score(
             ours, keras, ray, rate, share, floor_rate = (statistics.median(found[key]) for key in found)
             seconds = " | ".join(spread(found[key]) for key in ("ours", "keras", "ray"))
             say(
-                f"| MobileNet {alpha} | {name} | {seconds} | **{ours / keras:.2f}** | "
-                f"**{ours / ray:.2f}** | {rate:.0f} | {share:.0%} | {floor_rate:.0f} | **{rate / floor_rate:.3f}** |"
+                f"| MobileNet {alpha} | {name} | {seconds} | **{ours / keras:.2f}** | **{ours / ray:.2f}** | "
+                f"{spread(found['steady'], 0)} | {share:.0%} | {spread(found['floor'], 0)} | "
+                f"**{rate / floor_rate:.3f}** |"
             )
 
 
@@ -218,13 +219,14 @@ def scale(data: Data, weights: Weights, rounds: Rounds = 1, folder: Folder = Non
     sample = sample_of(source)
     model = save(root / "model", 0.25, weights, sample)
     say("\n| images | s | steady/s | driver's peak MiB | catalog bytes an image |\n|---|---|---|---|---|")
-    for count in (12_500, 50_000, 200_000):
-        made = repeat(source, count, root / str(count))
-        found = []
-        for _ in range(rounds):
-            out = root / "out" / "results.csv"
-            found.append((*drive(model, made, out), steady(out, os.cpu_count() or 1)))
-        seconds, peak, row, rate = (statistics.median(each[at] for each in found) for at in range(4))
+    sets = {count: repeat(source, count, root / str(count)) for count in (12_500, 50_000, 200_000)}
+    found: dict[int, list[tuple[float, ...]]] = {count: [] for count in sets}
+    out = root / "out" / "results.csv"
+    for _ in range(rounds):
+        for count, made in sets.items():
+            found[count].append((*drive(model, made, out), steady(out, os.cpu_count() or 1)))
+    for count, rows in found.items():
+        seconds, peak, row, rate = (statistics.median(each[at] for each in rows) for at in range(4))
         say(f"| {count} | {seconds:.1f} | {rate:.0f} | {peak:.0f} | {row:.0f} |")
 
 
@@ -287,7 +289,7 @@ def train(
     medians = {name: statistics.median(rates) for name, rates in found.items()}
     say(f"\nMobileNet 0.25 at {size} px, {rounds} rounds\n\n| | images/s | two workers ÷ it |\n|---|---|---|")
     for name, rate in medians.items():
-        say(f"| {name} | {rate:.0f} | **{medians['two workers'] / rate:.2f}** |")
+        say(f"| {name} | {spread(found[name], 0)} | **{medians['two workers'] / rate:.2f}** |")
 
 
 _NODES = """
