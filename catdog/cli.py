@@ -287,7 +287,7 @@ def score(
     engine: Annotated[
         Engine, typer.Option(help="auto: ONNX Runtime on CPUs where the model allows it, TensorFlow on GPUs.")
     ] = Engine.auto,
-    batch_size: Annotated[int, typer.Option(help="Images predicted at a time.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Images decoded together, and then predicted.")] = 64,
     explain: Annotated[bool, typer.Option("--explain", help="Say what would be done, and why; nothing is.")] = False,
     max_unreadable: Annotated[float, typer.Option(help="Share beyond which the exit code is 1.")] = 0.01,
     gpu: Gpu = None,

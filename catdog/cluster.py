@@ -207,7 +207,7 @@ def plan_scoring(parts: Mapping[EngineName, int], gpu: bool | None = None, may_g
     """Decides how a scoring run uses the cluster: an actor a CPU, or a GPU, and no more than there are parts.
 
     Where there is no GPU actors read their own files and the catalog's blocks need no task, so they may take every
-    CPU. Each has one thread, so that a part's numbers do not depend on where it was predicted; more actors do more.
+    CPU. Each has one thread, so that a part's bits do not depend on how many CPUs there are; more actors do more.
 
     Args:
         parts: by engine that may predict, how many are to be made; the fastest on a CPU first.
@@ -222,6 +222,8 @@ def plan_scoring(parts: Mapping[EngineName, int], gpu: bool | None = None, may_g
     units = sum(gpus if gpu else cpus) or int(gpu and may_grow)
     if not units:
         raise UsageError(f"the cluster has no {'GPU' if gpu else 'CPU'}; expected at least one")
+    if not cpus and not may_grow:
+        raise UsageError("the cluster has no CPU to read images with; expected at least one")
     if gpu and "tensorflow" not in parts:
         raise UsageError(f"--gpu received with --engine {next(iter(parts))}, which runs on CPUs; leave one of them out")
     engine: EngineName = "tensorflow" if gpu else next(iter(parts))
@@ -237,7 +239,7 @@ def plan_scoring(parts: Mapping[EngineName, int], gpu: bool | None = None, may_g
         "actors": (
             f"{actors}: one a {device} (nodes have {', '.join(map(str, gpus if gpu else cpus))}), {parts[engine]} parts"
         ),
-        "threads": "1 an actor: the bits of a part do not depend on where it is predicted",
+        "threads": "1 an actor: the bits of a part do not depend on how many CPUs there are",
         "reading": (
             f"in tasks on {sum(cpus)} CPUs, ahead of the actors"
             if gpu

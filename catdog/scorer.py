@@ -168,18 +168,18 @@ class PartScorer:
     # Batches have one shape, padded with zeros: what another shape computes may differ in its last bits.
 
     def _batches(self, uris: list[str]) -> Iterator[images.Batch]:
-        """Reads the files of one batch ahead, in a thread, so that waiting for them costs nothing.
+        """Reads the files of one batch ahead, in a thread, so that the model need not wait.
 
         They are decoded in the model's own thread: another one would take turns with it on the same core, and each
         would find the core's cache full of the other's. A batch is good until the next one.
         """
         groups = [uris[start : start + self._batch_size] for start in range(0, len(uris), self._batch_size)]
         with ThreadPoolExecutor(1) as ahead:
-            following = ahead.submit(_fetch_all, groups[0])
+            following = ahead.submit(list, images.fetch_all(groups[0]))
             for number in range(len(groups)):
                 files = following.result()
                 if number + 1 < len(groups):
-                    following = ahead.submit(_fetch_all, groups[number + 1])
+                    following = ahead.submit(list, images.fetch_all(groups[number + 1]))
                 yield images.decode_batch(files, self._pixels)
 
     def _slices(self, decoded: images.Batch) -> Iterator[images.Batch]:
@@ -190,10 +190,6 @@ class PartScorer:
             padding = ((0, max(0, start + self._batch_size - count)), (0, 0), (0, 0), (0, 0))
             pixels = {size: np.pad(array[cut], padding) for size, array in decoded.pixels.items()}
             yield images.Batch(pixels, decoded.statuses[cut], decoded.details[cut])
-
-
-def _fetch_all(uris: list[str]) -> list[bytes | str]:
-    return [images.fetch(uri) for uri in uris]
 
 
 @dataclass

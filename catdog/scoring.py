@@ -44,7 +44,7 @@ class ScoreConfig(pydantic.BaseModel):
         split: which splits; "all" is validation and, where there is one, test.
         out: URI of the CSV; its sidecars take its stem.
         engine: what predicts; "auto" is ONNX Runtime on CPUs if the model has a verified file for it.
-        batch_size: images predicted at a time.
+        batch_size: images decoded together, and then handed to the engine.
         max_unreadable: share of a split's images that may be unreadable.
         gpu: a GPU for each actor; None where there are any.
         address: of the Ray cluster.
@@ -144,7 +144,7 @@ def explain(config: ScoreConfig) -> dict[str, str]:
         return {"parts": "all are there; the CSV and the report would be written from them"}
     with cluster.connect(config.address, config.debug) as may_grow:
         plan = cluster.plan_scoring(missing, config.gpu, may_grow)
-    count, each = len(job.parts(plan.engine)), f"predicted {job.batch_size} at a time in one shape"
+    count, each = len(job.parts(plan.engine)), f"in batches of {job.batch_size}"
     parts = f"{count}, of which {missing[plan.engine]} are to be made; {PART_ROWS} images each and fewer at the end"
     return plan.why | {"parts": f"{parts}, {each}"}
 
@@ -188,14 +188,20 @@ class _Job:
 
     @property
     def batch_size(self) -> int:
-        """Images predicted at a time: no more than a part has."""
+        """Images in a batch: no more than a part has."""
         return min(self.config.batch_size, PART_ROWS)
 
     def missing(self) -> dict[EngineName, list[Part]]:
         """The parts that are still to be made, by engine, up to the first engine that has none."""
         found: dict[EngineName, list[Part]] = {}
+        # One listing: asking a bucket for each of thousands of parts takes minutes.
+        there = set(storage.list_names(submission.sidecar(self.out, "parts")))
         for engine in self.engines:
-            found[engine] = [part for part in self.parts(engine) if not scorer.is_complete(part)]
+            found[engine] = [
+                part
+                for part in self.parts(engine)
+                if storage.name(part.uri) not in there or not scorer.is_complete(part)
+            ]
             if not found[engine]:
                 break
         return found

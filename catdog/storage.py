@@ -178,6 +178,11 @@ def _read_packed(shard: str, row: int) -> bytes:
     return data
 
 
+def is_packed(uri: str) -> bool:
+    """Tells whether a URI names a row of a shard, whose neighbours come with it when it is read."""
+    return _PACKED.fullmatch(uri) is not None
+
+
 def packed(shard: str, row: int) -> str:
     """The URI of a row of a shard, which `read_bytes` takes."""
     base, mark, query = (shard, "", "") if is_local(shard) else shard.partition("?")

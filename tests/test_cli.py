@@ -16,12 +16,13 @@ from catdog.catalog import Catalog
 COMMANDS = {
     "data prepare": ["--valid-fraction", "--split-seed"],
     "data synthesize": ["--train", "--test", "--seed"],
+    "data pack": [],
     "train": [
         "--data", "--arch", "--alpha", "--weights", "--image-size", "--freeze", "--no-freeze", "--epochs",
         "--batch-size", "--learning-rate", "--patience", "--seed", "--workers", "--cpus-per-worker", "--gpu", "--cpu",
         "--name", "--runs", "--resume", "--overwrite",
     ],
-    "score": ["--model", "--data", "--split", "--out", "--batch-size", "--max-unreadable"],
+    "score": ["--model", "--data", "--split", "--out", "--engine", "--batch-size", "--explain", "--max-unreadable"],
     "submission check": ["--data"],
     "submit": ["--message", "--competition"],
     "models": [],

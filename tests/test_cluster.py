@@ -104,6 +104,9 @@ def test_scoring_takes_an_actor_a_cpu_or_gpu_but_none_without_a_part(monkeypatch
     with pytest.raises(UsageError, match="the cluster has no GPU"):
         cluster.plan_scoring(both, gpu=True)
     assert cluster.plan_scoring(both, gpu=True, may_grow=True) == cluster.ScorePlan("tensorflow", 1, 1, True)
+    pretend(monkeypatch, {"GPU": 1.0})
+    with pytest.raises(UsageError, match="no CPU to read images with"):
+        cluster.plan_scoring(both)
 
 
 def test_the_address_of_the_jobs_api_is_told_apart() -> None:

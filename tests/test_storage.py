@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from catdog import storage
+from catdog import images, storage
 from catdog.errors import CatdogError, UsageError
 
 
@@ -72,6 +72,12 @@ def test_a_bucket_works_like_a_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     storage.write_bytes("s3://bucket/a/x.bin", b"12")
     assert storage.read_bytes("s3://bucket/a/x.bin") == b"12"
     assert storage.list_names("s3://bucket/a") == ["x.bin"]
+    for number in range(40):
+        storage.write_bytes(f"s3://bucket/many/{number}", b"%d" % number)
+    uris = [f"s3://bucket/many/{number}" for number in range(41)]
+    *files, absent = images.fetch_all(uris)
+    assert files == [b"%d" % number for number in range(40)]
+    assert str(absent).startswith("could not be read")
     assert storage.kind("s3://bucket/a") == "folder"
     storage.delete_folder("s3://bucket/a")
     assert not storage.exists("s3://bucket/a/x.bin")

@@ -295,7 +295,7 @@ print(json.dumps(actors))
 
 
 def test_no_cluster_starves(drawn: Catalog, untrained: str, tmp_path: Path) -> None:
-    """One, three and four CPUs, and a GPU that three read ahead for; a time limit; splits that sets may have.
+    """One to four CPUs, and a GPU that two read ahead for; a time limit; splits that sets may have.
 
     Ray only counts the GPU: TensorFlow finds none and predicts on the CPU, which is all the same to the plan.
     """
@@ -308,14 +308,15 @@ def test_no_cluster_starves(drawn: Catalog, untrained: str, tmp_path: Path) -> N
     without = drawn.table.filter(np.array(drawn.table["split"].to_pylist()) != "test")
     bare = Catalog(without, drawn.class_names, str(tmp_path / "bare"), drawn.options)
     bare.write()
-    outs = {name: tmp_path / name / "results.csv" for name in ("one", "gpu", "four")}
+    outs = {name: tmp_path / name / "results.csv" for name in ("one", "gpu", "three", "four")}
     jobs = [
         (1, 0, None, untrained, bare.root, str(outs["one"])),
-        (3, 1, None, untrained, drawn.root, str(outs["gpu"])),
+        (2, 1, None, untrained, drawn.root, str(outs["gpu"])),
+        (3, 0, None, untrained, labelled.root, str(outs["three"])),
         (4, 0, None, untrained, labelled.root, str(outs["four"])),
     ]
     printed = in_process(f"JOBS = {jobs!r}\n{CLUSTERS}", timeout=240)
-    assert json.loads(printed.splitlines()[-1]) == [1, 1, 4]
+    assert json.loads(printed.splitlines()[-1]) == [1, 1, 3, 4]
 
     def report(name: str) -> dict:
         return json.loads(outs[name].with_name("results.report.json").read_text())
@@ -325,6 +326,7 @@ def test_no_cluster_starves(drawn: Catalog, untrained: str, tmp_path: Path) -> N
     with pytest.raises(CatdogError, match="has no test images"):
         scoring.score(config_for(untrained, bare, outs["one"], split="test"))
     assert report("four")["n"] == drawn.count("valid")
+    assert outs["three"].read_bytes() == outs["four"].read_bytes()
     assert report("four")["test"]["n"] == submission.check(str(outs["four"]), labelled) == 24
     assert json.loads(outs["gpu"].with_name("results.meta.json").read_text())["engine"] == "tensorflow"
     loaded = ModelBundle.load(untrained, "tensorflow")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers import bundle_json, wait_for_checkpoint, weights
 
-from catdog import augment, images, models, synthetic, training
+from catdog import augment, images, models, packing, synthetic, training
 from catdog.catalog import Catalog
 from catdog.training import TrainConfig
 
@@ -46,9 +46,11 @@ def by_plain_keras(data: Catalog) -> list[np.ndarray]:
 @pytest.mark.usefixtures("two_cpus")
 def test_one_worker_two_workers_and_plain_keras_end_with_the_same_weights(drawn: Catalog, tmp_path: Path) -> None:
     runs = {}
-    for workers in (1, 2):
+    # A packed set is trained on like the folder that it was made from.
+    packing.pack(drawn.root, str(tmp_path / "packed"))
+    for workers, data in ((1, drawn.root), (2, str(tmp_path / "packed"))):
         config = TrainConfig(
-            data=drawn.root,
+            data=data,
             arch="workshop_cnn",
             image_size=SIZE,
             epochs=EPOCHS,
