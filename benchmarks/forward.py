@@ -1,0 +1,66 @@
+"""What one core predicts in a second: ONNX Runtime by images at a time; TensorFlow plain, folded, and in bfloat16.
+
+    python benchmarks/forward.py --model runs/first/model --data data/kaggle
+
+Of a large model the forward pass is nearly all that scoring does, so this bounds it. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from catdog import catalog, engines, fused, images
+
+_BATCH, _ROUNDS = 64, 5
+
+
+def rate(predict: Callable[[], np.ndarray]) -> float:
+    """Images per second, the median of the rounds; a first one warms up."""
+    seconds = []
+    for _ in range(_ROUNDS + 1):
+        started = time.perf_counter()
+        predict()
+        seconds.append(time.perf_counter() - started)
+    return _BATCH / statistics.median(seconds[1:])
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="A bundle's folder, with one member, of mobilenet.")],
+    data: Annotated[str, typer.Option(help="A prepared data set with a test split.")],
+) -> None:
+    """Predicts one batch of photos over and over, in one thread."""
+    engines.limit_threads(1)
+    import keras
+    import tensorflow as tf
+
+    loaded = keras.saving.load_model(model / "model.keras")
+    onnx, plain = engines.OnnxEngine((model / "model.onnx").read_bytes(), 1), engines.TensorFlowEngine(loaded)
+    size = loaded.input_shape[1]
+    batch = images.read_batch(catalog.read(data).split("test")["uri"][:_BATCH].to_pylist(), [size]).pixels[size]
+    expected = plain.logits(batch)
+
+    def show(name: str, predict: Callable[[], np.ndarray]) -> None:
+        off = np.abs(predict() - expected).max()
+        typer.echo(f"| {name} | {rate(predict):.0f} | {off:.1g} |")
+
+    typer.echo("| | images/s | a logit is off by up to |\n|---|---|---|")
+    for chunk in (1, 2, 4, 8, 16, 64):
+        engines._CHUNK = chunk
+        show(f"ONNX Runtime, {chunk} at a time", lambda: onnx.logits(batch))
+    show("TensorFlow", lambda: plain.logits(batch))
+    for precision in ("float32", "bfloat16"):
+        folded = tf.function(
+            lambda x, low=precision == "bfloat16": fused.apply(loaded, x, bfloat16=low, training=False)
+        )
+        show(f"TensorFlow, batch-norm folded, {precision}", lambda folded=folded: folded(batch).numpy()[:, 0])
+
+
+if __name__ == "__main__":
+    typer.run(main)
