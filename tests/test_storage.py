@@ -73,8 +73,8 @@ def test_a_bucket_works_like_a_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert storage.read_bytes("s3://bucket/a/x.bin") == b"12"
     assert storage.list_names("s3://bucket/a") == ["x.bin"]
     for number in range(40):
-        storage.write_bytes(f"s3://bucket/many/{number}", b"%d" % number)
-    uris = [f"s3://bucket/many/{number}" for number in range(41)]
+        storage.write_bytes(f"s3://bucket/a/{number}", b"%d" % number)
+    uris = [f"s3://bucket/a/{number}" for number in range(41)]
     *files, absent = images.fetch_all(uris)
     assert files == [b"%d" % number for number in range(40)]
     assert str(absent).startswith("could not be read")
