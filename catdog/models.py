@@ -175,6 +175,14 @@ def feature_extractor(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs, model.get_layer(FEATURES).output)
 
 
+def all_layers(model: keras.Model) -> list[keras.Layer]:
+    """The layers of a model in order, with those of its backbone in the backbone's place."""
+    flat: list[keras.Layer] = []
+    for layer in model.layers:
+        flat += layer.layers if layer.name == BACKBONE else [layer]
+    return flat
+
+
 def head(model: keras.Model) -> list[keras.Layer]:
     """The layers of a model after its features, in order; the last gives the logit."""
     names = [layer.name for layer in model.layers]

@@ -56,11 +56,8 @@ def _with_layer_rates(base: type, config: TrainConfig, model: keras.Model) -> ty
     """An optimizer that scales each update by how far its layer lies below the head (Clark et al., 2020)."""
     if config.layer_decay == 1:
         return base
-    layers: list[Any] = []
-    for layer in model.layers:
-        layers += layer.layers if layer.name == models.BACKBONE else [layer]
     depth, rates = 0, {}
-    for layer in reversed([layer for layer in layers if layer.trainable_variables]):
+    for layer in reversed([layer for layer in models.all_layers(model) if layer.trainable_variables]):
         for variable in layer.trainable_variables:
             rates[variable.path] = config.layer_decay**depth
         # Batch-norm belongs to the convolution before it.

@@ -103,8 +103,9 @@ class Replica:
         self._gather = tf.function(self._gather_in_replicas)
         with self.strategy.scope():
             # What is trained, and what is validated and saved: they differ where training's images are smaller.
-            self.model = self._build(dataclasses.replace(config.spec, image_size=config.train_size), weights)
-            self.scorer = self.model if config.train_size == self.size else self._build(config.spec, None)
+            built = self._build(dataclasses.replace(config.spec, image_size=config.train_size), weights)
+            self.model = built if config.spec.pretrained else fused.fuse_batch_norm(built)
+            self.scorer = built if config.train_size == self.size else self._build(config.spec, None)
             if [v.shape for v in self.model.variables] != [v.shape for v in self.scorer.variables]:
                 raise CommonError(
                     f"train_scale received {config.train_scale}, but {config.arch} has other weights at another size; "
