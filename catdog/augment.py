@@ -1,22 +1,19 @@
-"""Augmentation: how each training image is changed in each epoch, drawn from its key, applied in TensorFlow's graph.
+"""Augmentation: how each training image is changed in each epoch, drawn from its key, applied as batches are gathered.
 
-Every geometric change of an image is one projective transform from output to input pixels, so that an image is
-resampled once however many changes there are.
+Every geometric change of an image is one affine transform from output to input pixels, so that an image is resampled
+once however many changes there are.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
 # How many random numbers `draw` takes for an image, and how many parameters it gives.
 DRAWS = 16
-PARAMETERS = 14
+PARAMETERS = 12
 
 _Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
@@ -112,8 +109,8 @@ def draw(random: np.ndarray, settings: Augmentation, source: int, size: int) -> 
         size: the side of what `apply` makes of them, in pixels.
 
     Returns:
-        float32, N×PARAMETERS: the projective transform (8), brightness, contrast, and the erased rectangle's left,
-        top, right and bottom as shares of the side.
+        float32, N×PARAMETERS: the affine transform (6), brightness, contrast, and the erased rectangle's left, top,
+        right and bottom as shares of the side.
     """
     signed = 2.0 * random - 1.0
     side = settings.crop[0] + (settings.crop[1] - settings.crop[0]) * random[:, 1]
@@ -135,49 +132,37 @@ def draw(random: np.ndarray, settings: Augmentation, source: int, size: int) -> 
     area = 0.02 + 0.18 * random[:, 12]
     erased = np.where(random[:, 13] < settings.erase, np.sqrt(area), 0.0)
     left, top = (1 - erased) * random[:, 14], (1 - erased) * random[:, 15]
-    zeros = np.zeros_like(angle)
     parameters = [
         x_x, x_y, to_centre - (x_x + x_y) * from_centre + move_x,
         y_x, y_y, to_centre - (y_x + y_y) * from_centre + move_y,
-        zeros, zeros,
         settings.brightness * signed[:, 10], 1.0 + settings.contrast * signed[:, 11],
         left, top, left + erased, top + erased,
     ]  # fmt: skip
     return np.stack(parameters, axis=1).astype(np.float32)
 
 
-def apply(images: tf.Tensor, parameters: tf.Tensor, settings: Augmentation, size: int) -> tf.Tensor:
-    """Applies one drawn change an image, inside TensorFlow's graph.
+def apply(image: np.ndarray, parameters: np.ndarray, settings: Augmentation, out: np.ndarray) -> None:
+    """Applies one drawn change to one image, with OpenCV: an eighth of what TensorFlow's own transform takes.
 
     Args:
-        images: uint8, N×R×R×3.
-        parameters: float32, N×PARAMETERS, from `draw` with the same settings.
+        image: uint8, R×R×3.
+        parameters: float32, PARAMETERS, a row that `draw` made of the same settings.
         settings: what was drawn from; what it leaves out costs nothing.
-        size: S, in pixels.
-
-    Returns:
-        uint8, N×S×S×3.
+        out: uint8, S×S×3: is overwritten with the changed image.
     """
-    import tensorflow as tf
+    import cv2
 
-    pixels = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.cast(images, tf.float32),
-        transforms=parameters[:, :8],
-        output_shape=tf.constant([size, size]),
-        interpolation="BILINEAR",
-        fill_mode=settings.fill.upper(),
-        fill_value=0.0,
-    )
+    size = out.shape[0]
+    border = cv2.BORDER_REFLECT if settings.fill == "reflect" else cv2.BORDER_REPLICATE
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    cv2.warpAffine(image, parameters[:6].reshape(2, 3), (size, size), dst=out, flags=flags, borderMode=border)
     if settings.contrast or settings.brightness:
-        mean = tf.reduce_mean(pixels, axis=(1, 2, 3), keepdims=True)
-        gain = parameters[:, 9, None, None, None]
-        pixels = pixels * gain + (mean * (1 - gain) + parameters[:, 8, None, None, None])
+        brightness, gain = (float(value) for value in parameters[6:8])
+        mean = float(np.mean(cv2.mean(out)[:3]))
+        cv2.addWeighted(out, gain, out, 0.0, mean * (1 - gain) + brightness, dst=out)
     if settings.erase:
-        place = (tf.range(size, dtype=tf.float32) + 0.5) / size
-        left, top, right, bottom = (parameters[:, at, None] for at in (10, 11, 12, 13))
-        across, down = (place > left) & (place < right), (place > top) & (place < bottom)
-        pixels = tf.where((down[:, :, None] & across[:, None, :])[..., None], 127.5, pixels)
-    return tf.cast(tf.round(tf.clip_by_value(pixels, 0.0, 255.0)), tf.uint8)
+        left, top, right, bottom = np.rint(parameters[8:] * size).astype(int)
+        out[top:bottom, left:right] = 128
 
 
 def mix(shares: Any, *doubled: Any) -> list[Any]:

@@ -121,12 +121,13 @@ class Pixels:
                 blocks.append(array)
         return cls(blocks, where, sorted(rejected))
 
+    def images(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Images by row, uint8 S×S×3 each, without a copy."""
+        return (self.blocks[block][place] for block, place in self.where[rows])
+
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Gathers images by row: uint8, len(rows)×S×S×3."""
-        out = np.empty((len(rows), *self.blocks[0].shape[1:]), np.uint8)
-        for at, (block, place) in enumerate(self.where[rows]):
-            out[at] = self.blocks[block][place]
-        return out
+        return np.stack(list(self.images(rows)))
 
     @property
     def readable(self) -> np.ndarray:
@@ -171,9 +172,9 @@ class Batches:
             epoch: counted from 0.
 
         Yields:
-            Of this worker's n images: uint8 pixels n×S×S×3, float32 labels n, float32 weights of their losses n, the
-            augmentations `augment.draw` made, and float32 shares in MixUp n. With MixUp the images to mix in, and all
-            that goes with them, follow in a second half.
+            Of this worker's n images: augmented uint8 pixels n×T×T×3, where T is the size to train at, float32 labels
+            n, float32 weights of their losses n, and float32 shares in MixUp n. With MixUp the images to mix in, and
+            all that goes with them, follow in a second half.
         """
         config, seed, size, steps = self.config, self.config.seed, self.size, self.steps
         rows, labels = self.pixels.readable, self.labels.astype(np.float32)
@@ -196,7 +197,7 @@ class Batches:
             mine = batch[self.rank :: self.world]
             if config.mixup:
                 mine = np.concatenate([mine, np.roll(batch, 1)[self.rank :: self.world]])
-            return [self.pixels.take(mine), labels[mine], weights[mine], changes[mine], shares[mine]]
+            return [self._augmented(mine, changes[mine]), labels[mine], weights[mine], shares[mine]]
 
         with ThreadPoolExecutor(1) as ahead:
             following = ahead.submit(share, 0)
@@ -205,3 +206,12 @@ class Batches:
                 if step + 1 < steps:
                     following = ahead.submit(share, step + 1)
                 yield current
+
+    def _augmented(self, rows: np.ndarray, changes: np.ndarray) -> np.ndarray:
+        config, size = self.config, self.config.train_size
+        if config.augmentation == augment.Augmentation() and size == config.image_size:
+            return self.pixels.take(rows)
+        out = np.empty((len(rows), size, size, 3), np.uint8)
+        for image, change, place in zip(self.pixels.images(rows), changes, out, strict=True):
+            augment.apply(image, change, config.augmentation, place)
+        return out

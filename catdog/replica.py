@@ -221,8 +221,10 @@ class Replica:
             losses.append(float(self._step(*map(tf.constant, batch))))
             if self.rank == 0 and time.perf_counter() - said > _EVENT_SECONDS:
                 said = time.perf_counter()
-                self._emit("step", epoch=epoch + 1, step=step + 1, steps=self.steps, loss=float(np.mean(losses)))
-        loss = float(np.mean(losses))
+                share = float(np.mean(losses)) * self.world  # that of the other workers' images is like it
+                self._emit("step", epoch=epoch + 1, step=step + 1, steps=self.steps, loss=share)
+        # Once an epoch: in each step it would be one more time that the workers wait for each other.
+        loss = float(self._all_gather(np.array(losses)).sum(axis=0).mean())
         if not np.isfinite(loss):
             raise CommonError(
                 f"training diverged: the loss of epoch {epoch + 1} is {loss}; use a --learning-rate below "
@@ -231,19 +233,17 @@ class Replica:
         return loss
 
     def _step_in_replicas(self, *batch: Any) -> Any:
+        """Trains on a batch; returns this worker's share of its loss."""
         import tensorflow as tf
 
         config = self.config
-        unchanged = config.augmentation == augment.Augmentation() and config.train_size == self.size
 
         def forward(pixels: Any) -> Any:
             if self.precision == "bfloat16":
                 return fused.apply(self.model, pixels)
             return models.forward(self.model, pixels) if config.spec.pretrained else self.model(pixels, training=True)
 
-        def step(pixels: Any, labels: Any, weights: Any, changes: Any, shares: Any) -> Any:
-            if not unchanged:
-                pixels = augment.apply(pixels, changes, config.augmentation, config.train_size)
+        def step(pixels: Any, labels: Any, weights: Any, shares: Any) -> Any:
             if config.mixup:
                 pixels, labels, weights = augment.mix(shares, pixels, labels, weights)
             labels = labels * (1 - config.label_smoothing) + config.label_smoothing / 2
@@ -256,7 +256,7 @@ class Replica:
             self.optimizer.apply(gradients, self.model.trainable_variables)
             return loss
 
-        return self.strategy.reduce("SUM", self.strategy.run(step, args=batch), axis=None)
+        return self.strategy.run(step, args=batch)
 
     def _valid_logits(self, views: list[str]) -> np.ndarray:
         """Predicts every validation image, over all workers; an unreadable one gets the prior.
