@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pydantic
 
-# How many random numbers `draw` takes for an image, and how many parameters it gives.
+# How many random numbers `draw` takes for an image.
 DRAWS = 16
-PARAMETERS = 12
 
 _Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
@@ -109,7 +108,7 @@ def draw(random: np.ndarray, settings: Augmentation, source: int, size: int) -> 
         size: the side of what `apply` makes of them, in pixels.
 
     Returns:
-        float32, N×PARAMETERS: the affine transform (6), brightness, contrast, and the erased rectangle's left, top,
+        float32, N×12: the affine transform (6), brightness, contrast, and the erased rectangle's left, top,
         right and bottom as shares of the side.
     """
     signed = 2.0 * random - 1.0
@@ -146,9 +145,9 @@ def apply(image: np.ndarray, parameters: np.ndarray, settings: Augmentation, out
 
     Args:
         image: uint8, R×R×3.
-        parameters: float32, PARAMETERS, a row that `draw` made of the same settings.
-        settings: what was drawn from; what it leaves out costs nothing.
-        out: uint8, S×S×3: is overwritten with the changed image.
+        parameters: float32, 12: a row that `draw` made of the same settings.
+        settings: what was drawn from.
+        out: uint8, S×S×3, contiguous, of the size that `draw` was given; is overwritten with the changed image.
     """
     import cv2
 

@@ -26,11 +26,11 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
     """Copies a model so that each batch-norm that is trained is one operation, forward and backward.
 
     Args:
-        model: any, with the values that the copy begins with.
+        model: functional; its backbone may be nested.
 
     Returns:
-        A model of the same layers and variables in the same order, to be trained and not to be saved; the model itself
-        where there is nothing to fuse.
+        A model of the same layers and weights in the same order, for training alone: plain Keras could not load it.
+        Its dropout draws masks of its own. Where there is nothing to fuse, the model itself.
     """
     import keras
     import tensorflow as tf
@@ -57,6 +57,7 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
     def fuses(layer: keras.Layer) -> bool:
         return (
             type(layer) is keras.layers.BatchNormalization
+            and layer.trainable
             and layer.input_spec.ndim == 4
             and layer.axis in (-1, 3)
             and layer.scale

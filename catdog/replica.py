@@ -102,7 +102,8 @@ class Replica:
         weights = ray.get(job["weights"]) if job["weights"] is not None else None
         self._gather = tf.function(self._gather_in_replicas)
         with self.strategy.scope():
-            # What is trained, and what is validated and saved: they differ where training's images are smaller.
+            # What is trained, and what is validated and saved: they differ where training's images are smaller, and
+            # where batch-norm is fused, which plain Keras could not load.
             built = self._build(dataclasses.replace(config.spec, image_size=config.train_size), weights)
             self.model = built if config.spec.pretrained else fused.fuse_batch_norm(built)
             self.scorer = built if config.train_size == self.size else self._build(config.spec, None)
@@ -221,10 +222,10 @@ class Replica:
             losses.append(float(self._step(*map(tf.constant, batch))))
             if self.rank == 0 and time.perf_counter() - said > _EVENT_SECONDS:
                 said = time.perf_counter()
-                share = float(np.mean(losses)) * self.world  # that of the other workers' images is like it
-                self._emit("step", epoch=epoch + 1, step=step + 1, steps=self.steps, loss=share)
+                estimate = float(np.mean(losses)) * self.batch_size / len(range(self.rank, self.batch_size, self.world))
+                self._emit("step", epoch=epoch + 1, step=step + 1, steps=self.steps, loss=estimate)
         # Once an epoch: in each step it would be one more time that the workers wait for each other.
-        loss = float(self._all_gather(np.array(losses)).sum(axis=0).mean())
+        loss = float(self._all_gather(np.array([np.mean(losses)])).sum())
         if not np.isfinite(loss):
             raise CommonError(
                 f"training diverged: the loss of epoch {epoch + 1} is {loss}; use a --learning-rate below "

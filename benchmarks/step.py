@@ -1,0 +1,114 @@
+"""What bounds a training step: batch-norm as Keras computes it and in one operation; and what augmentation takes.
+
+    python benchmarks/step.py
+
+Steps of MobileNet 0.25 from scratch at 128 px without Ray and without an exchange of gradients, in one process on all
+cores or in one process a core with that share of the batch: what several workers can gain at most. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+import numpy as np
+import speed
+import typer
+
+from catdog import augment, engines, fused, models
+
+_SIZE, _BATCH, _ROUNDS = 128, 64, 30
+_SETTINGS = augment.Augmentation(mirror=True, rotation=12, zoom=0.12, shift=0.08)
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """The median of the rounds, after three that warm up."""
+    found = []
+    for _ in range(3 + _ROUNDS):
+        started = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - started)
+    return statistics.median(found[3:])
+
+
+def pixels(count: int) -> np.ndarray:
+    """Noise, uint8."""
+    return np.random.default_rng(0).integers(0, 256, (count, _SIZE, _SIZE, 3), dtype=np.uint8)
+
+
+def step(fuse: bool, threads: int, count: int, together: Barrier) -> float:
+    """Seconds of a training step of so many images, with so many threads, beside the other processes' steps."""
+    engines.limit_threads(threads)
+    import keras
+    import tensorflow as tf
+
+    model = models.build(models.Spec("mobilenet", _SIZE, 0.25))
+    model = fused.fuse_batch_norm(model) if fuse else model
+    optimizer = keras.optimizers.AdamW(1e-3)
+    optimizer.build(model.trainable_variables)
+    batch, labels = tf.constant(pixels(count)), tf.constant(np.arange(count) % 2, tf.float32)
+
+    @tf.function
+    def train() -> Any:
+        with tf.GradientTape() as tape:
+            logits = model(batch, training=True)[:, 0]
+            loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits))
+        gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+        optimizer.apply(gradients, model.trainable_variables)
+        return loss
+
+    float(train())
+    together.wait()
+    return seconds(lambda: float(train()))
+
+
+def change() -> tuple[float, float]:
+    """Seconds of augmenting an image in one thread: TensorFlow's transform, and catdog's."""
+    engines.limit_threads(1)
+    import tensorflow as tf
+
+    random = np.random.default_rng(0).random((_BATCH, augment.DRAWS))
+    parameters = augment.draw(random, _SETTINGS, _SIZE, _SIZE)
+    images, out = pixels(_BATCH), np.empty((_BATCH, _SIZE, _SIZE, 3), np.uint8)
+    transforms = tf.constant(np.pad(parameters[:, :6], ((0, 0), (0, 2))))
+    floats = tf.constant(images, tf.float32)
+
+    def theirs() -> None:
+        tf.raw_ops.ImageProjectiveTransformV3(
+            images=floats, transforms=transforms, output_shape=[_SIZE, _SIZE], interpolation="BILINEAR",
+            fill_mode="REFLECT", fill_value=0.0,
+        ).numpy()  # fmt: skip
+
+    def ours() -> None:
+        for image, row, place in zip(images, parameters, out, strict=True):
+            augment.apply(image, row, _SETTINGS, place)
+
+    return seconds(theirs) / _BATCH, seconds(ours) / _BATCH
+
+
+def main() -> None:
+    """Five rounds, each of which measures everything in turn."""
+    spawn, cores = multiprocessing.get_context("spawn"), os.cpu_count() or 1
+    kinds = [(fuse, processes) for fuse in (False, True) for processes in (cores, 1)]
+    rates: dict[tuple[bool, int], list[float]] = {kind: [] for kind in kinds}
+    with spawn.Manager() as manager, spawn.Pool(cores, maxtasksperchild=1) as pool:
+        for _ in range(5):
+            for fuse, processes in kinds:
+                job = (fuse, cores // processes, _BATCH // processes, manager.Barrier(processes))
+                rates[fuse, processes].append(_BATCH / max(pool.starmap(step, [job] * processes, chunksize=1)))
+        theirs, ours = pool.apply(change)
+    typer.echo(f"| images/s, batch-norm | {cores} processes | {cores} threads | ratio |\n|---|---|---|---|")
+    for name, fuse in (("Keras's", False), ("one operation", True)):
+        many, one = rates[fuse, cores], rates[fuse, 1]
+        ratio = statistics.median(many) / statistics.median(one)
+        typer.echo(f"| {name} | {speed.spread(many, 0)} | {speed.spread(one, 0)} | {ratio:.2f} |")
+    typer.echo(f"\nTo augment an image: TensorFlow's transform {theirs * 1e6:.0f} µs, catdog {ours * 1e6:.0f} µs")
+
+
+if __name__ == "__main__":
+    typer.run(main)
