@@ -39,7 +39,7 @@ class TensorFlowEngine:
     def __init__(self, model: keras.Model) -> None:
         import tensorflow as tf
 
-        self._predict = tf.function(lambda batch: model(batch, training=False))
+        self._predict = tf.function(lambda batch: model(batch, training=False), autograph=False)
 
     def logits(self, batch: np.ndarray) -> np.ndarray:
         """Predicts one batch; a new batch size costs a new trace."""

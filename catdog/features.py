@@ -122,7 +122,7 @@ class _Extractor:
         engines.limit_threads(threads)
         keras.utils.set_random_seed(seed)
         model = models.feature_extractor(models.build(spec, ray.get(weights) if weights is not None else None))
-        self._features = tf.function(lambda batch: model(batch, training=False))
+        self._features = tf.function(lambda batch: model(batch, training=False), autograph=False)
         self._size, self._views, self._folder = spec.image_size, views, folder
 
     def __call__(self, block: pa.Table) -> pa.Table:

@@ -100,7 +100,7 @@ class Replica:
         self.steps = self.batches.steps
 
         weights = ray.get(job["weights"]) if job["weights"] is not None else None
-        self._gather = tf.function(self._gather_in_replicas)
+        self._gather = tf.function(self._gather_in_replicas, autograph=False)
         with self.strategy.scope():
             # What is trained, and what is validated and saved: they differ where training's images are smaller, and
             # where batch-norm is fused, which plain Keras could not load.
@@ -120,8 +120,9 @@ class Replica:
             self.optimizer.build(self.model.trainable_variables)
         self.folds = config.spec.pretrained and fused.suits(self.model) and not config.gpu
         self.precision = self._choose_precision()
-        self._step = tf.function(self._step_in_replicas)
-        self._predict = tf.function(self._forward)
+        # No tensor decides what is run, and looking for one that does takes a third of the tracing.
+        self._step = tf.function(self._step_in_replicas, autograph=False)
+        self._predict = tf.function(self._forward, autograph=False)
 
     def _build(self, spec: models.Spec, weights: bytes | None) -> Any:
         """Builds the model in every worker, or finds in every worker that it cannot be built."""
