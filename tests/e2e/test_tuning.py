@@ -27,7 +27,7 @@ def test_an_interrupted_search_goes_on_and_ranks_its_runs(
     command = [
         "tune", "--data", os.path.relpath(drawn.root), "--name", "grid", "--runs", str(tmp_path), "--concurrent", "1",
         "--grid", "units=[4, 8]", "--grid", "dense_layers=[0, 9]",
-        "--set", "recipe=gray-cnn", "--set", "image_size=32", "--set", "epochs=2",
+        "--set", "recipe=gray-cnn", "--set", "image_size=32", "--set", "workers=1", "--set", "epochs=2",
     ]  # fmt: skip
     refused = catdog(*command)
     assert refused.code == 2

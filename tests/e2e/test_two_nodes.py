@@ -20,8 +20,8 @@ cluster.add_node(**node)
 ray.init(address=cluster.address, log_to_driver=False)
 cluster.wait_for_nodes()
 events = []
-config = training.TrainConfig(data=DATA, image_size=32, epochs=40, patience=2, learning_rate=0.03, batch_size=16,
-                              name="two", runs=RUNS)
+config = training.TrainConfig(data=DATA, arch="workshop_cnn", image_size=32, epochs=40, patience=2, learning_rate=0.003,
+                              batch_size=16, name="two", runs=RUNS)
 result = training.train(config, events.append)
 scoring.PART_ROWS = 2
 scoring.score(scoring.ScoreConfig(model=result.run, data=DATA, out=OUT), events.append)
