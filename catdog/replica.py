@@ -100,7 +100,9 @@ class Replica:
         self.steps = self.batches.steps
 
         weights = ray.get(job["weights"]) if job["weights"] is not None else None
-        self._gather = tf.function(self._gather_in_replicas, autograph=False)
+        # One signature for all that is gathered, or TensorFlow traces anew for each.
+        numbers = tf.TensorSpec([1, None], tf.int64)
+        self._gather = tf.function(self._gather_in_replicas, input_signature=[numbers], autograph=False)
         with self.strategy.scope():
             # What is trained, and what is validated and saved: they differ where training's images are smaller, and
             # where batch-norm is fused, which plain Keras could not load.
@@ -303,18 +305,19 @@ class Replica:
         return self.strategy.run(gather, args=(value,))
 
     def _all_gather(self, value: np.ndarray) -> np.ndarray:
-        """Every worker's array of one shape, stacked by rank; the same on all workers."""
+        """Every worker's array, of one shape and int64 or float64, stacked by rank; the same on all workers."""
         import tensorflow as tf
 
-        return self._gather(tf.constant(value[None])).numpy()
+        bits = np.ascontiguousarray(value).reshape(1, -1).view(np.int64)
+        return self._gather(tf.constant(bits)).numpy().view(value.dtype).reshape(-1, *value.shape)
 
     def _average_moving_statistics(self) -> None:
         """Batch-norm's statistics are the one thing the strategy does not keep equal: each worker saw other images."""
         moving = [v for v in self.model.non_trainable_variables if str(v.dtype).startswith("float")]
         if not moving or self.config.spec.pretrained:  # whose batch-norm stays in inference mode
             return
-        flat = np.concatenate([np.asarray(variable).ravel() for variable in moving])
-        mean = self._all_gather(flat).mean(axis=0, dtype=np.float64).astype(np.float32)
+        flat = np.concatenate([np.asarray(variable).ravel() for variable in moving], dtype=np.float64)
+        mean = self._all_gather(flat).mean(axis=0).astype(np.float32)
         at = 0
         for variable in moving:
             count = int(np.prod(variable.shape))
