@@ -1,5 +1,7 @@
 """What one core predicts in a second: ONNX Runtime by images at a time; TensorFlow plain, folded, and in bfloat16.
 
+OpenVINO too, where it is installed; catdog does not depend on it.
+
     python benchmarks/forward.py --model runs/first/model --data data/kaggle
 
 Of a large model the forward pass is nearly all that scoring does, so this bounds it. Prints Markdown.
@@ -7,11 +9,12 @@ Of a large model the forward pass is nearly all that scoring does, so this bound
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -21,14 +24,28 @@ from catdog import catalog, engines, fused, images
 _BATCH, _ROUNDS = 64, 5
 
 
-def rate(predict: Callable[[], np.ndarray]) -> float:
-    """Images per second, the median of the rounds; a first one warms up."""
-    seconds = []
-    for _ in range(_ROUNDS + 1):
+def seconds(call: Callable[[], Any], rounds: int = _ROUNDS) -> float:
+    """The median of the rounds; a first one warms up."""
+    found = []
+    for _ in range(rounds + 1):
         started = time.perf_counter()
-        predict()
-        seconds.append(time.perf_counter() - started)
-    return _BATCH / statistics.median(seconds[1:])
+        call()
+        found.append(time.perf_counter() - started)
+    return statistics.median(found[1:])
+
+
+def openvino(model: Path, batch: np.ndarray, chunk: int) -> Callable[[], np.ndarray]:
+    """What predicts the batch, so many images at a time, in one thread and float32."""
+    import openvino
+
+    core = openvino.Core()
+    network = core.read_model(model)
+    network.reshape([chunk, *batch.shape[1:]])
+    options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(network, "CPU", options)
+    request = compiled.create_infer_request()
+    chunks = [batch[start : start + chunk] for start in range(0, len(batch), chunk)]
+    return lambda: np.concatenate([request.infer({0: each})[compiled.output(0)][:, 0].copy() for each in chunks])
 
 
 def main(
@@ -48,12 +65,14 @@ def main(
 
     def show(name: str, predict: Callable[[], np.ndarray]) -> None:
         off = np.abs(predict() - expected).max()
-        typer.echo(f"| {name} | {rate(predict):.0f} | {off:.1g} |")
+        typer.echo(f"| {name} | {_BATCH / seconds(predict):.0f} | {off:.1g} |")
 
     typer.echo("| | images/s | a logit is off by up to |\n|---|---|---|")
     for chunk in (1, 2, 4, 8, 16, 64):
         engines._CHUNK = chunk
         show(f"ONNX Runtime, {chunk} at a time", lambda: onnx.logits(batch))
+    if importlib.util.find_spec("openvino"):
+        show("OpenVINO, 4 at a time", openvino(model / "model.onnx", batch, 4))
     show("TensorFlow", lambda: plain.logits(batch))
     for precision in ("float32", "bfloat16"):
         folded = tf.function(

@@ -11,29 +11,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import statistics
-import time
-from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import numpy as np
 import speed
 import typer
+from forward import seconds
 
 from catdog import augment, engines, fused, models
 
 _SIZE, _BATCH, _ROUNDS = 128, 64, 30
 _SETTINGS = augment.Augmentation(mirror=True, rotation=12, zoom=0.12, shift=0.08)
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    """The median of the rounds, after three that warm up."""
-    found = []
-    for _ in range(3 + _ROUNDS):
-        started = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - started)
-    return statistics.median(found[3:])
 
 
 def pixels(count: int) -> np.ndarray:
@@ -64,7 +53,7 @@ def step(fuse: bool, threads: int, count: int, together: Barrier) -> float:
 
     float(train())
     together.wait()
-    return seconds(lambda: float(train()))
+    return seconds(lambda: float(train()), _ROUNDS)
 
 
 def change() -> tuple[float, float]:
@@ -88,7 +77,7 @@ def change() -> tuple[float, float]:
         for image, row, place in zip(images, parameters, out, strict=True):
             augment.apply(image, row, _SETTINGS, place)
 
-    return seconds(theirs) / _BATCH, seconds(ours) / _BATCH
+    return seconds(theirs, _ROUNDS) / _BATCH, seconds(ours, _ROUNDS) / _BATCH
 
 
 def main() -> None:
