@@ -20,7 +20,9 @@ from catdog import storage
 from catdog.errors import CatdogError, UsageError
 
 FILE_NAME = "catalog.parquet"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Version 1 had no digests. A fingerprint does not follow from them, so it is the same for both.
+_READABLE, _FINGERPRINT_VERSION = (1, 2), 1
 _PIECE = 65_536
 SPLITS = ("train", "valid", "test")
 SCHEMA = pa.schema(
@@ -30,6 +32,7 @@ SCHEMA = pa.schema(
         pa.field("uri", pa.string(), nullable=False),
         pa.field("label", pa.int8()),
         pa.field("split", pa.string(), nullable=False),
+        pa.field("digest", pa.uint64()),
     ]
 )
 
@@ -40,7 +43,8 @@ class Catalog:
 
     Attributes:
         table: columns `key` (path relative to the set's root, unique), `id` (what a submission calls the row),
-            `uri` (where the bytes are), `label` (0 or 1, null where unknown) and `split` (train, valid or test).
+            `uri` (where the bytes are), `label` (0 or 1, null where unknown), `split` (train, valid or test) and
+            `digest` (of the file's bytes, from `digest_of`; null where there are none, or none are known).
         class_names: the names of labels 0 and 1.
         root: URI of the data set's folder.
         options: what made the split: `split_seed`, `valid_fraction`, `content_sha256`.
@@ -84,7 +88,7 @@ class Catalog:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over class names, every row but its place, and the files' bytes as they were prepared."""
-        digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, self.class_names]).encode())
+        digest = hashlib.sha256(json.dumps([_FINGERPRINT_VERSION, self.class_names]).encode())
         digest.update(str(self.options.get("content_sha256", "")).encode())
         for column in ("key", "id", "label", "split"):
             # In pieces: a million Python strings at once are many times the size of the table.
@@ -105,6 +109,11 @@ class Catalog:
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
         storage.write_bytes(storage.join(self.root, FILE_NAME), sink.getvalue().to_pybytes())
+
+
+def digest_of(data: bytes) -> int:
+    """The first eight bytes of the SHA-256 of a file's bytes, as an unsigned number: what tells copies of an image."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
 
 
 def read(data: str) -> Catalog:
@@ -134,9 +143,11 @@ def read(data: str) -> Catalog:
         version, class_names, options = header["schema_version"], header["class_names"], header["options"]
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
         raise CatdogError(f"{path} is not a catalog that catdog wrote ({error}); prepare the data set again") from error
-    if version != SCHEMA_VERSION:
+    if version not in _READABLE:
         raise CatdogError(f"{path} has schema version {version}, expected {SCHEMA_VERSION}; prepare the data set again")
     table = table.replace_schema_metadata(None)
+    if version == 1:
+        table = table.append_column(SCHEMA.field("digest"), pa.nulls(table.num_rows, pa.uint64()))
     if not table.schema.equals(SCHEMA):
         raise CatdogError(f"{path} has columns {table.column_names}, expected {SCHEMA.names}; prepare it again")
     uris = table["uri"]

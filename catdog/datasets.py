@@ -31,11 +31,19 @@ _UNFINISHED = "unfinished.txt"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One image on its way into the catalog."""
+    """One image on its way into the catalog.
+
+    Attributes:
+        key: its path relative to the set's root.
+        split: train, valid or test.
+        label: 0 or 1, or None where unknown.
+        digest: of its bytes, from `catalog.digest_of`; None where there are none.
+    """
 
     key: str
     split: str
     label: int | None
+    digest: int | None = None
 
 
 def prepare(source: str, dest: str, valid_fraction: float = 0.1, split_seed: int = 0) -> Catalog:
@@ -83,10 +91,12 @@ def prepare(source: str, dest: str, valid_fraction: float = 0.1, split_seed: int
         if previous is None:
             storage.delete_folder(storage.join(dest, "images"))
             mark_unfinished(dest)
-        content = _copy(files, rows, dest, previous)
+        content, digests = _copy(files, rows, dest, previous)
     if previous is not None and previous.options.get("content_sha256") == content:
         return previous
-    result = dataclasses.replace(planned, options=options | {"content_sha256": content})
+    column = pa.array([digests[key] for key in planned.table["key"].to_pylist()], pa.uint64())
+    table = planned.table.set_column(5, catalog.SCHEMA.field("digest"), column)
+    result = dataclasses.replace(planned, table=table, options=options | {"content_sha256": content})
     finish(result)
     return result
 
@@ -142,6 +152,7 @@ def build(
             "uri": [storage.join(base, row.key) for row in rows],
             "label": [row.label for row in rows],
             "split": [row.split for row in rows],
+            "digest": [row.digest for row in rows],
         },
         schema=catalog.SCHEMA,
     )
@@ -339,11 +350,13 @@ def _natural(key: str) -> list[tuple[int, int, str]]:
 # --- writing the data set ----------------------------------------------------------------------------------------
 
 
-def _copy(files: Iterator[sources.SourceFile], rows: dict[str, Row], dest: str, previous: Catalog | None) -> str:
+def _copy(
+    files: Iterator[sources.SourceFile], rows: dict[str, Row], dest: str, previous: Catalog | None
+) -> tuple[str, dict[str, int | None]]:
     """Copies the images into place, several at a time (a bucket answers slowly), and digests their bytes.
 
     Returns:
-        SHA-256 (hex) over keys and bytes, whatever order the source came in.
+        SHA-256 (hex) over keys and bytes, whatever order the source came in; by key, what the catalog keeps of it.
     """
     known = set(previous.table["key"].to_pylist()) if previous is not None else set()
     images = storage.join(dest, "images")
@@ -390,4 +403,6 @@ def _copy(files: Iterator[sources.SourceFile], rows: dict[str, Row], dest: str, 
     total = hashlib.sha256()
     for key in sorted(digests):
         total.update(key.encode() + b"\0" + digests[key])
-    return total.hexdigest()
+    empty = hashlib.sha256(b"").digest()
+    short = {key: None if digest == empty else int.from_bytes(digest[:8], "big") for key, digest in digests.items()}
+    return total.hexdigest(), short

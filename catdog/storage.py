@@ -254,14 +254,25 @@ def create_text(uri: str, text: str) -> bool:
         write_text(uri, text)
         return True
     target = Path(absolute(uri))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target, "x") as stream:
-            stream.write(text)
+        temporary.write_text(text)
+        try:
+            # A link, because it fails where the file is there, and never shows half a text.
+            target.hardlink_to(temporary)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            with open(target, "x") as stream:
+                stream.write(text)
     except FileExistsError:
         return False
     except OSError as error:
         raise CatdogError(f"could not write {target}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return True
 
 

@@ -71,8 +71,9 @@ def synthesize(dest: str, train: int, test: int, seed: int = 0, valid_fraction: 
         for number in range(train // 2 + (train % 2 if label == 0 else 0)):
             key = f"train/{name}.{number}.jpg"
             split = "valid" if datasets.is_in_validation(key, valid_fraction, seed) else "train"
-            storage.write_bytes(storage.join(dest, key), draw(label, (seed, label, number)))
-            rows.append(Row(key, split, label))
+            picture = draw(label, (seed, label, number))
+            storage.write_bytes(storage.join(dest, key), picture)
+            rows.append(Row(key, split, label, catalog.digest_of(picture)))
     for number in range(1, test + 1):
         key = f"test/{number}.jpg"
         # The label of a test image is drawn too, and then forgotten.

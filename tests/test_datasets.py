@@ -64,7 +64,7 @@ def test_kaggles_zip_in_zip(tmp_path: Path) -> None:
     source = tmp_path / "dogs-vs-cats-redux-kernels-edition.zip"
     source.write_bytes(kaggle_zip())
     data = datasets.prepare(str(source), str(tmp_path / "set"))
-    assert data.table.column_names == ["key", "id", "uri", "label", "split"]
+    assert data.table.column_names == ["key", "id", "uri", "label", "split", "digest"]
     assert data.class_names == ("cat", "dog")
     assert data.count("train") + data.count("valid") == 2 * COUNT
     assert data.count("valid", 0) > 0 < data.count("valid", 1)
@@ -72,6 +72,7 @@ def test_kaggles_zip_in_zip(tmp_path: Path) -> None:
     assert data.split("test")["label"].null_count == 3
     for row in data.table.to_pylist():
         assert Path(row["uri"]).read_bytes() == kaggle_files()[row["key"]]
+        assert row["digest"] == catalog.digest_of(kaggle_files()[row["key"]])
         if row["label"] is not None:
             assert row["label"] == int("dog" in row["key"])
     again = catalog.read(str(tmp_path / "set"))
