@@ -7,10 +7,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
-from catdog import images
+from catdog import formats, images
 
 
 def smooth(width: int, height: int) -> Image.Image:
@@ -120,6 +121,34 @@ def test_folders_and_absent_files_are_verdicts(tmp_path: Path) -> None:
         "unreadable",
         "could not be read: No such file or directory",
     )
+
+
+@pytest.mark.parametrize("kind", formats.PILLOW_FORMATS)
+def test_the_first_bytes_tell_every_format_that_is_read(kind: str) -> None:
+    pillow_heif.register_heif_opener()
+    assert formats.sniff(saved(smooth(30, 20), kind)[: formats.HEAD_BYTES]) == kind
+    # Every usual name of such a file, as Pillow knows them, is one of ours.
+    assert {suffix for suffix, name in Image.registered_extensions().items() if name == kind} <= formats.SUFFIXES
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"", None),
+        (b"BM is how this text begins", None),
+        (b"P1 is how this text begins", None),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", None),
+        (b"%PDF-1.7\n", None),
+        (b'<svg xmlns="http://www.w3.org/2000/svg">', None),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isommp42", None),  # a film
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "AVIF"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIF"),
+        (b"\0\0\0\x14ftypmif1\0\0\0\0mif1avif", "HEIF"),  # the box ends before the last brand
+        (b"MM\0+\0\x08\0\0", "TIFF"),  # BigTIFF
+    ],
+)
+def test_first_bytes_that_say_something_else(head: bytes, kind: str | None) -> None:
+    assert formats.sniff(head) == kind
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
