@@ -29,7 +29,7 @@ import psutil
 import pyarrow as pa
 import typer
 
-from catdog import bundle, catalog, datasets, images, models, storage
+from catdog import bundle, catalog, datasets, images, layouts, models, storage
 from catdog.catalog import Catalog
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -79,7 +79,7 @@ def repeat(data: Catalog, count: int, root: Path, split: str = "test") -> Catalo
     (root / "images").mkdir(parents=True)
     for number in range(count):
         (root / "images" / f"{number + 1}.jpg").symlink_to(files[number % len(files)])
-    rows = [datasets.Row(f"{number + 1}.jpg", "test", None) for number in range(count)]
+    rows = [layouts.Row(f"{number + 1}.jpg", "test", None) for number in range(count)]
     made = datasets.build(str(root), rows, data.class_names, {}, folder="images")
     made.write()
     return made

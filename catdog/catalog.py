@@ -116,6 +116,11 @@ def digest_of(data: bytes) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
 
 
+def is_there(data: str) -> bool:
+    """Tells whether a folder holds a catalog."""
+    return storage.kind(storage.join(data, FILE_NAME)) == "file"
+
+
 def read(data: str) -> Catalog:
     """Reads and checks a prepared data set's catalog.
 

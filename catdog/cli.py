@@ -38,6 +38,14 @@ class Split(StrEnum):
     all = "all"
 
 
+class Duplicates(StrEnum):
+    """What `--duplicates` takes."""
+
+    keep = "keep"
+    drop = "drop"
+    refuse = "refuse"
+
+
 class Engine(StrEnum):
     """What `--engine` takes."""
 
@@ -108,10 +116,20 @@ def common(
 
 @data_app.command("prepare")
 def data_prepare(
-    source: Annotated[str, typer.Argument(help="Kaggle's zip, or a folder or zip of images in any usual layout.")],
+    source: Annotated[str, typer.Argument(help="Kaggle's zip, or a folder, zip or tar of images in any usual layout.")],
     dest: Annotated[str, typer.Argument(help="The folder or bucket to make.")],
     valid_fraction: Annotated[float, typer.Option(help="Share of each class kept for validation.")] = 0.1,
     split_seed: Annotated[int, typer.Option(help="Seed of the hash that splits.")] = 0,
+    positive: Annotated[
+        str | None, typer.Option(help="The class whose probability is predicted. Default: dog, or the second by name.")
+    ] = None,
+    duplicates: Annotated[
+        Duplicates | None,
+        typer.Option(help="Byte-equal copies. Default: drop labelled ones, keep and tell those of test images."),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="A pattern of files or folders to leave out, such as 'sample'; repeatable.")
+    ] = None,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
@@ -120,7 +138,10 @@ def data_prepare(
     from catdog import datasets, storage
 
     with out.status(f"Preparing {source}…"):
-        catalog = datasets.prepare(source, storage.absolute_output(dest, "DEST"), valid_fraction, split_seed)
+        catalog = datasets.prepare(
+            source, storage.absolute_output(dest, "DEST"), valid_fraction, split_seed, positive=positive,
+            duplicates=duplicates.value if duplicates else None, ignore=ignore, on_remark=console.show_remark,
+        )  # fmt: skip
     console.show_catalog(catalog)
 
 

@@ -12,10 +12,16 @@ if TYPE_CHECKING:
     from catdog.catalog import Catalog
     from catdog.crossval import OutOfFold
     from catdog.scoring import ScoreResult
+    from catdog.splits import Remark
 
 # No markup: what is shown are names of files, which may have brackets in them.
 out = Console(soft_wrap=True, highlight=False, markup=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+
+def show_remark(remark: Remark) -> None:
+    """Shows something to know about a data set; a warning on standard error."""
+    (err if remark.warning else out).print(f"{'Warning: ' * remark.warning}{remark.text}")
 
 
 def show_catalog(catalog: Catalog) -> None:
@@ -26,6 +32,7 @@ def show_catalog(catalog: Catalog) -> None:
         count = catalog.count(split)
         table.add_row(split, str(first), str(second), str(count - first - second), str(count))
     out.print(table)
+    out.print(f"label is the probability of {catalog.class_names[1]}")
     out.print(f"Data set: {catalog.root}")
 
 

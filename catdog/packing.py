@@ -50,23 +50,25 @@ def pack(data: str, dest: str) -> tuple[Catalog, int]:
     source, root = catalog.read(data), storage.absolute(dest)
     if root == source.root:
         raise UsageError(f"DATA and DEST are the same folder ({root}); give another DEST")
-    if storage.exists(storage.join(root, catalog.FILE_NAME)):
+    if catalog.is_there(root):
         previous = catalog.read(root)
         if previous.fingerprint != source.fingerprint:
             raise CatdogError(f"DEST {root} holds another data set; give a new or empty folder")
         return previous, _count_absent(root)
-    datasets.require_vacant(root)
-    storage.delete_folder(storage.join(root, "shards"))
-    datasets.mark_unfinished(root)
     uris, absent = [], 0
-    for number, start in enumerate(range(0, source.table.num_rows, SHARD_ROWS)):
-        rows = source.table.slice(start, SHARD_ROWS)
-        shard = storage.join(root, "shards", f"images-{number:05d}.parquet")
-        absent += _write_shard(shard, rows)
-        uris += [storage.packed(shard, row) for row in range(rows.num_rows)]
-    table = source.table.set_column(2, catalog.SCHEMA.field("uri"), pa.array(uris, pa.string()))
-    packed = dataclasses.replace(source, table=table, root=root)
-    datasets.finish(packed)
+    with datasets.making(root, ["shards", datasets.SAMPLE_NAME], "`catdog data pack`") as held:
+        for number, start in enumerate(range(0, source.table.num_rows, SHARD_ROWS)):
+            rows = source.table.slice(start, SHARD_ROWS)
+            shard = storage.join(root, "shards", f"images-{number:05d}.parquet")
+            absent += _write_shard(shard, rows)
+            uris += [storage.packed(shard, row) for row in range(rows.num_rows)]
+        sample = storage.join(source.root, datasets.SAMPLE_NAME)
+        if storage.kind(sample) == "file":
+            storage.write_bytes(storage.join(root, datasets.SAMPLE_NAME), storage.read_bytes(sample))
+        table = source.table.set_column(2, catalog.SCHEMA.field("uri"), pa.array(uris, pa.string()))
+        packed = dataclasses.replace(source, table=table, root=root)
+        held.require_held()
+        packed.write()
     return packed, absent
 
 

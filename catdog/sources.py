@@ -1,170 +1,263 @@
-"""Where images come from: a walk over a folder, a bucket or a zip, zips inside it unpacked, unsafe ones refused."""
+"""Where images come from: a walk over a folder, a bucket or an archive, with the archives in it read in place.
+
+Every file is accounted for: it is an image, or it is named with the reason why not.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import re
 import shutil
-import zipfile
-import zlib
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
 
-from pyarrow import fs as pafs
-
-from catdog import storage
+from catdog import archives, formats, storage
 from catdog.errors import CatdogError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 SPLIT_FOLDERS = {
     name + ending: split
     for split, names in {
         "train": ("train", "training"),
-        "valid": ("valid", "validation", "val"),
+        "valid": ("valid", "validation", "val", "dev"),
         "test": ("test", "testing", "test1"),
     }.items()
     for name in names
     for ending in ("", "_set")
 }
-_MAX_ZIP_DEPTH = 2
+# A file is read whole, several at a time; no photo is larger.
+MAX_FILE_BYTES = 512 << 20
+_MAX_ARCHIVE_DEPTH = 2
+_SAMPLE_NAME = re.compile(r"sample_?submission\.csv", re.IGNORECASE)
 
 
-class SourceFile(NamedTuple):
-    """One file of a source: its path within it and how to get its bytes; `data` None says it is a folder."""
+@dataclass(frozen=True)
+class Entry:
+    """A file of a source.
+
+    Attributes:
+        path: within the source, UTF-8; bytes that are not have been escaped as %XX.
+        size: in bytes, or None for a folder that is named like an image.
+        problem: why it cannot be an image whatever it holds, or "".
+        read: reads its first bytes, or all of them for -1; in a tar only until the next entry is asked for.
+    """
 
     path: str
-    data: bytes | None
+    size: int | None
+    problem: str
+    read: Callable[[int], bytes]
 
 
-def walk(source: str, scratch: Path, names_only: bool = False) -> Iterator[SourceFile]:
-    """Yields every image file of a source, as if all zips in it were unpacked where they lie.
+@dataclass
+class Survey:
+    """The files of a source.
+
+    Attributes:
+        images: paths of the images.
+        skipped: path and reason of every other file.
+        sample: the bytes of its sample submission, if it has one.
+    """
+
+    images: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    sample: bytes | None = None
+
+
+def survey(source: str, scratch: Path, ignore: list[str] | None = None) -> Survey:
+    """Lists a source's images, told by their names or else by their first bytes, and all that is none.
 
     Args:
-        source: URI of a folder or of a zip.
-        scratch: a local folder where inner zips may be unpacked to.
-        names_only: leave the bytes out.
+        source: URI of a folder or of an archive.
+        scratch: a local folder where archives within archives may be kept.
+        ignore: patterns as of a shell; a file is left out if its path or a folder above it matches.
 
     Raises:
-        CatdogError: a folder or zip cannot be read, or a zip holds a link or a path that leads outside.
+        CatdogError: a folder, file or archive cannot be read, or an archive is unsafe (`archives.members`).
     """
+    found, sample_path = Survey(), ""
+    for entry in _walk(source, scratch):
+        name = PurePosixPath(entry.path).name
+        if any(_matches(entry.path, pattern) for pattern in ignore or []):
+            found.skipped.append((entry.path, "ignored"))
+        elif _is_hidden(entry.path):
+            found.skipped.append((entry.path, "hidden"))
+        elif entry.problem:
+            found.skipped.append((entry.path, entry.problem))
+        elif _SAMPLE_NAME.fullmatch(name) and entry.size is not None and entry.size <= MAX_FILE_BYTES:
+            if found.sample is None or len(entry.path) < len(sample_path):
+                found.sample, sample_path = entry.read(-1), entry.path
+        elif PurePosixPath(name).suffix.lower() in formats.SUFFIXES or (
+            entry.size and formats.sniff(entry.read(formats.HEAD_BYTES)) is not None
+        ):
+            if (entry.size or 0) > MAX_FILE_BYTES:
+                raise CatdogError(
+                    f"{entry.path} in {source} has {entry.size:,} bytes, expected an image of {MAX_FILE_BYTES:,} at "
+                    f"most; leave it out with --ignore {entry.path!r}"
+                )
+            found.images.append(entry.path)
+        elif name.lower().endswith(archives.FOREIGN_SUFFIXES):
+            found.skipped.append((entry.path, "an archive of a kind that is not read: unpack it first"))
+        else:
+            found.skipped.append((entry.path, "not an image" if entry.size else "empty"))
+    return found
+
+
+def read_images(source: str, scratch: Path, wanted: set[str]) -> Iterator[tuple[str, bytes | None]]:
+    """Reads images of a source, in its order.
+
+    Args:
+        source: as for `survey`.
+        scratch: as for `survey`.
+        wanted: their paths, from `survey`.
+
+    Yields:
+        Path and bytes of each; None for a folder that is named like an image.
+
+    Raises:
+        CatdogError: as `survey`.
+    """
+    for entry in _walk(source, scratch):
+        if entry.path in wanted:
+            yield entry.path, None if entry.size is None else entry.read(-1)
+
+
+def _walk(source: str, scratch: Path) -> Iterator[Entry]:
     if storage.kind(source) == "file":
-        with storage.open_seekable(source) as stream:
-            yield from _walk_zip(stream, storage.name(source), scratch, names_only, depth=1)
+        yield from _walk_archive(source, storage.name(source), scratch, depth=1)
         return
-    paths = list(_folder_paths(source))
-    unpacked = {folder.as_posix().lower() for path in paths for folder in PurePosixPath(path).parents}
-    for path in paths:
-        uri = storage.join(source, path)
-        if _is_zip_name(path):
-            # People unpack the inner zips beside themselves; then the folder is what counts.
-            if path.lower().removesuffix(".zip") not in unpacked:
-                with storage.open_seekable(uri) as stream:
-                    yield from _beside(path, _walk_zip(stream, path, scratch, names_only, depth=1))
-        elif _is_image_name(path):
-            if storage.is_local(source) and Path(uri).is_dir():
-                yield SourceFile(path, None)
-            else:
-                try:
-                    yield SourceFile(path, b"" if names_only else storage.read_bytes(uri))
-                except OSError as error:
-                    raise CatdogError(f"could not read {uri}: {error.strerror or error}") from error
+    entries = sorted(_local_entries(source) if storage.is_local(source) else _bucket_entries(source), key=_path)
+    folders = {folder.as_posix().lower() for entry in entries for folder in PurePosixPath(entry.path).parents}
+    for entry in entries:
+        suffix = archives.suffix_of(entry.path)
+        if suffix is None or _is_hidden(entry.path) or entry.problem:
+            yield entry
+        elif entry.path[: -len(suffix)].lower() in folders:
+            # People unpack the inner archives beside themselves; then the folder is what counts.
+            yield replace(entry, problem="unpacked beside it already")
+        else:
+            uri = storage.join(source, entry.path)
+            yield from _beside(entry.path, suffix, _walk_archive(uri, entry.path, scratch, depth=1))
 
 
-def _folder_paths(source: str) -> Iterator[str]:
-    """Yields the paths below a folder, sorted, following links; a folder named like an image counts as a file."""
-    if not storage.is_local(source):
-        filesystem, root = storage.resolve(source)
-        found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-        yield from sorted(info.path.removeprefix(root).lstrip("/") for info in found if info.is_file)
-        return
+def _path(entry: Entry) -> str:
+    return entry.path
+
+
+def _local_entries(source: str) -> Iterator[Entry]:
+    """The files below a folder of this machine, links followed; a folder named like an image counts as a file."""
 
     def refuse(error: OSError) -> None:
         raise CatdogError(f"could not read the folder {error.filename}: {error.strerror}") from error
 
     seen: set[str] = set()
-    paths = []
     for folder, folders, files in os.walk(source, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
-        named_like_images = [name for name in folders if _is_image_name(name)]
+        named_like_images = [name for name in folders if Path(name).suffix.lower() in formats.SUFFIXES]
         folders[:] = [name for name in folders if name not in named_like_images]
-        paths += [os.path.relpath(Path(folder) / name, source) for name in files + named_like_images]
-    yield from sorted(path.replace(os.sep, "/") for path in paths)
-
-
-def _beside(path: str, files: Iterator[SourceFile]) -> Iterator[SourceFile]:
-    """Files of an inner zip, as if it were unpacked where it lies: below a folder of its name, unless it has that."""
-    place = PurePosixPath(path)
-    for file in files:
-        first = file.path.split("/", 1)[0].lower() if "/" in file.path else ""
-        own = first == place.stem.lower() or first in SPLIT_FOLDERS
-        yield SourceFile((place.parent if own else place.with_suffix("")).joinpath(file.path).as_posix(), file.data)
-
-
-def _walk_zip(stream: BinaryIO, name: str, scratch: Path, names_only: bool, depth: int) -> Iterator[SourceFile]:
-    try:
-        archive = zipfile.ZipFile(stream)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise CatdogError(f"{name} is not a readable zip ({error}); download it again") from error
-    seen: set[str] = set()
-    with archive:
-        for member in archive.infolist():
-            _refuse_unsafe(member, name)
-            path = member.filename
-            if member.is_dir():
-                continue
-            if path in seen:
-                raise CatdogError(f"{name} holds {member.filename} twice; expected every path once")
-            seen.add(path)
-            is_zip = _is_zip_name(path)
-            if not (is_zip or _is_image_name(path)) or (is_zip and depth >= _MAX_ZIP_DEPTH):
-                continue
+        for name in files + named_like_images:
+            place = Path(folder) / name
+            relative = os.path.relpath(place, source).replace(os.sep, "/")
             try:
-                if is_zip:
-                    yield from _beside(path, _walk_inner_zip(archive, member, name, scratch, names_only, depth))
-                else:
-                    yield SourceFile(path, b"" if names_only else archive.read(member))
-            except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
-                # RuntimeError is what zipfile raises for an encrypted member.
-                raise CatdogError(f"could not unpack {member.filename} from {name}: {error}") from error
+                status = place.stat()
+            except OSError as error:
+                raise _cannot_read(str(place), error) from error
+            size = None if stat.S_ISDIR(status.st_mode) else status.st_size
+            regular = size is None or stat.S_ISREG(status.st_mode)
+            yield Entry(_escaped(relative), size, "" if regular else "not a regular file", _local_reader(place))
 
 
-def _walk_inner_zip(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, scratch: Path, names_only: bool, depth: int
-) -> Iterator[SourceFile]:
-    """Unpacks a zip inside a zip to scratch once, for zipfile needs to jump about in it."""
-    copy = scratch / hashlib.sha256(f"{name}/{member.filename}".encode()).hexdigest()
-    if not copy.exists():
-        require_space(str(scratch), member.file_size)
+def _local_reader(place: Path) -> Callable[[int], bytes]:
+    def read(count: int) -> bytes:
         try:
-            with archive.open(member) as inner, open(copy, "wb") as out:
-                shutil.copyfileobj(inner, out, 1 << 20)
+            with open(place, "rb") as stream:
+                return stream.read(count)
         except OSError as error:
-            raise CatdogError(f"could not unpack {member.filename} to {scratch}: {error.strerror or error}") from error
-    with open(copy, "rb") as stream:
-        yield from _walk_zip(stream, f"{name}/{member.filename}", scratch, names_only, depth + 1)
+            raise _cannot_read(str(place), error) from error
+
+    return read
 
 
-def _refuse_unsafe(member: zipfile.ZipInfo, name: str) -> None:
-    path = member.filename
-    is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
-    outside = path.startswith(("/", "\\")) or re.match(r"^[A-Za-z]:", path) or ".." in re.split(r"[/\\]", path)
-    if is_link or outside or "\\" in path or "\0" in path:
-        what = "a link" if is_link else "a path that leads outside"
-        raise CatdogError(f"{name} holds {path!r}, {what}; nothing was unpacked from it: expected plain relative paths")
+def _bucket_entries(source: str) -> Iterator[Entry]:
+    for path, info in storage.list_files(source).items():
+        if info.is_file:
+            yield Entry(path, info.size, "", _bucket_reader(storage.join(source, path)))
 
 
-def _is_image_name(path: str) -> bool:
-    return not _is_hidden(path) and PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
+def _bucket_reader(uri: str) -> Callable[[int], bytes]:
+    def read(count: int) -> bytes:
+        try:
+            if count < 0:
+                return storage.read_bytes(uri)
+            with storage.open_seekable(uri) as stream:
+                return stream.read(count)
+        except OSError as error:
+            raise _cannot_read(uri, error) from error
+
+    return read
 
 
-def _is_zip_name(path: str) -> bool:
-    return not _is_hidden(path) and PurePosixPath(path).suffix.lower() == ".zip"
+def _cannot_read(place: str, error: OSError) -> CatdogError:
+    return CatdogError(f"could not read {_escaped(place)}: {error.strerror or error}")
+
+
+def _beside(path: str, suffix: str, entries: Iterator[Entry]) -> Iterator[Entry]:
+    """Files of an archive as if it were unpacked where it lies: below a folder of its name, unless it has that."""
+    place = PurePosixPath(path[: -len(suffix)])
+    for entry in entries:
+        first = entry.path.split("/", 1)[0].lower() if "/" in entry.path else ""
+        own = first == place.name.lower() or first in SPLIT_FOLDERS
+        yield replace(entry, path=(place.parent if own else place).joinpath(entry.path).as_posix())
+
+
+def _walk_archive(uri: str, name: str, scratch: Path, depth: int) -> Iterator[Entry]:
+    with storage.open_seekable(uri) as stream:
+        for member in archives.members(stream, name):
+            path, suffix = _escaped(member.path), archives.suffix_of(member.path)
+            if suffix is None or _is_hidden(path) or not member.regular:
+                problem = "" if member.regular else "not a regular file"
+                yield Entry(path, member.size, problem, _member_reader(member, name))
+            elif depth >= _MAX_ARCHIVE_DEPTH:
+                yield Entry(path, member.size, "an archive too deep in others: unpack it first", lambda _count: b"")
+            else:
+                copy = _copy_to_scratch(member, name, scratch)
+                yield from _beside(path, suffix, _walk_archive(str(copy), f"{name}/{path}", scratch, depth + 1))
+
+
+def _member_reader(member: archives.Member, name: str) -> Callable[[int], bytes]:
+    return lambda count: archives.read(member, name, count)
+
+
+def _copy_to_scratch(member: archives.Member, name: str, scratch: Path) -> Path:
+    """Unpacks an archive within an archive once, because reading it takes jumping about in it."""
+    copy = scratch / hashlib.sha256(f"{name}/{member.path}".encode(errors="surrogateescape")).hexdigest()
+    if not copy.exists():
+        require_space(str(scratch), member.size)
+        try:
+            with open(copy, "wb") as out:
+                out.writelines(archives.pieces(member, name))
+        except OSError as error:
+            raise CatdogError(f"could not unpack {member.path} to {scratch}: {error.strerror or error}") from error
+    return copy
+
+
+def _matches(path: str, pattern: str) -> bool:
+    pattern = pattern.rstrip("/")
+    above = [parent.as_posix() for parent in PurePosixPath(path).parents][:-1]
+    return any(fnmatch.fnmatchcase(each, pattern) for each in (path, *above)) or any(
+        fnmatch.fnmatchcase(part, pattern) for part in path.split("/")
+    )
+
+
+def _escaped(path: str) -> str:
+    """A path whose bytes are not all UTF-8, with those as %XX; any other as it is."""
+    return re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", path)
 
 
 def _is_hidden(path: str) -> bool:

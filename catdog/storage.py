@@ -7,11 +7,13 @@ name, synced and renamed; an object store shows an object only once it is comple
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,8 +80,14 @@ def absolute_output(uri: str, option: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    """Appends path parts to a URI, keeping a bucket's `?options` at the end."""
-    base, mark, query = uri.partition("?") if not is_local(uri) else (uri, "", "")
+    """Appends path parts to a URI, keeping a bucket's `?options` at the end.
+
+    A "?" in a part would begin such options, so it is written as %3F there, as in any URI.
+    """
+    base, mark, query = (uri, "", "")
+    if not is_local(uri):
+        base, mark, query = uri.partition("?")
+        parts = tuple(re.sub("%(?=25|3F)", "%25", part).replace("?", "%3F") for part in parts)
     return "/".join([base.rstrip("/") or "", *parts]) + mark + query
 
 
@@ -123,7 +131,7 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
         filesystem = _bucket_filesystem(scheme, path.partition("/")[0], query)
     except (OSError, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
         raise UsageError(f"received {uri!r}, expected a local path or an s3:// or gs:// URI: {error}") from error
-    return filesystem, path
+    return filesystem, re.sub("%(25|3F)", lambda found: {"25": "%", "3F": "?"}[found[1]], path)
 
 
 def kind(uri: str) -> str:
@@ -145,6 +153,13 @@ def list_names(uri: str) -> list[str]:
     return sorted(info.base_name for info in found)
 
 
+def list_files(uri: str) -> dict[str, pafs.FileInfo]:
+    """All files and folders below a folder, by their path from it; an absent folder has none."""
+    filesystem, path = resolve(uri)
+    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    return {info.path.lstrip("/").removeprefix(path.lstrip("/")).lstrip("/"): info for info in found}
+
+
 def read_bytes(uri: str) -> bytes:
     """All bytes of one file, or of one packed in a shard (`SHARD.parquet#ROW`).
 
@@ -154,7 +169,11 @@ def read_bytes(uri: str) -> bytes:
     if "#" in uri and (found := _PACKED.fullmatch(uri)):
         return _read_packed(found[1] + (found[3] or ""), int(found[2]))
     if is_local(uri):
-        return Path(absolute(uri)).read_bytes()
+        place = Path(absolute(uri))
+        if not stat.S_ISREG(mode := place.stat().st_mode) and not stat.S_ISDIR(mode):
+            # A FIFO would be waited for without end, and a device may have no end.
+            raise OSError(errno.EINVAL, "is not a regular file")
+        return place.read_bytes()
     filesystem, path = resolve(uri)
     with filesystem.open_input_file(path) as stream:
         return stream.read()

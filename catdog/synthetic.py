@@ -6,16 +6,17 @@ ears, a short face with whiskers or a long muzzle, the tail), so a model has to 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from catdog import catalog, datasets, storage
+from catdog import catalog, datasets, layouts, splits, storage
 from catdog.catalog import Catalog
-from catdog.datasets import Row
 from catdog.errors import CatdogError, UsageError
+from catdog.layouts import Row
 
 _FUR = [
     (205, 133, 63),
@@ -58,34 +59,35 @@ def synthesize(dest: str, train: int, test: int, seed: int = 0, valid_fraction: 
         "valid_fraction": valid_fraction,
         "content_sha256": f"drawn: train {train}, test {test}, seed {seed}",
     }
-    if storage.exists(storage.join(dest, catalog.FILE_NAME)):
+    if catalog.is_there(dest):
         there = catalog.read(dest)
         if there.options == options:
             return there
         raise CatdogError(f"DEST {dest} already holds another data set; give a new folder")
-    datasets.require_vacant(dest)
-    datasets.mark_unfinished(dest)
-
-    rows: list[Row] = []
-    for label, name in enumerate(datasets.DEFAULT_CLASS_NAMES):
-        for number in range(train // 2 + (train % 2 if label == 0 else 0)):
-            key = f"train/{name}.{number}.jpg"
-            split = "valid" if datasets.is_in_validation(key, valid_fraction, seed) else "train"
-            picture = draw(label, (seed, label, number))
-            storage.write_bytes(storage.join(dest, key), picture)
-            rows.append(Row(key, split, label, catalog.digest_of(picture)))
-    for number in range(1, test + 1):
-        key = f"test/{number}.jpg"
-        # The label of a test image is drawn too, and then forgotten.
-        label = int(np.random.default_rng((seed, 3, number)).integers(2))
-        storage.write_bytes(storage.join(dest, key), draw(label, (seed, 2, number)))
-        rows.append(Row(key, "test", None))
-    sample = "id,label\n" + "".join(f"{number},0.5\n" for number in range(1, test + 1))
-    storage.write_text(storage.join(dest, "sample_submission.csv"), sample)
-    rows.sort(key=lambda row: catalog.SPLITS.index(row.split))
-    result = datasets.build(dest, rows, datasets.DEFAULT_CLASS_NAMES, options)
-    datasets.finish(result)
+    with datasets.making(dest, ["train", "test", datasets.SAMPLE_NAME], "`catdog data synthesize`"):
+        rows: list[Row] = []
+        for label, name in enumerate(layouts.DEFAULT_CLASS_NAMES):
+            for number in range(train // 2 + (train % 2 if label == 0 else 0)):
+                rows.append(_write(dest, Row(f"train/{name}.{number}.jpg", "train", label), (seed, label, number)))
+        if train >= 2 * len(layouts.DEFAULT_CLASS_NAMES):  # fewer cannot be in both splits
+            rows = splits.settle(rows, False, valid_fraction, seed, "keep", {}, lambda _remark: None)
+        for number in range(1, test + 1):
+            rows.append(_write(dest, Row(f"test/{number}.jpg", "test", None), (seed, 2, number)))
+        sample = "id,label\n" + "".join(f"{number},0.5\n" for number in range(1, test + 1))
+        storage.write_text(storage.join(dest, datasets.SAMPLE_NAME), sample)
+        rows.sort(key=lambda row: catalog.SPLITS.index(row.split))
+        result = datasets.build(dest, rows, layouts.DEFAULT_CLASS_NAMES, options)
+        result.write()
     return result
+
+
+def _write(dest: str, row: Row, seed: tuple[int, int, int]) -> Row:
+    """Draws a row's picture into place, and notes its digest."""
+    # The label of a test image is drawn too, and then forgotten.
+    label = int(np.random.default_rng((seed[0], 3, seed[2])).integers(2)) if row.label is None else row.label
+    picture = draw(label, seed)
+    storage.write_bytes(storage.join(dest, row.key), picture)
+    return dataclasses.replace(row, digest=catalog.digest_of(picture))
 
 
 def draw(label: int, seed: tuple[int, ...]) -> bytes:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from PIL import Image
 from catdog import bundle, calibration, models
 from catdog.catalog import Catalog
 
+# Labelled images of a class: enough that a tenth of them is somewhere in both splits.
+COUNT = 40
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -68,6 +71,47 @@ def jpeg(seed: int = 0, size: tuple[int, int] = (40, 30)) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=92)
     return out.getvalue()
+
+
+def kaggle_files(train: int = COUNT, test: int = 3) -> dict[str, bytes]:
+    """Files in Kaggle's layout, unpacked."""
+    files = {f"train/{name}.{n}.jpg": jpeg(n + 1000 * (name == "dog")) for name in ("cat", "dog") for n in range(train)}
+    return files | {f"test/{n}.jpg": jpeg(n + 5000) for n in range(1, test + 1)}
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    """Writes files below a folder, and returns it."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    """A zip of files."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+def kaggle_zip(test_name: str = "test") -> bytes:
+    """Kaggle's own zip of zips."""
+    files = kaggle_files()
+    train = {name: data for name, data in files.items() if name.startswith("train/")}
+    test = {name.replace("test/", f"{test_name}/"): data for name, data in files.items() if name.startswith("test/")}
+    inner = {"train.zip": zipped(train), f"{test_name}.zip": zipped(test), "sampleSubmission.csv": b"id,label\n"}
+    return zipped(inner)
+
+
+def class_folders(cat: str, dog: str, under: str = "") -> dict[str, bytes]:
+    """A folder for each class."""
+    return {
+        f"{under}{folder}/{n}.jpg": jpeg(n + 1000 * label)
+        for label, folder in enumerate((cat, dog))
+        for n in range(COUNT)
+    }
 
 
 def save_untrained(uri: str, data: Catalog, size: int = 32, members: int = 1, **fields: object) -> bundle.BundleInfo:

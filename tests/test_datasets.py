@@ -11,49 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers import jpeg
+from helpers import COUNT, class_folders, jpeg, kaggle_files, kaggle_zip, write, zipped
 
 from catdog import catalog, datasets, synthetic
 from catdog.errors import CatdogError, UsageError
-
-# Enough that a tenth of each class is somewhere in both splits.
-COUNT = 40
-
-
-def kaggle_files(train: int = COUNT, test: int = 3) -> dict[str, bytes]:
-    files = {f"train/{name}.{n}.jpg": jpeg(n + 1000 * (name == "dog")) for name in ("cat", "dog") for n in range(train)}
-    return files | {f"test/{n}.jpg": jpeg(n + 5000) for n in range(1, test + 1)}
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return out.getvalue()
-
-
-def kaggle_zip(test_name: str = "test") -> bytes:
-    files = kaggle_files()
-    train = {name: data for name, data in files.items() if name.startswith("train/")}
-    test = {name.replace("test/", f"{test_name}/"): data for name, data in files.items() if name.startswith("test/")}
-    inner = {"train.zip": zipped(train), f"{test_name}.zip": zipped(test), "sampleSubmission.csv": b"id,label\n"}
-    return zipped(inner)
-
-
-def class_folders(cat: str, dog: str, under: str = "") -> dict[str, bytes]:
-    return {
-        f"{under}{folder}/{n}.jpg": jpeg(n + 1000 * label)
-        for label, folder in enumerate((cat, dog))
-        for n in range(COUNT)
-    }
+from catdog.splits import Remark
 
 
 def splits(data: catalog.Catalog) -> dict[str, str]:
@@ -123,7 +85,7 @@ def test_petimages_folder_and_zip(tmp_path: Path) -> None:
 def test_keras_class_folders_with_their_own_splits(tmp_path: Path) -> None:
     files = class_folders("cats", "dogs", "train/")
     files |= {
-        f"{split}/{name}s/{name}.{n}.jpg": jpeg(n + 77 * (name == "dog") + 999 * (split == "test"))
+        f"{split}/{name}s/{name}.{n}.jpg": jpeg(n + 77 * (name == "dog") + 9000 + 999 * (split == "test"))
         for split in ("validation", "test")
         for name in ("cat", "dog")
         for n in range(4)
@@ -298,7 +260,7 @@ def test_a_disk_that_fills_leaves_no_half_set(tmp_path: Path) -> None:
         ({**class_folders("a", "b"), "c/1.jpg": jpeg(1)}, "found 3 class folders .a, b, c.; expected two"),
         ({**kaggle_files(), "test/01.jpg": jpeg(1)}, r"test/01.jpg and test/1.jpg have the same id 1"),
         ({**kaggle_files(), "train/unknown.jpg": jpeg(1)}, "1 images carry no label, e.g. train/unknown.jpg"),
-        ({"train/cat.1.jpg": jpeg(1), "train/dog.1.jpg": jpeg(2)}, "leaves none of them for validation"),
+        ({"train/cat.1.jpg": jpeg(1), "train/dog.1.jpg": jpeg(2)}, "class 'cat' has 1 image; expected at least 2"),
         ({**kaggle_files(), "test/1 (1).jpg": jpeg(1)}, r"test/1 .1..jpg is not numbered as 3 others are"),
         ({**class_folders("cats", "dogs"), "birds/1.jpg": jpeg(1)}, "1 images carry no label, e.g. birds/1.jpg"),
         ({**kaggle_files(), "test/cat.5.jpg": jpeg(1)}, "1 of 4 test images carry a label"),
@@ -311,7 +273,7 @@ def test_what_cannot_be_a_data_set(tmp_path: Path, files: dict[str, bytes], mess
 
 
 def test_zips_of_splits_and_of_classes_keep_their_names(tmp_path: Path) -> None:
-    train, valid = zipped(class_folders("cats", "dogs")), zipped({k: jpeg(7) for k in ("cats/0.jpg", "dogs/0.jpg")})
+    train, valid = zipped(class_folders("cats", "dogs")), zipped({"cats/0.jpg": jpeg(7001), "dogs/0.jpg": jpeg(7002)})
     (tmp_path / "splits.zip").write_bytes(zipped({"train.zip": train, "valid.zip": valid}))
     data = datasets.prepare(str(tmp_path / "splits.zip"), str(tmp_path / "a"))
     assert (data.count("train"), data.count("valid")) == (2 * COUNT, 2)
@@ -397,6 +359,54 @@ def test_exit_codes_and_one_line(tmp_path: Path, catdog) -> None:
 
 def test_the_real_zip(photos: Path, tmp_path: Path) -> None:
     data = datasets.prepare(str(photos / "dogs-vs-cats-redux-kernels-edition.zip"), str(tmp_path / "set"))
-    assert data.count("train") + data.count("valid") == 10_000
+    # 10,000, of which one is there twice.
+    assert data.count("train") + data.count("valid") == 9_999
     assert abs(data.count("valid", 0) - 500) < 80
     assert data.split("test")["id"].to_pylist() == [str(n) for n in range(1, 2501)]
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from catdog import datasets
+write = Path.write_bytes
+def slow(self, data):
+    print("writing", flush=True)
+    time.sleep(0.2)
+    return write(self, data)
+Path.write_bytes = slow
+print(datasets.prepare(sys.argv[1], sys.argv[2]).table.num_rows)
+"""
+
+
+def test_a_second_preparation_into_one_folder_is_refused_and_harms_nothing(tmp_path: Path, catdog) -> None:
+    source, dest = write(tmp_path / "src", kaggle_files()), tmp_path / "set"
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW, source, dest], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "writing\n"
+        refused = catdog("data", "prepare", source, dest)
+        assert (refused.code, refused.err.count("\n")) == (1, 1)
+        assert f"set is in use: `catdog data prepare`, process {first.pid} on this machine" in refused.err
+        printed, failed = first.communicate(timeout=60)
+    assert printed.splitlines()[-1] == str(2 * COUNT + 3), failed
+    assert all(Path(uri).is_file() for uri in catalog.read(str(dest)).table["uri"].to_pylist())
+    assert sorted(path.name for path in dest.iterdir()) == ["catalog.parquet", "images"]
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"half"), Path.mkdir])
+def test_files_that_others_change_meanwhile_are_found_before_the_catalog_is_written(tmp_path: Path, harm) -> None:
+    files = kaggle_files() | {"train/more/cat.0.jpg": jpeg(0)}
+    dest = tmp_path / "set"
+
+    def meddle(remark: Remark) -> None:
+        if "dropped" in remark.text:  # which is told when all is copied
+            victim = dest / "images" / "train" / "cat.7.jpg"
+            if harm is Path.mkdir:
+                victim.unlink()
+            harm(victim)
+
+    with pytest.raises(CatdogError, match=r"1 of 83 images in .* are not as they were written, e.g. train/cat.7.jpg"):
+        datasets.prepare(str(write(tmp_path / "src", files)), str(dest), on_remark=meddle)
+    assert not any(dest.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import cv2
@@ -117,6 +118,8 @@ def test_a_file_that_claims_to_be_huge_is_not_unpacked() -> None:
 
 def test_folders_and_absent_files_are_verdicts(tmp_path: Path) -> None:
     assert images.read(str(tmp_path), 16)[1:] == ("unreadable", "is a folder")
+    os.mkfifo(tmp_path / "fifo.jpg")
+    assert images.read(str(tmp_path / "fifo.jpg"), 16)[1:] == ("unreadable", "could not be read: is not a regular file")
     assert images.read(str(tmp_path / "no.jpg"), 16)[1:] == (
         "unreadable",
         "could not be read: No such file or directory",

@@ -23,7 +23,11 @@ def test_a_packed_set_is_the_same_set_in_fewer_files(
     assert absent == 0
     shards = sorted((tmp_path / "packed" / "shards").iterdir())
     assert len(shards) == 3  # 120 images
-    assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == ["catalog.parquet", "shards"]
+    assert sorted(path.name for path in (tmp_path / "packed").iterdir()) == [
+        "catalog.parquet",
+        "sample_submission.csv",
+        "shards",
+    ]
     again = catalog.read(str(tmp_path / "packed"))
     assert again.fingerprint == packed.fingerprint == drawn.fingerprint
     for ours, theirs in zip(again.table["uri"].to_pylist(), drawn.table["uri"].to_pylist(), strict=True):

@@ -1,0 +1,187 @@
+"""What is in a zip or a tar: its files one by one, unsafe archives refused before anything of them is used.
+
+Nothing is ever unpacked under a name that the archive chooses; a name is only a key, and it must be a plain relative
+path all the same.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+from catdog.errors import CatdogError
+
+SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz")
+# Archives that are told from their names only, to say what to do about them.
+FOREIGN_SUFFIXES = (".7z", ".rar", ".gz", ".bz2", ".xz", ".zst", ".tzst", ".lz4", ".z", ".arj", ".cab", ".iso")
+
+# An image's own compression leaves nothing to gain: what expands so much is no set of photos.
+_BOMB_RATIO, _BOMB_FLOOR = 200, 64 << 20
+_DEFLATE64 = 9
+_BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    RuntimeError,  # an encrypted member of a zip
+    NotImplementedError,
+    EOFError,
+    UnicodeError,
+    OSError,
+)
+_UNPACK = "unpack it with the system's own tool, and give the folder"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in an archive.
+
+    Attributes:
+        path: its name, with forward slashes.
+        size: in bytes, as the archive says.
+        regular: False for a device, a FIFO and the like.
+        open: opens it; in a tar only until the next member is asked for.
+    """
+
+    path: str
+    size: int
+    regular: bool
+    open: Callable[[], BinaryIO]
+
+
+def suffix_of(path: str) -> str | None:
+    """The ending of an archive's name, such as ".tar.gz"; None where it is no archive's."""
+    return next((each for each in sorted(SUFFIXES, key=len, reverse=True) if path.lower().endswith(each)), None)
+
+
+def members(stream: BinaryIO, name: str) -> Iterator[Member]:
+    """Yields the files of a zip or a tar (also one compressed with gzip, bzip2 or xz), in their order.
+
+    Args:
+        stream: the archive, open for reading, seekable.
+        name: what messages call it.
+
+    Raises:
+        CatdogError: it is damaged, encrypted, of another kind, or holds a link, a path that leads outside, a path
+            twice, or far more than its size can hold.
+    """
+    try:
+        head = stream.read(8)
+        stream.seek(0)
+        found = _zip_members(stream, name) if head.startswith(b"PK") else _tar_members(stream, name)
+        seen: set[str] = set()
+        for member in found:
+            if member.path in seen:
+                raise CatdogError(f"{name} holds {member.path} twice; expected every path once")
+            seen.add(member.path)
+            yield member
+    except _BROKEN as error:
+        raise _unreadable(name, error) from error
+
+
+def read(member: Member, name: str, count: int = -1) -> bytes:
+    """Reads a member's bytes, or the first `count` of them.
+
+    Raises:
+        CatdogError: the archive is damaged there, or the member is encrypted.
+    """
+    try:
+        with member.open() as stream:
+            return stream.read(count)
+    except _BROKEN as error:
+        raise _damaged(member, name, error) from error
+
+
+def pieces(member: Member, name: str) -> Iterator[bytes]:
+    """Reads a member bit by bit.
+
+    Raises:
+        CatdogError: as `read`.
+    """
+    try:
+        with member.open() as stream:
+            while piece := stream.read(1 << 20):
+                yield piece
+    except _BROKEN as error:
+        raise _damaged(member, name, error) from error
+
+
+def _damaged(member: Member, name: str, error: BaseException) -> CatdogError:
+    return CatdogError(f"could not unpack {member.path} from {name}: {_first_line(error)}")
+
+
+def _unreadable(name: str, error: BaseException) -> CatdogError:
+    kind = suffix_of(name)
+    what = f"a readable {'zip' if kind in (None, '.zip') else 'tar'}"
+    return CatdogError(f"{name} is not {what} ({_first_line(error)}); download it again, or {_UNPACK}")
+
+
+def _zip_members(stream: BinaryIO, name: str) -> Iterator[Member]:
+    with zipfile.ZipFile(stream) as archive:
+        for info in archive.infolist():
+            is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
+            path = _safe_path(info.filename, is_link, name)
+            if info.is_dir() or not path:
+                continue
+            if info.flag_bits & 1:
+                raise CatdogError(f"{name} holds {path}, which is encrypted; {_UNPACK}")
+            if info.compress_type == _DEFLATE64:
+                raise CatdogError(f"{name} is compressed with Deflate64, which Python does not read; {_UNPACK}")
+            _require_plausible(name, path, info.file_size, info.compress_size)
+            yield Member(path, info.file_size, True, _opener(archive, info))
+
+
+def _opener(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], BinaryIO]:
+    return lambda: archive.open(info)  # type: ignore[return-value]  # a BufferedIOBase is all that is needed
+
+
+def _tar_members(stream: BinaryIO, name: str) -> Iterator[Member]:
+    stream.seek(0, 2)
+    size, total = stream.tell(), 0
+    stream.seek(0)
+    with tarfile.open(fileobj=stream, mode="r:*") as archive:
+        for info in archive:
+            path = _safe_path(info.name, info.issym() or info.islnk(), name)
+            if info.isdir() or not path:
+                continue
+            total += info.size
+            _require_plausible(name, path, total, size)
+            yield Member(path, info.size, info.isfile(), _tar_opener(archive, info))
+
+
+def _tar_opener(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], BinaryIO]:
+    def opened() -> BinaryIO:
+        found = archive.extractfile(info)
+        if found is None:
+            raise OSError("is not a regular file")
+        return found  # type: ignore[return-value]  # as above
+
+    return opened
+
+
+def _require_plausible(name: str, path: str, size: int, packed: int) -> None:
+    if size > _BOMB_FLOOR and size > _BOMB_RATIO * max(packed, 1):
+        raise CatdogError(
+            f"{name}: {path} would grow from {packed:,} to {size:,} bytes, more than {_BOMB_RATIO} times, which photos "
+            f"never do; nothing was unpacked. If it is meant so, {_UNPACK}"
+        )
+
+
+def _safe_path(path: str, is_link: bool, name: str) -> str:
+    """A member's name as a plain relative path; Windows's backslashes are converted first, then it is checked."""
+    plain = path.replace("\\", "/")
+    outside = plain.startswith("/") or re.match(r"^[A-Za-z]:", plain) or ".." in plain.split("/")
+    if is_link or outside or "\0" in plain:
+        what = "a link" if is_link else "a path that leads outside"
+        raise CatdogError(f"{name} holds {path!r}, {what}; nothing was unpacked from it: expected plain relative paths")
+    relative = PurePosixPath(plain).as_posix()  # without "./" and double slashes
+    return "" if relative == "." else relative
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
