@@ -24,6 +24,8 @@ FOREIGN_SUFFIXES = (".7z", ".rar", ".gz", ".bz2", ".xz", ".zst", ".tzst", ".lz4"
 # An image's own compression leaves nothing to gain: what expands so much is no set of photos.
 _BOMB_RATIO, _BOMB_FLOOR = 200, 64 << 20
 _DEFLATE64 = 9
+# First bytes of gzip, bzip2 and xz; and where a tar that is not compressed says what it is (POSIX.1-1988, ustar).
+_COMPRESSED, _TAR_MARK = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ"), (257, b"ustar")
 _BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -71,9 +73,14 @@ def members(stream: BinaryIO, name: str) -> Iterator[Member]:
             twice, or far more than its size can hold.
     """
     try:
-        head = stream.read(8)
+        head = stream.read(_TAR_MARK[0] + len(_TAR_MARK[1]))
         stream.seek(0)
-        found = _zip_members(stream, name) if head.startswith(b"PK") else _tar_members(stream, name)
+        if head.startswith(b"PK"):
+            found = _zip_members(stream, name)
+        elif head.startswith(_COMPRESSED) or head.endswith(_TAR_MARK[1]):
+            found = _tar_members(stream, name)
+        else:
+            raise CatdogError(f"{name} is neither a zip nor a tar: download it again, or {_UNPACK}")
         seen: set[str] = set()
         for member in found:
             if member.path in seen:
@@ -81,7 +88,9 @@ def members(stream: BinaryIO, name: str) -> Iterator[Member]:
             seen.add(member.path)
             yield member
     except _BROKEN as error:
-        raise _unreadable(name, error) from error
+        raise CatdogError(
+            f"{name} is a damaged zip or tar ({_first_line(error)}); download it again, or {_UNPACK}"
+        ) from error
 
 
 def read(member: Member, name: str, count: int = -1) -> bytes:
@@ -113,12 +122,6 @@ def pieces(member: Member, name: str) -> Iterator[bytes]:
 
 def _damaged(member: Member, name: str, error: BaseException) -> CatdogError:
     return CatdogError(f"could not unpack {member.path} from {name}: {_first_line(error)}")
-
-
-def _unreadable(name: str, error: BaseException) -> CatdogError:
-    kind = suffix_of(name)
-    what = f"a readable {'zip' if kind in (None, '.zip') else 'tar'}"
-    return CatdogError(f"{name} is not {what} ({_first_line(error)}); download it again, or {_UNPACK}")
 
 
 def _zip_members(stream: BinaryIO, name: str) -> Iterator[Member]:

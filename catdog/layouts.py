@@ -71,8 +71,8 @@ def lay_out(paths: list[str], source: str, positive: str | None = None) -> Layou
     """
     if not paths:
         raise CatdogError(
-            f"{source} holds no images; expected files ending in {', '.join(sorted(formats.SUFFIXES))}, or other names "
-            "of such files, in a folder, a zip or a tar, or in archives within one"
+            f"{source} holds no images; expected {', '.join(formats.PILLOW_FORMATS)} files in a folder, a zip or a "
+            "tar, or in archives within one"
         )
     twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:

@@ -255,7 +255,7 @@ def test_a_disk_that_fills_leaves_no_half_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"readme.txt": b"x"}, "holds no images; expected files ending in"),
+        ({"readme.txt": b"x"}, "holds no images; expected JPEG, PNG"),
         ({f"train/cat.{n}.jpg": jpeg(n) for n in range(40)}, "class 'dog' is empty .40 images of 'cat'."),
         ({**class_folders("a", "b"), "c/1.jpg": jpeg(1)}, "found 3 class folders .a, b, c.; expected two"),
         ({**kaggle_files(), "test/01.jpg": jpeg(1)}, r"test/01.jpg and test/1.jpg have the same id 1"),

@@ -104,7 +104,9 @@ def test_what_a_zip_cannot_be_read_for_is_said_with_what_to_do(tmp_path: Path) -
     with pytest.raises(CatdogError, match="is compressed with Deflate64, which Python does not read; unpack it with"):
         datasets.prepare(str(tmp_path / "deflate64.zip"), str(tmp_path / "set"))
     (tmp_path / "photos.7z").write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(600))
-    with pytest.raises(CatdogError, match="photos.7z is not a readable .*unpack it with the system's own tool"):
+    with pytest.raises(
+        CatdogError, match="photos.7z is neither a zip nor a tar: .*unpack it with the system's own tool"
+    ):
         datasets.prepare(str(tmp_path / "photos.7z"), str(tmp_path / "set"))
 
 
