@@ -43,16 +43,9 @@ class Copies:
     in_two_splits: list[tuple[str, str]] = field(default_factory=list)
 
 
-def hash_of(key: str, split_seed: int) -> float:
-    """A number in [0, 1) that follows from a key and a seed alone."""
-    digest = hashlib.blake2b(f"{split_seed}:{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
-
-
-def is_in_validation(key: str, valid_fraction: float, split_seed: int) -> bool:
-    """Places one labelled image by a seeded hash of its key alone, so other images never move it."""
-    digest = hashlib.blake2b(f"{split_seed}:{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < valid_fraction * 2**64
+def _hash(key: str, split_seed: int) -> int:
+    """A number below 2**64 that follows from a key and a seed alone, so that other images never move one."""
+    return int.from_bytes(hashlib.blake2b(f"{split_seed}:{key}".encode(), digest_size=8).digest(), "big")
 
 
 def settle(
@@ -89,6 +82,7 @@ def settle(
             f"--duplicates refuse: {len(found)} images are copies of others, {_examples(found)}; take them out, or use "
             "--duplicates drop"
         )
+    own_split = {row.key: row.split for row in left}
     placed: dict[str, Row] = {}
     for row in left:
         first = leader.get(row.key, row.key)
@@ -101,9 +95,9 @@ def settle(
         elif first in known:
             split = known[first]
         elif own_valid:
-            split = next(other.split for other in left if other.key == first) if first != row.key else row.split
+            split = own_split[first]
         else:
-            split = "valid" if is_in_validation(first, valid_fraction, split_seed) else "train"
+            split = "valid" if _hash(first, split_seed) < valid_fraction * 2**64 else "train"
         placed[row.key] = dataclasses.replace(row, split=split)
     if own_valid:
         _require_both_splits(placed)
@@ -185,7 +179,7 @@ def _fill_empty(
                     f"only {len(there)} image{'s' * (len(there) != 1)} of {there[0].key}'s class can be placed once "
                     "copies are counted once; expected at least 2, one to train on and one for validation"
                 )
-            key = choose(candidates, key=lambda key: hash_of(key, split_seed))
+            key = choose(candidates, key=lambda key: _hash(key, split_seed))
             placed[key] = dataclasses.replace(placed[key], split=empty)
             on_remark(Remark(f"{key} was put into {empty}, which would have had no image of its class"))
 
