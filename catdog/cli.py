@@ -368,8 +368,8 @@ def submit(
     if not storage.is_local(file):
         raise UsageError(f"FILE received {file!r}; Kaggle's client sends files of this machine, so copy it here first")
     submission.check(file, catalog.read(data or submission.origin(file)))
-    submission.submit(storage.absolute(file), message, competition or submission.COMPETITION)
-    out.print(f"Sent {file}")
+    answer = submission.submit(storage.absolute(file), message, competition or submission.COMPETITION)
+    out.print(f"Sent {file}: {answer}")
 
 
 @app.command("models")

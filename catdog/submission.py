@@ -139,7 +139,7 @@ def origin(path: str) -> str:
         ) from error
 
 
-def submit(path: str, message: str, competition: str = COMPETITION) -> None:
+def submit(path: str, message: str, competition: str = COMPETITION) -> str:
     """Sends a submission with Kaggle's own client.
 
     Args:
@@ -147,10 +147,15 @@ def submit(path: str, message: str, competition: str = COMPETITION) -> None:
         message: what Kaggle shows beside it.
         competition: its name in Kaggle's URL.
 
+    Returns:
+        What Kaggle answered.
+
     Raises:
-        CatdogError: no client, no credentials, or Kaggle refused.
+        CatdogError: no client, no credentials, or Kaggle refused or did not say that it has it.
     """
-    place = f"the file is {path}, and https://www.kaggle.com/c/{competition}/submit takes it by hand"
+    site = f"https://www.kaggle.com/c/{competition}"
+    place = f"the file is {path}, and {site}/submit takes it by hand"
+    printed = io.StringIO()
     try:
         # Without credentials the client prints a page and leaves the process, already while it is imported.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -160,16 +165,35 @@ def submit(path: str, message: str, competition: str = COMPETITION) -> None:
             api.authenticate()
     except ImportError as error:
         raise CatdogError(f"the kaggle client is not installed: `pip install kaggle`; {place}") from error
-    except (SystemExit, OSError, ValueError) as error:
+    except (SystemExit, Exception) as error:
+        if hasattr(error, "request"):  # of the library `requests`: a token is there, and Kaggle was asked about it
+            raise CatdogError(f"could not ask Kaggle about the credentials ({_line(error)}); {place}") from error
+        reason = "" if isinstance(error, SystemExit) else f" ({_line(error)})"
         raise CatdogError(
-            "no Kaggle credentials: run `kaggle auth login`, or make a token on your account's settings page and set "
-            f"KAGGLE_API_TOKEN; {place}"
+            f"no Kaggle credentials{reason}: run `kaggle auth login`, or make a token on your account's settings page "
+            f"and set KAGGLE_API_TOKEN; {place}"
         ) from error
     try:
-        api.competition_submit(path, message, competition)
+        with contextlib.redirect_stdout(printed):
+            answer = api.competition_submit(path, message, competition, quiet=True)
     except Exception as error:  # the client raises its own, requests' and urllib3's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CatdogError(f"Kaggle did not take the submission ({reason}); {place}") from error
+        raise CatdogError(f"Kaggle did not take the submission ({_line(error)}); {place}") from error
+    # After a failed upload the client returns this text, or an answer with it, and prints why.
+    text = answer if isinstance(answer, str) else str(getattr(answer, "message", "") or "")
+    if isinstance(answer, str) or text.strip() == "Could not submit to competition":
+        why = " ".join(printed.getvalue().split())
+        raise CatdogError(f"Kaggle did not take the submission ({text}{': ' + why if why else ''}); {place}")
+    reference = getattr(answer, "ref", None)
+    if not reference and not text.startswith("Successfully submitted"):
+        raise CatdogError(
+            f"Kaggle did not say whether it took the submission (it answered {text or 'nothing'!r}); look at "
+            f"{site}/submissions before you send it again; {place}"
+        )
+    return text + (f" (submission {reference})" if reference else "")
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _csv(rows: Iterable[tuple[str, ...]]) -> str:
