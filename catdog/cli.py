@@ -348,8 +348,7 @@ def submission_check(
     del address, debug
     from catdog import catalog, submission
 
-    count = submission.check(file, catalog.read(data))
-    out.print(f"{file}: {count} rows, every test id once, every label a probability")
+    console.show_check(file, submission.check(file, catalog.read(data)))
 
 
 @app.command()
@@ -367,7 +366,7 @@ def submit(
 
     if not storage.is_local(file):
         raise UsageError(f"FILE received {file!r}; Kaggle's client sends files of this machine, so copy it here first")
-    submission.check(file, catalog.read(data or submission.origin(file)))
+    console.show_check(file, submission.check(file, catalog.read(data or submission.origin(file))))
     answer = submission.submit(storage.absolute(file), message, competition or submission.COMPETITION)
     out.print(f"Sent {file}: {answer}")
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from catdog.crossval import OutOfFold
     from catdog.scoring import ScoreResult
     from catdog.splits import Remark
+    from catdog.submission import Checked
 
 # No markup: what is shown are names of files, which may have brackets in them.
 out = Console(soft_wrap=True, highlight=False, markup=False)
@@ -112,6 +113,13 @@ def show_score(result: ScoreResult, seconds: float) -> None:
         out.print(f"Report: {result.report_file}")
     out.print(f"Submission: {result.csv}" if result.csv else "The test split was not scored: no submission was written")
     out.print(f"{seconds:.0f} s")
+
+
+def show_check(file: str, checked: Checked) -> None:
+    """Shows what the check of a submission found."""
+    out.print(f"{file}: {checked.rows} rows, every test id once, every label a probability")
+    for warning in checked.warnings:
+        err.print(f"warning: {warning}")
 
 
 def show_out_of_fold(found: list[OutOfFold]) -> None:

@@ -314,11 +314,15 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
     rejected, report_file = submission.sidecar(out, "rejected.csv"), submission.sidecar(out, "report.json")
     sections = {split: each.judged for split, each in merged.items() if each.judged is not None}
     content = report.build(sections, counts, job.info, job.data) if sections else None
-    submission.write_rejected(rejected, {split: each.unreadable for split, each in merged.items()})
+    # The old meta.json stays until all is written, and vouches for nothing new: it names the old files' digests. Those
+    # that this run does not write are of the same model and data (`_refuse_mixed_set`).
+    digests = {e: of for e, of in submission.digests(out).items() if storage.exists(submission.sidecar(out, e))}
+    unreadable = {split: each.unreadable for split, each in merged.items()}
+    digests["rejected.csv"] = submission.write_rejected(out, unreadable)
     if content is not None:
-        storage.write_text(report_file, report.to_json(content))
+        digests["report.json"] = submission.write_sidecar(out, "report.json", report.to_json(content))
     if "test" in merged:
-        submission.write(out, job.data.split("test")["id"], merged["test"].probabilities)
+        digests["csv"] = submission.write(out, job.data.split("test")["id"], merged["test"].probabilities)
     seconds["merge"] = time.perf_counter() - merging
     meta = {
         "model": job.models,
@@ -329,11 +333,13 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
         "engine": engine,
         "options": config.model_dump(exclude={"address", "debug"}),
         "counts": counts,
+        "sha256": digests,
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "versions": bundle.package_versions(),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    storage.write_text(submission.sidecar(out, "meta.json"), report.to_json(meta))
+    submission.write_sidecar(out, "meta.json", report.to_json(meta))
+    submission.require_intact(out)  # another run may have been writing here
     _drop_stale_parts(job, parts)
     excess = [s for s, c in counts.items() if c["unreadable"] > config.max_unreadable * sum(c.values())]
     csv = out if "test" in merged else None
@@ -342,24 +348,25 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
 
 def _refuse_mixed_set(job: _Job) -> None:
     """A CSV and its sidecars speak of one model and one data set; what this run leaves in place must be of the same."""
+    meta = submission.read_meta(job.out)
     try:
-        meta = json.loads(storage.read_bytes(submission.sidecar(job.out, "meta.json")))
         before = (meta["bundle_fingerprint"], meta["catalog_fingerprint"], meta["options"]["batch_size"])
-        versions = meta["versions"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    now = (bundle.fingerprint(job.info), job.data.fingerprint, job.config.batch_size)
-    if (before, versions) == (now, bundle.package_versions()):
-        return
+        is_same = (before, meta["versions"]) == (
+            (bundle.fingerprint(job.info), job.data.fingerprint, job.config.batch_size),
+            bundle.package_versions(),
+        )
+    except (KeyError, TypeError):
+        is_same = False
     kept = {
-        job.out: "test" not in job.splits,
-        submission.sidecar(job.out, "report.json"): not any(job.data.is_labelled(split) for split in job.splits),
+        "csv": "test" not in job.splits,
+        "report.json": not any(job.data.is_labelled(split) for split in job.splits),
     }
-    for uri, stays in kept.items():
-        if stays and storage.exists(uri):
+    for ending, stays in kept.items():
+        uri = submission.sidecar(job.out, ending)
+        if stays and storage.exists(uri) and not (is_same and submission.is_intact(job.out, ending)):
             raise UsageError(
-                f"{uri} is of another model, data set or --batch-size, or of other versions of packages, and this run "
-                "would not replace it; give another --out, or --split all"
+                f"{uri} is of another model, data set or --batch-size, of other versions of packages or of a run that "
+                "was killed, and this run would not replace it; give another --out, or --split all"
             )
 
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catdog import storage
+from catdog import faults, storage
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 
-COLUMNS = ("id", "label")
+SAMPLE = "sample_submission.csv"
+# Kaggle's log loss keeps probabilities this far from 0 and 1.
+_KAGGLE_CLIP = 1e-15
+# Twelve digits are written, of which none may round to 0 or 1.
+_LEAST = 1e-12
 _PIECE = 65_536
 COMPETITION = "dogs-vs-cats-redux-kernels-edition"
 
@@ -27,52 +35,82 @@ def sidecar(out: str, ending: str) -> str:
     return storage.join(storage.parent(out), f"{storage.name(out).removesuffix('.csv')}.{ending}")
 
 
-def write(out: str, ids: pa.ChunkedArray, probabilities: np.ndarray) -> None:
+def write(out: str, ids: pa.ChunkedArray, probabilities: np.ndarray) -> str:
     """Writes a submission: `id,label`, every test id once, in numeric order where ids are numbers.
 
     Args:
         out: URI of the CSV.
         ids: strings, N.
         probabilities: float64 inside (0, 1), N.
+
+    Returns:
+        The file's SHA-256, in hex.
     """
     order = np.arange(len(ids))
     if pc.all(pc.utf8_is_decimal(ids)).as_py():
         longest = pc.max(pc.utf8_length(ids)).as_py()
         numbers = ids.cast(pa.int64()).to_numpy() if longest < 19 else np.array([int(i) for i in ids.to_pylist()])
         order = np.argsort(numbers, kind="stable")
+    digest = hashlib.sha256()
     with storage.writing(out) as stream:
-        stream.write(_csv([COLUMNS]).encode())
-        for start in range(0, len(order), _PIECE):
-            piece = order[start : start + _PIECE]
-            # Twelve digits: the clip of 1e-6 survives on both sides, and the last bits of a float do not show.
-            written = [f"{probability:.12g}" for probability in probabilities[piece]]
-            stream.write(_csv(zip(ids.take(pa.array(piece)).to_pylist(), written, strict=True)).encode())
+        for text in _pieces(ids, probabilities, order):
+            digest.update(text.encode())
+            stream.write(text.encode())
+    return digest.hexdigest()
 
 
-def write_rejected(out: str, tables: dict[str, pa.Table]) -> None:
+def _pieces(ids: pa.ChunkedArray, probabilities: np.ndarray, order: np.ndarray) -> Iterator[str]:
+    yield _csv([faults.COLUMNS])
+    for start in range(0, len(order), _PIECE):
+        piece = order[start : start + _PIECE]
+        # Twelve digits: the last bits of a float do not show. None may round to 0 or 1, which can cost most.
+        written = [f"{p:.12g}" for p in np.clip(probabilities[piece], _LEAST, 1 - _LEAST)]
+        yield _csv(zip(ids.take(pa.array(piece)).to_pylist(), written, strict=True))
+
+
+def write_rejected(out: str, tables: dict[str, pa.Table]) -> str:
     """Names every image that could not be read, and why: `split,id,key,reason`, perhaps with no rows.
 
     Args:
-        out: URI of the CSV.
+        out: URI of the submission that the list belongs to.
         tables: by split, columns id, key and detail of the unreadable images.
+
+    Returns:
+        The file's SHA-256, in hex.
     """
     rows = [
         (split, row["id"], row["key"], row["detail"])
         for split, table in tables.items()
         for row in table.select(["id", "key", "detail"]).to_pylist()
     ]
-    storage.write_text(out, _csv([("split", "id", "key", "reason"), *rows]))
+    return write_sidecar(out, "rejected.csv", _csv([("split", "id", "key", "reason"), *rows]))
 
 
-def check(path: str, data: Catalog) -> int:
-    """Checks a submission against the test split it is for.
+@dataclass(frozen=True)
+class Checked:
+    """What the check of a submission found, where it found no error.
+
+    Attributes:
+        rows: how many it has.
+        warnings: what Kaggle accepts and its sender may regret, a line each.
+    """
+
+    rows: int
+    warnings: tuple[str, ...] = ()
+
+
+def check(path: str, data: Catalog) -> Checked:
+    """Checks a submission: every id once, every label a probability, and the file the one that `meta.json` names.
+
+    The ids are those of the data set's `sample_submission.csv`, as that is what Kaggle expects, or else of its test
+    split.
 
     Args:
         path: URI of the CSV.
         data: the catalog.
 
     Returns:
-        How many rows it has.
+        How many rows it has, and warnings.
 
     Raises:
         UsageError: there is no such file.
@@ -81,47 +119,183 @@ def check(path: str, data: Catalog) -> int:
     uri = storage.absolute(path)
     if storage.kind(uri) != "file":
         raise UsageError(f"FILE received {path!r}, which is not there; expected a submission such as results.csv")
-    expected = data.split("test")["id"].to_pylist()
+    test = dict.fromkeys(data.split("test")["id"].to_pylist())
+    warnings = _origin_warnings(uri, data)
     try:
-        lines = list(csv.reader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig")), strict=True))
+        sample = _sample_ids(data)
+    except (UnicodeDecodeError, csv.Error, LookupError) as error:
+        sample = None
+        warnings.append(f"{storage.join(data.root, SAMPLE)} is not a sample submission ({error}): it was not compared")
+    content = storage.read_bytes(uri)
+    if fault := faults.in_file(content):
+        raise CatdogError(f"{uri} {fault}")
+    if content.startswith(codecs.BOM_UTF8):
+        warnings.append("it begins with a byte order mark, which may be taken for a part of `id`: save it as UTF-8")
+    seen, hard = _read_rows(uri, content, test if sample is None else sample | test, data.class_names)
+    expected, difference = test, ""
+    if sample is None:
+        warnings += _gaps(list(test))
+    elif sample.keys() != test.keys():
+        expected = sample
+        difference = f"{data.root} and its {SAMPLE} differ: {_compare(sample, test, 'its test split', SAMPLE)}"
+    if seen.keys() != expected.keys():
+        wrong = _compare(expected, seen, "it", "the test split" if sample is None else SAMPLE)
+        cause = f"; {difference}; prepare the data set again, with every test image" if difference else ""
+        raise CatdogError(f"{uri} has {len(seen)} rows, expected {len(expected)}: {wrong}{cause}")
+    if difference:
+        warnings.append(difference)
+    if hard:
+        cost = -math.log(_KAGGLE_CLIP)
+        count, example = len(hard), f"row {seen[hard[0]]}, id {hard[0]}"
+        warnings.append(
+            f"{count} label{'s are' if count > 1 else ' is'} 0 or 1, or as good as that (e.g. {example}): each that is "
+            f"wrong costs {cost:.1f} nats, and so adds {cost / len(seen):.2g} to the log loss of {len(seen)} rows; "
+            "keep away from 0 and 1, by 0.001 for example"
+        )
+    return Checked(len(seen), tuple(warnings))
+
+
+def _read_rows(
+    uri: str, content: bytes, ids: Collection[str], class_names: tuple[str, str]
+) -> tuple[dict[str, int], list[str]]:
+    """Reads a submission: the row of each id, and the ids whose labels are as good as 0 or 1."""
+    seen, hard = dict[str, int](), list[str]()
+    number = 0
+    try:
+        for number, line in enumerate(_rows(content), start=1):
+            where = f"{uri} row {number}"
+            fault = faults.in_header(line) if number == 1 else faults.in_fields(line, ids)
+            if fault is None and number > 1:
+                fault = faults.in_id(line[0], ids, "the test split")
+            if fault is not None:
+                raise CatdogError(f"{where}: {fault}")
+            if number == 1:
+                continue
+            name, text = line
+            if name in seen:
+                raise CatdogError(f"{where}: id {name} is there a second time (first in row {seen[name]})")
+            seen[name] = number
+            try:
+                value = faults.read_label(text, class_names)
+            except ValueError as error:
+                raise CatdogError(f"{where}: id {name}: {error}") from None
+            if min(value, 1 - value) < _KAGGLE_CLIP:
+                hard.append(name)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise CatdogError(f"{uri} is not a CSV file: {error}") from error
-    header = tuple(lines[0]) if lines else ()
-    if header != COLUMNS:
-        missing = [name for name in COLUMNS if name not in header]
-        extra = [name for name in header if name not in COLUMNS]
-        what = (
-            f"missing {', '.join(missing)}" if missing else f"extra {', '.join(extra)}" if extra else "in another order"
-        )
-        raise CatdogError(f"{uri} row 1: columns {','.join(header) or 'none'} ({what}), expected id,label")
-    wanted, seen = set(expected), dict[str, int]()
-    for number, line in enumerate(lines[1:], start=2):
-        _check_row(f"{uri} row {number}", line, wanted, seen, number)
-    if len(seen) != len(wanted):
-        lost = [name for name in expected if name not in seen]
-        raise CatdogError(
-            f"{uri} has {len(seen)} rows, expected {len(wanted)}: {len(lost)} ids are missing, e.g. {lost[0]}"
-        )
-    return len(seen)
+        raise CatdogError(f"{uri} is not a CSV file in UTF-8 (after row {number}: {error})") from error
+    return seen, hard
 
 
-def _check_row(where: str, line: list[str], wanted: set[str], seen: dict[str, int], number: int) -> None:
-    if len(line) != len(COLUMNS):
-        raise CatdogError(f"{where}: {len(line)} fields, expected 2 (id,label)")
-    name, text = line
-    if name not in wanted:
-        raise CatdogError(f"{where}: id {name!r} is not an id of the test split")
-    if name in seen:
-        raise CatdogError(f"{where}: id {name} is there a second time (first in row {seen[name]})")
-    seen[name] = number
+def _rows(content: bytes) -> Iterator[list[str]]:
+    # Bit by bit: a million rows as a list are many times the size of the file.
+    return csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig"), strict=True)
+
+
+def _compare(expected: Collection[str], got: Collection[str], name: str, origin: str) -> str:
+    """What is missing and what is too much, of ids that differ."""
+    missing = [each for each in expected if each not in got]
+    extra = [each for each in got if each not in expected]
+    found = [
+        f"lacks {len(missing)} id{'s' * (len(missing) > 1)} of {origin}, e.g. {missing[0]}" if missing else "",
+        f"has {len(extra)} more, e.g. {extra[0]}" if extra else "",
+    ]
+    return f"{name} {', and '.join(filter(None, found))}"
+
+
+def _sample_ids(data: Catalog) -> dict[str, None] | None:
+    uri = storage.join(data.root, SAMPLE)
+    if storage.kind(uri) != "file":
+        return None
+    header, *rows = _rows(storage.read_bytes(uri))
+    names = [name.strip().lower() for name in header]
+    column = names.index("id") if "id" in names else 0
+    found = dict.fromkeys(row[column].strip() for row in rows if any(row))
+    if not found:
+        raise LookupError("it has no rows")
+    return found
+
+
+def _gaps(ids: list[str]) -> list[str]:
+    """Tells which numbers between the least and the greatest are no id, where ids are numbers in a row."""
+    if not all(name.isdecimal() and len(name) < 19 for name in ids):
+        return []
+    numbers = {int(name) for name in ids}
+    first, last = min(numbers), max(numbers)
+    # Numbers that begin with 5 of 100 most likely lack the first four; those that begin with 90,000 do not.
+    first = 1 if 1 < first <= len(numbers) else first
+    missing = last - first + 1 - len(numbers)
+    if not 0 < missing < len(numbers):
+        return []
+    example = next(number for number in range(first, last) if number not in numbers)
+    return [
+        f"{missing} of the numbers from {first} to {last} {'are no ids' if missing > 1 else 'is no id'} of the test "
+        f"split, e.g. {example}: Kaggle refuses the file if it expects {'them' if missing > 1 else 'it'}"
+    ]
+
+
+def write_sidecar(out: str, ending: str, text: str) -> str:
+    """Writes a text file that shares a CSV's stem, and returns its SHA-256 in hex."""
+    storage.write_text(sidecar(out, ending), text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_meta(out: str) -> dict[str, Any]:
+    """What the `meta.json` of a CSV says; nothing, where there is none that can be read."""
     try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if math.isnan(value):
-        raise CatdogError(f"{where}: label {text!r} of id {name} is not a number, expected a probability in [0, 1]")
-    if not 0 <= value <= 1:
-        raise CatdogError(f"{where}: label {text} of id {name} is outside [0, 1]")
+        found = json.loads(storage.read_bytes(sidecar(out, "meta.json")))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def digests(out: str) -> dict[str, str]:
+    """The SHA-256 (hex) of each file that the `meta.json` of a CSV was written for, by what follows their stem."""
+    found = read_meta(out).get("sha256")
+    return found if isinstance(found, dict) else {}
+
+
+def is_intact(out: str, ending: str) -> bool:
+    """Tells whether a file that belongs to a CSV is the one that `meta.json` was written for."""
+    uri = sidecar(out, ending)
+    return storage.exists(uri) and digests(out).get(ending) == hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+
+
+def require_intact(out: str) -> list[str]:
+    """Compares a CSV and what belongs to it with the digests in `meta.json`.
+
+    Args:
+        out: URI of the CSV.
+
+    Returns:
+        The URIs of the files that `meta.json` names and that are not there.
+
+    Raises:
+        CatdogError: a file is of another run, or was changed.
+    """
+    absent = []
+    for ending in digests(out):
+        uri = sidecar(out, ending)
+        if not storage.exists(uri):
+            absent.append(uri)
+        elif not is_intact(out, ending):
+            raise CatdogError(
+                f"{uri} is not the file that {storage.name(sidecar(out, 'meta.json'))} was written for: another run "
+                "wrote it, or one was killed before it was done, or it was changed; run the same `catdog score` again "
+                "(or copy a CSV that you changed to another name)"
+            )
+    return absent
+
+
+def _origin_warnings(uri: str, data: Catalog) -> list[str]:
+    meta = storage.name(sidecar(uri, "meta.json"))
+    if "csv" not in digests(uri):
+        there = "names no SHA-256 of it" if storage.exists(sidecar(uri, "meta.json")) else "is not there"
+        return [f"nothing says what made {storage.name(uri)}: {meta} {there}"]
+    warnings = [f"{meta} was written for {storage.name(gone)} too, which is gone" for gone in require_intact(uri)]
+    if read_meta(uri).get("catalog_fingerprint") != data.fingerprint:
+        made_from = read_meta(uri).get("data")
+        warnings.append(f"{meta} says that it was made from {made_from}, which differs from {data.root}")
+    return warnings
 
 
 def origin(path: str) -> str:

@@ -126,7 +126,7 @@ def test_scoring_agrees_with_training_and_with_scikit_learn(
     assert report["log_loss_low"] < report["log_loss"] < report["log_loss_high"]
     assert {"accuracy", "roc_auc", "brier_score", "clip", "bundle_fingerprint", "catalog_fingerprint"} <= set(report)
 
-    assert submission.check(str(out), own) == 24
+    assert submission.check(str(out), own).rows == 24
     lines = out.read_text().splitlines()
     assert lines[0] == "id,label"
     assert [line.split(",")[0] for line in lines[1:]] == [str(n) for n in range(1, 25)]
@@ -153,7 +153,7 @@ def test_too_many_unreadable_images_are_written_and_then_told(
     done = catdog("score", "--model", trained[0].run, "--data", own.root, "--out", out)
     assert done.code == 1
     assert "more than 1.00% of the images are unreadable (valid, test)" in done.err
-    assert submission.check(str(out), own) == 24
+    assert submission.check(str(out), own).rows == 24
 
     # One split alone, of the same model: what is said of the other one stays.
     before = {name: out.with_name(f"results.{name}").read_text() for name in ("rejected.csv", "report.json")}
@@ -169,7 +169,7 @@ def test_too_many_unreadable_images_are_written_and_then_told(
 
 
 def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
-    drawn: Catalog, untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn: Catalog, untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, catdog: Callable[..., Outcome]
 ) -> None:
     monkeypatch.setattr(scoring, "PART_ROWS", 4)
     out = tmp_path / "results.csv"
@@ -198,9 +198,31 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
     with pytest.raises(UsageError, match=r"results.csv is of another model, data set or --batch-size"):
         scoring.score(config_for(other, drawn, out, split="valid"))
     assert out.read_bytes() == first
+    before = {ending: out.with_suffix(ending).read_bytes() for ending in (".csv", ".meta.json")}
     scoring.score(config_for(other, drawn, out, split="test"))
     assert out.read_bytes() != first
     assert not set(parts) & set((tmp_path / "results.parts").iterdir())
+
+    # What a kill before meta.json leaves, and then what another run of the first model beside this one would: each is
+    # told and not sent, nothing is added to it, and the same command mends it from the parts that are there.
+    for ending, content in before.items():
+        out.with_suffix(ending).write_bytes(content)
+        for command in (("submission", "check"), ("submit", "-m", "first")):
+            refused = catdog(*command, out, "--data", drawn.root)
+            assert (refused.code, refused.err.count("\n")) == (1, 1)
+            assert f"{out} is not the file that results.meta.json was written for" in refused.err
+            assert "run the same `catdog score` again" in refused.err
+        with pytest.raises(UsageError, match=r"results.csv is .* of a run that was killed"):
+            scoring.score(config_for(other, drawn, out, split="valid"))
+        scoring.score(config_for(other, drawn, out, split="test"))
+        assert submission.check(str(out), drawn) == submission.Checked(24)
+    # The other files of the set count as well; one that was taken away is told.
+    rejected = out.with_suffix(".rejected.csv")
+    rejected.rename(tmp_path / "away")
+    assert "results.rejected.csv too, which is gone" in submission.check(str(out), drawn).warnings[0]
+    rejected.write_text("split,id,key,reason\ntest,1,test/1.jpg,is empty\n")
+    with pytest.raises(CatdogError, match=r"results.rejected.csv is not the file"):
+        submission.check(str(out), drawn)
 
 
 def test_an_actor_that_dies_costs_its_part_and_nothing_else(
@@ -222,7 +244,7 @@ def test_an_actor_that_dies_costs_its_part_and_nothing_else(
     expected = bundle.probabilities(bundle.logits(pixels))
     written = [float(line.split(",")[1]) for line in out.read_text().splitlines()[1:]]
     assert written == pytest.approx(expected, abs=1e-6)
-    assert submission.check(str(out), drawn) == 24
+    assert submission.check(str(out), drawn).rows == 24
 
 
 def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
@@ -250,6 +272,7 @@ def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
     assert events == []
     counts = json.loads((tmp_path / "auto" / "results.meta.json").read_text())["counts"]
     assert (sum(counts["valid"].values()), sum(counts["test"].values())) == (drawn.count("valid"), 24)
+    assert submission.check(str(outs["auto"]), drawn) == submission.Checked(24)
     assert outs["packed"].read_bytes() == outs["auto"].read_bytes()
     assert len(scoring.read_parts(str(outs["auto"]))) == drawn.count("valid") + 24
 
@@ -327,7 +350,7 @@ def test_no_cluster_starves(drawn: Catalog, untrained: str, tmp_path: Path) -> N
         scoring.score(config_for(untrained, bare, outs["one"], split="test"))
     assert report("four")["n"] == drawn.count("valid")
     assert outs["three"].read_bytes() == outs["four"].read_bytes()
-    assert report("four")["test"]["n"] == submission.check(str(outs["four"]), labelled) == 24
+    assert report("four")["test"]["n"] == submission.check(str(outs["four"]), labelled).rows == 24
     assert json.loads(outs["gpu"].with_name("results.meta.json").read_text())["engine"] == "tensorflow"
     loaded = ModelBundle.load(untrained, "tensorflow")
     pixels = np.stack([images.read(uri, 32).pixels for uri in drawn.split("test")["uri"].to_pylist()])

@@ -49,4 +49,4 @@ def test_a_worker_and_an_actor_on_each_node(tmp_path: Path, short_tmp: Path) -> 
     assert (workers, nodes, actors, scored_on) == (2, 2, 2, 2)
     # And patience ended the training: two epochs after the best one.
     assert epochs == int(best_epoch) + 2 < 40
-    assert submission.check(values["OUT"], data) == 24
+    assert submission.check(values["OUT"], data).rows == 24
