@@ -20,6 +20,8 @@ from catdog import storage
 from catdog.errors import CatdogError, UsageError
 
 FILE_NAME = "catalog.parquet"
+# Kaggle's list of the ids that it expects, which lies beside the catalog where the source had one.
+SAMPLE_NAME = "sample_submission.csv"
 SCHEMA_VERSION = 2
 # Version 1 had no digests. A fingerprint does not follow from them, so it is the same for both.
 _READABLE, _FINGERPRINT_VERSION = (1, 2), 1

@@ -27,7 +27,6 @@ from catdog.errors import CatdogError, UsageError
 from catdog.layouts import Layout, Row
 from catdog.splits import Duplicates, Remark
 
-SAMPLE_NAME = "sample_submission.csv"
 # Files that are written at once, and how much of them is held in memory.
 _WRITE_BATCH, _WRITE_BYTES = 64, 64 << 20
 # Lies in DEST while it is being filled; with it and without a catalog, what is there is a set cut short.
@@ -98,7 +97,7 @@ def prepare(
             if catalog.is_there(dest):
                 held = stack.enter_context(lease.hold(storage.join(dest, _LEASE_NAME), "`catdog data prepare`"))
             else:
-                held = stack.enter_context(making(dest, ["images", SAMPLE_NAME], "`catdog data prepare`"))
+                held = stack.enter_context(making(dest, ["images", catalog.SAMPLE_NAME], "`catdog data prepare`"))
             previous = _previous(dest, options)
             if previous is not None:
                 if positive is None and previous.class_names == layout.class_names[::-1]:
@@ -122,7 +121,7 @@ def prepare(
                 return previous
             held.require_held()
             if found.sample is not None:
-                storage.write_bytes(storage.join(dest, SAMPLE_NAME), found.sample)
+                storage.write_bytes(storage.join(dest, catalog.SAMPLE_NAME), found.sample)
             result.write()
     return result
 
@@ -347,14 +346,12 @@ def _remarks_on_ids(data: Catalog, sample: bytes | None) -> list[Remark]:
     if sample is not None:
         wanted = {row[0] for row in list(csv.reader(io.StringIO(sample.decode("utf-8-sig", "replace"))))[1:] if row}
         for lacking, where, holder in (
-            (wanted - set(ids), "the sample submission", "the test files"),
-            (set(ids) - wanted, "the test files", "the sample submission"),
+            (wanted - set(ids), "the sample submission", "the test files lack"),
+            (set(ids) - wanted, "the test files", "the sample submission lacks"),
         ):
             if lacking:
                 example = min(lacking, key=layouts.natural_order)
-                remarks.append(
-                    Remark(f"Ids of {where} that {holder} lack: {len(lacking)}, such as {example}", warning=True)
-                )
+                remarks.append(Remark(f"Ids of {where} that {holder}: {len(lacking)}, such as {example}", warning=True))
         if wanted == set(ids):
             remarks.append(Remark(f"Sample submission: {len(wanted):,} ids, those of the test files"))
     return remarks

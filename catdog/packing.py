@@ -56,15 +56,15 @@ def pack(data: str, dest: str) -> tuple[Catalog, int]:
             raise CatdogError(f"DEST {root} holds another data set; give a new or empty folder")
         return previous, _count_absent(root)
     uris, absent = [], 0
-    with datasets.making(root, ["shards", datasets.SAMPLE_NAME], "`catdog data pack`") as held:
+    with datasets.making(root, ["shards", catalog.SAMPLE_NAME], "`catdog data pack`") as held:
         for number, start in enumerate(range(0, source.table.num_rows, SHARD_ROWS)):
             rows = source.table.slice(start, SHARD_ROWS)
             shard = storage.join(root, "shards", f"images-{number:05d}.parquet")
             absent += _write_shard(shard, rows)
             uris += [storage.packed(shard, row) for row in range(rows.num_rows)]
-        sample = storage.join(source.root, datasets.SAMPLE_NAME)
+        sample = storage.join(source.root, catalog.SAMPLE_NAME)
         if storage.kind(sample) == "file":
-            storage.write_bytes(storage.join(root, datasets.SAMPLE_NAME), storage.read_bytes(sample))
+            storage.write_bytes(storage.join(root, catalog.SAMPLE_NAME), storage.read_bytes(sample))
         table = source.table.set_column(2, catalog.SCHEMA.field("uri"), pa.array(uris, pa.string()))
         packed = dataclasses.replace(source, table=table, root=root)
         held.require_held()

@@ -17,11 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catdog import faults, storage
-from catdog.catalog import Catalog
+from catdog import faults, layouts, storage
+from catdog.catalog import SAMPLE_NAME, Catalog
 from catdog.errors import CatdogError, UsageError
 
-SAMPLE = "sample_submission.csv"
 # Kaggle's log loss keeps probabilities this far from 0 and 1.
 _KAGGLE_CLIP = 1e-15
 # Twelve digits are written, of which none may round to 0 or 1.
@@ -125,7 +124,9 @@ def check(path: str, data: Catalog) -> Checked:
         sample = _sample_ids(data)
     except (UnicodeDecodeError, csv.Error, LookupError) as error:
         sample = None
-        warnings.append(f"{storage.join(data.root, SAMPLE)} is not a sample submission ({error}): it was not compared")
+        warnings.append(
+            f"{storage.join(data.root, SAMPLE_NAME)} is not a sample submission ({error}): it was not compared"
+        )
     content = storage.read_bytes(uri)
     if fault := faults.in_file(content):
         raise CatdogError(f"{uri} {fault}")
@@ -137,9 +138,11 @@ def check(path: str, data: Catalog) -> Checked:
         warnings += _gaps(list(test))
     elif sample.keys() != test.keys():
         expected = sample
-        difference = f"{data.root} and its {SAMPLE} differ: {_compare(sample, test, 'its test split', SAMPLE)}"
+        difference = (
+            f"{data.root} and its {SAMPLE_NAME} differ: {_compare(sample, test, 'its test split', SAMPLE_NAME)}"
+        )
     if seen.keys() != expected.keys():
-        wrong = _compare(expected, seen, "it", "the test split" if sample is None else SAMPLE)
+        wrong = _compare(expected, seen, "it", "the test split" if sample is None else SAMPLE_NAME)
         cause = f"; {difference}; prepare the data set again, with every test image" if difference else ""
         raise CatdogError(f"{uri} has {len(seen)} rows, expected {len(expected)}: {wrong}{cause}")
     if difference:
@@ -203,7 +206,7 @@ def _compare(expected: Collection[str], got: Collection[str], name: str, origin:
 
 
 def _sample_ids(data: Catalog) -> dict[str, None] | None:
-    uri = storage.join(data.root, SAMPLE)
+    uri = storage.join(data.root, SAMPLE_NAME)
     if storage.kind(uri) != "file":
         return None
     header, *rows = _rows(storage.read_bytes(uri))
@@ -216,20 +219,13 @@ def _sample_ids(data: Catalog) -> dict[str, None] | None:
 
 
 def _gaps(ids: list[str]) -> list[str]:
-    """Tells which numbers between the least and the greatest are no id, where ids are numbers in a row."""
-    if not all(name.isdecimal() and len(name) < 19 for name in ids):
+    missing = layouts.missing_numbers(ids)
+    if not missing:
         return []
-    numbers = {int(name) for name in ids}
-    first, last = min(numbers), max(numbers)
-    # Numbers that begin with 5 of 100 most likely lack the first four; those that begin with 90,000 do not.
-    first = 1 if 1 < first <= len(numbers) else first
-    missing = last - first + 1 - len(numbers)
-    if not 0 < missing < len(numbers):
-        return []
-    example = next(number for number in range(first, last) if number not in numbers)
+    many = len(missing) > 1
     return [
-        f"{missing} of the numbers from {first} to {last} {'are no ids' if missing > 1 else 'is no id'} of the test "
-        f"split, e.g. {example}: Kaggle refuses the file if it expects {'them' if missing > 1 else 'it'}"
+        f"{len(missing)} of the numbers up to {max(map(int, ids))} {'are no ids' if many else 'is no id'} of the test "
+        f"split, e.g. {missing[0]}: Kaggle refuses the file if it expects {'them' if many else 'it'}"
     ]
 
 

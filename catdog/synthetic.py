@@ -64,7 +64,7 @@ def synthesize(dest: str, train: int, test: int, seed: int = 0, valid_fraction: 
         if there.options == options:
             return there
         raise CatdogError(f"DEST {dest} already holds another data set; give a new folder")
-    with datasets.making(dest, ["train", "test", datasets.SAMPLE_NAME], "`catdog data synthesize`"):
+    with datasets.making(dest, ["train", "test", catalog.SAMPLE_NAME], "`catdog data synthesize`"):
         rows: list[Row] = []
         for label, name in enumerate(layouts.DEFAULT_CLASS_NAMES):
             for number in range(train // 2 + (train % 2 if label == 0 else 0)):
@@ -74,7 +74,7 @@ def synthesize(dest: str, train: int, test: int, seed: int = 0, valid_fraction: 
         for number in range(1, test + 1):
             rows.append(_write(dest, Row(f"test/{number}.jpg", "test", None), (seed, 2, number)))
         sample = "id,label\n" + "".join(f"{number},0.5\n" for number in range(1, test + 1))
-        storage.write_text(storage.join(dest, datasets.SAMPLE_NAME), sample)
+        storage.write_text(storage.join(dest, catalog.SAMPLE_NAME), sample)
         rows.sort(key=lambda row: catalog.SPLITS.index(row.split))
         result = datasets.build(dest, rows, layouts.DEFAULT_CLASS_NAMES, options)
         result.write()

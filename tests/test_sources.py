@@ -72,7 +72,7 @@ def test_gaps_in_the_ids_and_another_sample_are_told(tmp_path: Path, catdog) -> 
     shown = catdog("data", "prepare", source, tmp_path / "set")
     assert "Warning: Numbers missing among the 7 test ids: 2, such as 4, 5\n" in shown.err
     assert "Warning: Ids of the sample submission that the test files lack: 3, such as 4\n" in shown.err
-    assert "Warning: Ids of the test files that the sample submission lack: 2, such as 8\n" in shown.err
+    assert "Warning: Ids of the test files that the sample submission lacks: 2, such as 8\n" in shown.err
     assert (tmp_path / "set" / "sample_submission.csv").read_text() == sample
 
 
