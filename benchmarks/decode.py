@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import typer
 
-from catdog import catalog, images, metrics, storage
+from catdog import catalog, images, metrics, resize, storage
 from catdog.bundle import ModelBundle
 from catdog.cli import run
 from catdog.errors import UsageError
@@ -30,7 +30,7 @@ app = typer.Typer()
 def decode_reduced(data: bytes, size: int, scale: int) -> np.ndarray:
     """Decodes a photo at the given scale and averages the rest of the way, as `images.decode` does from the whole."""
     small = cv2.imdecode(np.frombuffer(data, np.uint8), _SCALES[scale])
-    return cv2.cvtColor(images.squash(small, size), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(resize.squash(small, size), cv2.COLOR_BGR2RGB)
 
 
 def shortest_side(data: bytes) -> int:
