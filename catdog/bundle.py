@@ -329,7 +329,7 @@ def require_intact(model: str, engine: EngineName) -> None:
 @functools.cache
 def package_versions() -> dict[str, str]:
     """The versions of Python, of this package and of those that decide what a model computes."""
-    names = ("ray", "tensorflow", "keras", "onnxruntime", "numpy", "opencv-python-headless", "pillow")
+    names = ("ray", "tensorflow", "keras", "onnxruntime", "numpy", *images.DECODERS)
     own = {"python": platform.python_version(), "catdog": catdog.__version__}
     return own | {name: importlib.metadata.version(name) for name in names}
 

@@ -49,7 +49,7 @@ def cache(root: str, data: Catalog, spec: models.Spec, weights: ray.ObjectRef | 
         spec.alpha,
         spec.image_size,
         hashlib.sha256(ray.get(weights)).hexdigest() if weights is not None else f"seed {seed}",
-        *(versions[name] for name in ("keras", "tensorflow", "opencv-python-headless", "pillow")),
+        *(versions[name] for name in ("keras", "tensorflow", *images.DECODERS)),
     ]
     return storage.join(root, hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16])
 

@@ -1,22 +1,20 @@
 """The one path from a file's bytes to pixels, for training, scoring and serving alike.
 
-OpenCV (libjpeg-turbo) decodes the plain JPEG and PNG files that nearly every image is; Pillow takes the rest. The
-whole image is squashed to S×S. Nothing here scales pixel values: a batch stays uint8 RGB until the model does.
+libjpeg-turbo decodes JPEG, OpenCV plain PNG, and so nearly every image; Pillow takes the rest. The whole image is
+squashed to S×S. Nothing here scales pixel values to floats: a batch stays uint8 RGB until the model does.
 """
 
 from __future__ import annotations
 
-import io
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from catdog import storage
+from catdog import fallback, jpeg, storage
 from catdog.resize import squash
 
 Status = Literal["ok", "recovered", "unreadable"]
@@ -24,14 +22,14 @@ Status = Literal["ok", "recovered", "unreadable"]
 # Twice what Pillow warns at: beyond it a small file that claims to be huge would take the worker's memory.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
+# The packages that make pixels of files: another version of one may make others.
+DECODERS = ("simplejpeg", "opencv-python-headless", "pillow", "pillow-heif")
+
 # How a verdict begins that is about the storage and not about the image: another time it may be read.
 NOT_READ = "could not be read"
 
 # Files of a bucket that are asked for at once, as one alone is mostly waited for, and that are held in memory.
 _REQUESTS, _HELD = 16, 64
-
-# Pillow's tolerance of truncated files is a global switch; one thread at a time may turn it.
-_pillow_lock = threading.Lock()
 
 
 class Decoded(NamedTuple):
@@ -39,7 +37,7 @@ class Decoded(NamedTuple):
 
     Attributes:
         pixels: uint8, S×S×3, RGB; all zero where `status` is "unreadable".
-        status: "ok", "recovered" (Pillow could read what the fast decoder could not) or "unreadable".
+        status: "ok", "recovered" (read, but it is damaged or of an unusual kind) or "unreadable".
         detail: what was odd, in a few words; empty where nothing was.
     """
 
@@ -148,84 +146,51 @@ def decode(data: bytes, size: int) -> Decoded:
     """
     if not data:
         return _unreadable(size, "is empty (0 bytes)")
-    if _is_plain_jpeg(data) or _is_plain_png(data):
-        try:
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        except cv2.error:
-            pixels = None
-        if pixels is not None:
-            return Decoded(cv2.cvtColor(squash(pixels, size), cv2.COLOR_BGR2RGB), "ok", "")
-    return _decode_with_pillow(data, size)
-
-
-def _decode_with_pillow(data: bytes, size: int) -> Decoded:
-    with _pillow_lock:
-        try:
-            try:
-                return Decoded(*_pillow_pixels(data, size))
-            except (OSError, SyntaxError) as error:
-                if isinstance(error, UnidentifiedImageError):
-                    raise
-                ImageFile.LOAD_TRUNCATED_IMAGES = True
-                pixels, _, detail = _pillow_pixels(data, size)
-                return Decoded(pixels, "recovered", f"{detail}, truncated")
-        except UnidentifiedImageError:
-            return _unreadable(size, f"is not an image (it starts with {data[:12]!r})")
-        except Exception as error:  # a broken file can raise anything at all from a decoder
-            return _unreadable(size, f"{type(error).__name__}: {error}")
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = False
-
-
-def _pillow_pixels(data: bytes, size: int) -> tuple[np.ndarray, Status, str]:
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width}×{height} pixels, more than {MAX_PIXELS}")
-        detail = f"{image.format} {image.mode}"
-        plain = image.format == "JPEG" and image.mode in ("RGB", "L")
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):
-            # 16 bits a pixel: Pillow's own conversion would clip all above 255 to white.
-            grey = np.asarray(upright).astype(np.uint32).clip(0, 65535)
-            pixels = np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        else:
-            pixels = np.asarray(upright.convert("RGB"))
-    # A whole JPEG that merely has bytes after its end is as good as any other.
-    return squash(pixels, size), "ok" if plain else "recovered", "" if plain else detail
+    found = jpeg.decode(data, MAX_PIXELS)
+    if found:
+        pixels, fault = found
+        if not fault:
+            return Decoded(squash(pixels, size), "ok", "")
+        if fallback.shows_nothing(pixels):
+            return _unreadable(size, f"JPEG, {fault}")
+        return Decoded(squash(pixels, size), "recovered", f"JPEG, {fault}")
+    plain = _decode_plain_png(data)
+    if plain is not None:
+        return Decoded(squash(plain, size), "ok", "")
+    try:
+        pixels, detail = fallback.decode(data, MAX_PIXELS)
+    except fallback.UnreadableError as error:
+        return _unreadable(size, str(error))
+    return Decoded(squash(pixels, size), "recovered", detail)
 
 
 def _unreadable(size: int, detail: str) -> Decoded:
     return Decoded(np.zeros((size, size, 3), np.uint8), "unreadable", detail)
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
-    """Tells whether bytes are a complete 8-bit grey or YCbCr JPEG, from its markers (ITU T.81, annex B)."""
-    if not data.startswith(b"\xff\xd8") or not data.endswith(b"\xff\xd9"):
-        return False
-    at = 2
-    while at + 9 < len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xFF:
-            at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = (
-                int.from_bytes(data[at + 5 : at + 7], "big"),
-                int.from_bytes(data[at + 7 : at + 9], "big"),
-            )
-            return data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < height * width <= MAX_PIXELS
-        at += 2 + length
-    return False
+def _decode_plain_png(data: bytes) -> np.ndarray | None:
+    if not _is_plain_png(data):
+        return None
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:
+        return None
 
 
 def _is_plain_png(data: bytes) -> bool:
-    """Tells whether bytes are a complete 8-bit grey or RGB PNG without a palette or transparency."""
-    if not data.startswith(b"\x89PNG\r\n\x1a\n") or data[-8:-4] != b"IEND" or len(data) < 33:
+    """Tells whether bytes are an uncut 8-bit grey or RGB PNG without transparency, from its chunks (W3C PNG)."""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n") or len(data) < 33 or data[24] != 8 or data[25] not in (0, 2):
         return False
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    return data[24] == 8 and data[25] in (0, 2) and 0 < width * height <= MAX_PIXELS
+    if not 0 < width * height <= MAX_PIXELS:
+        return False
+    at = 8
+    while at + 12 <= len(data):
+        kind = data[at + 4 : at + 8]
+        if kind in (b"IEND", b"tRNS", b"acTL"):
+            return kind == b"IEND"
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return False
 
 
 def use_one_thread() -> None:
