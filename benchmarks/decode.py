@@ -69,7 +69,7 @@ def main(
             seconds.append([between - started, time.perf_counter() - between])
         took = 1e6 * np.min(seconds, axis=0) / len(files)
         before, after = (metrics.losses_from_logits(labels, loaded.logits(np.stack(each))) for each in (whole, reduced))
-        low, high = metrics.bootstrap_interval(before - after)
+        low, high = metrics.difference_interval(before - after)
         print(
             f"| {size} | {sum(scale > 1 for scale in scales)} of {len(files)} | {took[0]:.0f} | {took[1]:.0f} | "
             f"{before.mean():.4f} | {after.mean():.4f} | {(before - after).mean():+.4f} ({low:+.4f} to {high:+.4f}) |"

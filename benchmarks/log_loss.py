@@ -102,7 +102,7 @@ def variants(
     base = found["none of them"]
     for name, each in found.items():
         figures, gain = crossval.summarise(each), base.losses - each.losses
-        low, high = metrics.bootstrap_interval(gain)
+        low, high = metrics.difference_interval(gain)
         verdict = "" if each is base else "noise" if low <= 0 <= high else "helps" if low > 0 else "hurts"
         out.print(
             f"| {name} | {figures['log_loss']:.4f} | {figures['log_loss_plain']:.4f} | "

@@ -136,7 +136,7 @@ def show_out_of_fold(found: list[OutOfFold]) -> None:
         )
         if one is not found[0]:
             gain = found[0].losses - one.losses
-            low, high = metrics.bootstrap_interval(gain)
+            low, high = metrics.difference_interval(gain)
             verdict = " is noise" if low <= 0 <= high else ""
             out.print(f"  better than {found[0].name} by {gain.mean():.4f} ({low:.4f} to {high:.4f}){verdict}")
 

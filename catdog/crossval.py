@@ -134,7 +134,7 @@ def cross_validate(
                 on_event({"kind": "fold", "fold": fold + 1, "folds": folds})
                 done.append(_run_fold(config, data, fold_of, fold, on_event))
             merged, seconds = pa.concat_tables([table for table, _ in done]), sum(spent for _, spent in done)
-    merged = merged.sort_by("key")  # so that a bootstrap of them is the same one when they are read again
+    merged = merged.sort_by("key")  # as they are read again
     labels, logits = merged["label"].to_numpy(), merged["logit"].to_numpy()
     found = OutOfFold(
         config.name or "",

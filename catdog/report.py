@@ -13,6 +13,8 @@ from catdog.bundle import BundleInfo
 from catdog.catalog import Catalog
 
 _CALIBRATIONS = {"none": "none", "validation": "fitted on other photos"}
+# With fewer the interval of a log loss is mostly what `metrics.loss_interval` reckons with beyond what was seen.
+_FEW_MISTAKES = 5
 _LABELS = {
     "n": "images",
     "log_loss": "log loss",
@@ -62,7 +64,9 @@ def rows(section: dict[str, Any]) -> list[tuple[str, str]]:
         value = section[key]
         text = f"{value:.3g}" if key == "clip" else f"{value:.4f}" if isinstance(value, float) else str(value)
         if key == "log_loss":
-            text += f"  (95 % interval {section['log_loss_low']:.4f} to {section['log_loss_high']:.4f})"
+            mistakes = section["false_positive"] + section["false_negative"]
+            wide = f"; wide, since there are only {mistakes} mistakes to tell from" if mistakes < _FEW_MISTAKES else ""
+            text += f"  (95 % interval {section['log_loss_low']:.4f} to {section['log_loss_high']:.4f}{wide})"
         lines.append((label, text))
     first, second = section["class_names"]
     lines.append((f"{first}: right / taken for {second}", f"{section['true_negative']} / {section['false_positive']}"))
