@@ -1,8 +1,8 @@
 """The model bundle: Keras models, how to read their output, and what they were trained on, in one folder.
 
 `model.keras` (and `model-2.keras` … for further members) are plain Keras files, `model.onnx` … the same for ONNX
-Runtime; `bundle.json` says the rest and holds a checksum for each. It is written last: a folder without it is not a
-bundle.
+Runtime; `images.parquet` names the images that made it; `bundle.json` says the rest and holds a checksum for each. It
+is written last: a folder without it is not a bundle.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ import catdog
 from catdog import engines, images, metrics, storage
 from catdog.engines import Engine, EngineName
 from catdog.errors import CatdogError, UsageError
+from catdog.provenance import Provenance
 
 if TYPE_CHECKING:
     import keras
 
 FILE_NAME = "bundle.json"
-SCHEMA_VERSION = 2
+IMAGES_NAME = "images.parquet"
+SCHEMA_VERSION = 3
+# Version 2 names no images.
+_READABLE = (2, 3)
 VERIFIED = "verified"
 # A view as `images.show` takes it.
 View = Annotated[str, pydantic.Field(pattern=r"^(identity|mirror|crop-[5-9][0-9](-mirror)?)$")]
@@ -53,7 +57,8 @@ class BundleInfo(pydantic.BaseModel):
         seed: of the run.
         training: the run's options and its history.
         versions: of the packages that made it.
-        checksums: SHA-256 (hex) of each member's files.
+        images_known: `images.parquet` names all the images that it was trained, chosen and calibrated on.
+        checksums: SHA-256 (hex) of each member's files, and of `images.parquet` where there is one.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=False)
@@ -74,6 +79,7 @@ class BundleInfo(pydantic.BaseModel):
     seed: int
     training: dict[str, Any]
     versions: dict[str, str]
+    images_known: bool = False
     checksums: dict[str, str]
 
     @property
@@ -167,7 +173,7 @@ def read_info(model: str) -> tuple[str, BundleInfo]:
     try:
         header = pydantic.TypeAdapter(dict[str, Any]).validate_json(raw)
         version = header.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if version not in _READABLE:
             raise CatdogError(f"{path} has schema version {version}, expected {SCHEMA_VERSION}; train the model again")
         info = BundleInfo.model_validate_json(raw)
     except pydantic.ValidationError as error:
@@ -179,6 +185,21 @@ def read_info(model: str) -> tuple[str, BundleInfo]:
         if "/" in member or "\\" in member or not info.checksums.keys() >= set(files):
             raise CatdogError(f"{path} names the member {member!r} without a checksum or outside its folder")
     return uri, info
+
+
+def read_provenance(uri: str, info: BundleInfo) -> Provenance:
+    """Reads which images made a bundle; of a bundle that names none, nothing is known.
+
+    Args:
+        uri: of the bundle, from `read_info`.
+        info: likewise.
+
+    Raises:
+        CatdogError: the file is absent or damaged.
+    """
+    if IMAGES_NAME not in info.checksums:
+        return Provenance()
+    return Provenance.from_bytes(_read_file(uri, info, IMAGES_NAME), info.images_known)
 
 
 def onnx_name(member: str) -> str:
@@ -221,6 +242,8 @@ def merge(infos: list[BundleInfo]) -> BundleInfo:
             "clip": float(np.mean([info.clip for info in infos])),
             "prior": float(np.mean([info.prior for info in infos])),
             "catalog_fingerprint": "+".join(dict.fromkeys(info.catalog_fingerprint for info in infos)),
+            "images_known": all(info.images_known for info in infos),
+            "validation": {},
             "training": {"bundles": [fingerprint(info) for info in infos]},
         }
     )
@@ -231,14 +254,21 @@ def fingerprint(info: BundleInfo) -> str:
     return hashlib.sha256(info.model_dump_json().encode()).hexdigest()
 
 
-def save(uri: str, models: list[keras.Model], sample: np.ndarray | None = None, **fields: Any) -> BundleInfo:
+def save(
+    uri: str,
+    models: list[keras.Model],
+    sample: np.ndarray | None = None,
+    provenance: Provenance | None = None,
+    **fields: Any,
+) -> BundleInfo:
     """Writes a bundle: the members first, `bundle.json` last.
 
     Args:
         uri: its folder.
         models: the members, from uint8 N×S×S×3 to one logit.
         sample: uint8, N×S×S×3: real images to verify the members' ONNX files with; without them none are made.
-        **fields: what `BundleInfo` holds beyond members, ONNX, checksums and versions.
+        provenance: the images that made it, where they are known.
+        **fields: what `BundleInfo` holds beyond members, ONNX, images, checksums and versions.
 
     Returns:
         What was written to `bundle.json`.
@@ -260,11 +290,11 @@ def save(uri: str, models: list[keras.Model], sample: np.ndarray | None = None, 
                 onnx.append(engines.translate(keras.saving.load_model(path, compile=False), sample))
             except CatdogError as error:
                 why_not = str(error)
-    return _write(uri, files, onnx, why_not, fields)
+    return _write(uri, files, onnx, why_not, provenance or Provenance(), fields)
 
 
 def assemble(uri: str, bundles: list[str], **fields: Any) -> BundleInfo:
-    """Writes a bundle whose members are those of others, of one image size.
+    """Writes a bundle whose members are those of others, of one image size; what made them made it.
 
     Args:
         uri: its folder.
@@ -280,8 +310,10 @@ def assemble(uri: str, bundles: list[str], **fields: Any) -> BundleInfo:
     files: list[bytes] = []
     onnx: list[bytes] = []
     why_not = ""
+    provenances = []
     for one in bundles:
         place, info = read_info(one)
+        provenances.append(read_provenance(place, info))
         if info.image_size != fields["image_size"]:
             raise CatdogError(f"{place} takes {info.image_size} pixels, expected {fields['image_size']} as the others")
         files += [_read_file(place, info, member) for member in info.members]
@@ -289,20 +321,25 @@ def assemble(uri: str, bundles: list[str], **fields: Any) -> BundleInfo:
             onnx += [_read_file(place, info, onnx_name(member)) for member in info.members]
         else:
             why_not = info.onnx
-    return _write(uri, files, onnx, why_not, fields)
+    return _write(uri, files, onnx, why_not, Provenance.union(provenances), fields)
 
 
-def _write(uri: str, files: list[bytes], onnx: list[bytes], why_not: str, fields: dict[str, Any]) -> BundleInfo:
+def _write(
+    uri: str, files: list[bytes], onnx: list[bytes], why_not: str, provenance: Provenance, fields: dict[str, Any]
+) -> BundleInfo:
     members = ["model.keras", *(f"model-{number}.keras" for number in range(2, len(files) + 1))]
     content = dict(zip(members, files, strict=True))
     if not why_not:
         content |= {onnx_name(member): data for member, data in zip(members, onnx, strict=True)}
+    if len(provenance.train) or len(provenance.valid):
+        content[IMAGES_NAME] = provenance.to_bytes()
     for name, data in content.items():
         storage.write_bytes(storage.join(uri, name), data)
     checksums = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
     info = BundleInfo(
         members=members,
         onnx=why_not or VERIFIED,
+        images_known=provenance.known,
         checksums=checksums,
         versions=package_versions(),
         **fields,

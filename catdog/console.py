@@ -144,5 +144,5 @@ def show_out_of_fold(found: list[OutOfFold]) -> None:
 def _sections(content: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
     if content is None:
         return []
-    found = [("validation", content)] if "log_loss" in content else []
+    found = [("validation", content)] if "n" in content else []
     return found + ([("test", content["test"])] if "test" in content else [])

@@ -72,6 +72,8 @@ class OutOfFold:
 def assign(data: Catalog, folds: int, seed: int) -> np.ndarray:
     """Deals the labelled training and validation images of each class into folds, by a hash of their keys.
 
+    Byte-equal copies of an image, whatever their labels, lie in one fold: no model is judged by what it was trained on.
+
     Args:
         data: the catalog.
         folds: K, at least 2.
@@ -81,22 +83,51 @@ def assign(data: Catalog, folds: int, seed: int) -> np.ndarray:
         int, one for each row of the catalog: 0 to K-1, or -1 for a row that takes no part.
 
     Raises:
-        UsageError: fewer images of a class than folds.
+        UsageError: fewer different images of a class than folds.
     """
     labels = data.table["label"].to_pylist()
     splits = data.table["split"].to_pylist()
     drawn = augment.uniform(seed, _FOLD_STREAM, augment.key_hash(data.table["key"].to_pylist()), 1)[:, 0]
+    first = _first_copies(data)
+    taking_part = [row for row, name in enumerate(splits) if name in ("train", "valid") and labels[row] is not None]
+    copies: dict[int, list[int]] = {}
+    for row in taking_part:
+        copies.setdefault(int(first[row]), []).append(row)
     fold = np.full(len(labels), -1, np.int64)
+    sizes = [[0] * folds, [0] * folds]
     for label in (0, 1):
-        mine = np.array(
-            [row for row, name in enumerate(splits) if name in ("train", "valid") and labels[row] == label], np.int64
-        )
-        if len(mine) < folds:
+        mine = np.array([row for row in taking_part if labels[row] == label], np.int64)
+        different = len(np.unique(first[mine]))
+        if different < folds:
             raise UsageError(
-                f"--folds received {folds}, but {data.root} has {len(mine)} {data.class_names[label]} images"
+                f"--folds received {folds}, but {data.root} has {different} different {data.class_names[label]} images"
             )
-        fold[mine[np.argsort(drawn[mine], kind="stable")]] = np.arange(len(mine)) % folds
+        for row in mine[np.argsort(drawn[mine], kind="stable")]:
+            if fold[row] < 0:
+                # The first of the smallest, which without copies is each in turn.
+                smallest = sizes[label].index(min(sizes[label]))
+                for copy in copies[int(first[row])]:
+                    fold[copy] = smallest
+                    sizes[labels[copy]][smallest] += 1
     return fold
+
+
+def _first_copies(data: Catalog) -> np.ndarray:
+    """The first row with the same bytes as each labelled row of training and validation; its own where it has no copy.
+
+    Returns:
+        int, one for each row of the catalog.
+    """
+    digests = data.table["digest"].to_pylist()
+    splits = data.table["split"].to_pylist()
+    seen: dict[int, int] = {}
+    return np.array(
+        [
+            row if digest is None or splits[row] == "test" else seen.setdefault(digest, row)
+            for row, digest in enumerate(digests)
+        ],
+        np.int64,
+    )
 
 
 def cross_validate(
@@ -289,7 +320,8 @@ def _run_fold(
 def _fold_catalog(config: TrainConfig, data: Catalog, fold_of: np.ndarray, fold: int, root: str) -> Catalog:
     """Writes one fold's data set: the same files, split anew; without the unlabelled images."""
     keys = data.table["key"].to_pylist()
-    chosen = augment.uniform(fold, _CHOICE_STREAM, augment.key_hash(keys), 1)[:, 0] < _CHOICE_SHARE
+    drawn = augment.uniform(fold, _CHOICE_STREAM, augment.key_hash(keys), 1)[:, 0]
+    chosen = drawn[_first_copies(data)] < _CHOICE_SHARE
     last = config.keep == "last"
     split = np.where(fold_of == fold, "valid" if last else "test", np.where(chosen & (not last), "valid", "train"))
     table = data.table.set_column(4, catalog.SCHEMA.field("split"), pa.array(split, pa.string()))

@@ -53,8 +53,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         job: `config` (resolved), `refs`, `labels`, `hashes` and `keys` by split, `weights` (a reference or None),
-            `head` (its variables' values or None), `prior`, `class_names`, `catalog_fingerprint`, `run` (URI) and
-            `events` (a queue).
+            `head` (its variables' values or None), `prior`, `class_names`, `catalog_fingerprint`, `provenance`,
+            `run` (URI) and `events` (a queue).
 
     Returns:
         On rank 0 the bundle's URI and figures, or `{"error": line}`: an error that would only come again is no reason
@@ -355,6 +355,7 @@ class Replica:
             uri,
             [self.scorer],
             self.valid_pixels.take(self.valid_pixels.readable[:_SAMPLE]),
+            self.job["provenance"],
             architecture=config.arch,
             image_size=self.size,
             class_names=self.job["class_names"],

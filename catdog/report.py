@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import pyarrow as pa
 from catdog import bundle, calibration, metrics
 from catdog.bundle import BundleInfo
 from catdog.catalog import Catalog
+from catdog.provenance import Provenance
 
-_CALIBRATIONS = {"none": "none", "validation": "fitted on other photos"}
 # With fewer the interval of a log loss is mostly what `metrics.loss_interval` reckons with beyond what was seen.
 _FEW_MISTAKES = 5
+# With fewer images of its own a half would be calibrated by next to nothing.
+_MIN_CROSS_FITTED = 10
 _LABELS = {
     "n": "images",
     "log_loss": "log loss",
@@ -28,22 +31,55 @@ _LABELS = {
 }
 
 
-def build(
-    tables: dict[str, pa.Table], counts: dict[str, dict[str, int]], info: BundleInfo, data: Catalog
-) -> dict[str, Any]:
-    """Judges the scored splits that have labels.
+@dataclass(frozen=True)
+class Subject:
+    """What is judged: a model on a data set.
+
+    Attributes:
+        info: of the bundle, or of several as one.
+        provenance: the images that made it.
+        data: the catalog that was scored.
+    """
+
+    info: BundleInfo
+    provenance: Provenance
+    data: Catalog
+
+    @property
+    def is_own_set(self) -> bool:
+        """The model was trained on this very data set."""
+        return self.data.fingerprint in self.info.catalog_fingerprint.split("+")
+
+    def known(self, table: pa.Table) -> bool:
+        """Tells whether it is known of a split's images which of them made the model."""
+        return self.provenance.known and table["digest"].null_count < len(table)
+
+    def calibrated_on(self, split: str, table: pa.Table) -> np.ndarray:
+        """Tells of each image whether temperature and clip were fitted to it: bool, N.
+
+        Where digests are unknown, the validation split of the data set that the model was trained on is taken for it.
+        """
+        if self.info.calibration == "none":
+            return np.zeros(len(table), bool)
+        if self.known(table):
+            return self.provenance.chosen_on(table["digest"])
+        return np.full(len(table), split == "valid" and self.is_own_set)
+
+
+def build(tables: dict[str, pa.Table], counts: dict[str, dict[str, int]], subject: Subject) -> dict[str, Any]:
+    """Judges the scored splits that have labels, each without the images that the model was trained on.
 
     Args:
-        tables: by split, columns key, label, logit and probability of each image.
+        tables: by split, columns key, label, logit, probability and digest of each image.
         counts: by split, images by status.
-        info: of the bundle that scored.
-        data: the catalog that was scored.
+        subject: what is judged.
 
     Returns:
         Validation's figures at the top, flat, and a labelled test split's, alike, under "test"; an unreadable image
-        counts with what it would get in a submission.
+        counts with what it would get in a submission. A split of which the model was trained on every image has `n` 0
+        and no figures.
     """
-    sections = {split: _section(split, table, counts[split], info, data) for split, table in tables.items()}
+    sections = {split: _section(split, table, counts[split], subject) for split, table in tables.items()}
     content: dict[str, Any] = sections.pop("valid", {})
     return content | sections
 
@@ -61,6 +97,8 @@ def rows(section: dict[str, Any]) -> list[tuple[str, str]]:
     """
     lines = []
     for key, label in _LABELS.items():
+        if key not in section:
+            continue
         value = section[key]
         text = f"{value:.3g}" if key == "clip" else f"{value:.4f}" if isinstance(value, float) else str(value)
         if key == "log_loss":
@@ -68,37 +106,98 @@ def rows(section: dict[str, Any]) -> list[tuple[str, str]]:
             wide = f"; wide, since there are only {mistakes} mistakes to tell from" if mistakes < _FEW_MISTAKES else ""
             text += f"  (95 % interval {section['log_loss_low']:.4f} to {section['log_loss_high']:.4f}{wide})"
         lines.append((label, text))
-    first, second = section["class_names"]
-    lines.append((f"{first}: right / taken for {second}", f"{section['true_negative']} / {section['false_positive']}"))
-    lines.append((f"{second}: right / taken for {first}", f"{section['true_positive']} / {section['false_negative']}"))
+        if key == "n":
+            lines += _training_images(section)
+    lines.append(("label is the probability of", section["positive_class"]))
+    if section["n"]:
+        first, second = section["class_names"]
+        right = f"{section['true_negative']} / {section['false_positive']}"
+        lines.append((f"{first}: right / taken for {second}", right))
+        right = f"{section['true_positive']} / {section['false_negative']}"
+        lines.append((f"{second}: right / taken for {first}", right))
     return lines
 
 
-def _section(split: str, table: pa.Table, counts: dict[str, int], info: BundleInfo, data: Catalog) -> dict[str, Any]:
-    labels = table["label"].to_numpy()
-    prior_logit = np.log(info.prior / (1 - info.prior))
-    logits = table["logit"].fill_null(float(prior_logit)).to_numpy()
-    probabilities = table["probability"].to_numpy()
-    own = data.fingerprint in info.catalog_fingerprint.split("+")
-    cross_fit = split == "valid" and info.calibration == "validation" and own
-    if cross_fit:
-        # Temperature and clip were fitted on these very photos: judged here is what each half does for the other.
-        known = table["logit"].is_valid().to_numpy()
-        halves = calibration.halves(table["key"].to_pylist())
-        probabilities = probabilities.copy()
-        probabilities[known] = calibration.cross_fitted(labels[known], logits[known], halves[known])
+def _training_images(section: dict[str, Any]) -> list[tuple[str, str]]:
+    seen, count = section["trained_on"], section["n"]
+    if seen is None:
+        return [("trained on", "not known: the model or the data set is from before images had digests")]
+    if not seen["n"]:
+        return []
+    which = f"all {seen['n']} images were" if not count else f"{seen['n']} of {seen['n'] + count} images were"
+    nothing = "; nothing is left to judge the model by" if not count else ""
+    return [("left out", f"{which} trained on (log loss of them {seen['log_loss']:.4f}){nothing}")]
+
+
+def _section(split: str, table: pa.Table, counts: dict[str, int], subject: Subject) -> dict[str, Any]:
+    info = subject.info
+    trained_on = subject.provenance.trained_on(table["digest"])
+    seen, rest = table.filter(pa.array(trained_on)), table.filter(pa.array(~trained_on))
     return {
-        **metrics.summarise(labels, probabilities),
-        "calibration": "cross-fitted on halves" if cross_fit else _CALIBRATIONS[info.calibration],
-        # With the very probabilities that were written, whatever they were fitted on.
-        "log_loss_as_written": float(metrics.losses(labels, table["probability"].to_numpy()).mean()),
-        # Before temperature and clip: what the training loop reports too, so that the two can be compared.
-        "log_loss_plain": float(metrics.losses_from_logits(labels, logits).mean()),
+        **_judge(split, rest, subject),
+        "trained_on": _left_out(seen) if subject.known(table) or len(seen) else None,
         "unreadable": counts["unreadable"],
         "recovered": counts["recovered"],
         "clip": info.clip,
         "temperature": info.temperature,
         "class_names": list(info.class_names),
+        "positive_class": info.class_names[1],
         "bundle_fingerprint": bundle.fingerprint(info),
-        "catalog_fingerprint": data.fingerprint,
+        "catalog_fingerprint": subject.data.fingerprint,
     }
+
+
+def _left_out(seen: pa.Table) -> dict[str, Any]:
+    """What images that the model was trained on would have come to."""
+    if not len(seen):
+        return {"n": 0}
+    labels, probabilities = seen["label"].to_numpy(), seen["probability"].to_numpy()
+    return {
+        "n": len(seen),
+        "log_loss": float(metrics.losses(labels, probabilities).mean()),
+        "accuracy": float(((probabilities > 0.5) == (labels == 1)).mean()),
+    }
+
+
+def _judge(split: str, table: pa.Table, subject: Subject) -> dict[str, Any]:
+    """The figures of images that the model was not trained on."""
+    if not len(table):
+        return {"n": 0}
+    info = subject.info
+    labels, written = table["label"].to_numpy(), table["probability"].to_numpy()
+    logits = table["logit"].fill_null(float(np.log(info.prior / (1 - info.prior)))).to_numpy()
+    own = subject.calibrated_on(split, table)
+    probabilities = written
+    if own.sum() >= _MIN_CROSS_FITTED:
+        # Temperature and clip were fitted on these very photos: judged here is what each half does for the other.
+        readable = own & table["logit"].is_valid().to_numpy()
+        halves = np.zeros(len(table), np.int64)
+        halves[own] = calibration.halves(table["key"].filter(pa.array(own)).to_pylist())
+        probabilities = written.copy()
+        probabilities[readable] = calibration.cross_fitted(labels[readable], logits[readable], halves[readable])
+    return {
+        **metrics.summarise(labels, probabilities),
+        "calibration": _calibration(split, table, own, subject),
+        # With the very probabilities that were written, whatever they were fitted on.
+        "log_loss_as_written": float(metrics.losses(labels, written).mean()),
+        # Before temperature and clip: what the training loop reports too, so that the two can be compared.
+        "log_loss_plain": float(metrics.losses_from_logits(labels, logits).mean()),
+    }
+
+
+def _calibration(split: str, table: pa.Table, own: np.ndarray, subject: Subject) -> str:
+    """Says what the judged probabilities were fitted on."""
+    count = int(own.sum())
+    if subject.info.calibration == "none":
+        return "none"
+    if count == len(own):
+        return "cross-fitted on halves" if count >= _MIN_CROSS_FITTED else "fitted on these images"
+    if count >= _MIN_CROSS_FITTED:
+        return f"cross-fitted on halves for {count} of {len(own)} images, fitted on other photos for the rest"
+    if count:
+        return f"fitted on other photos, and on {count} of these {len(own)}"
+    if subject.known(table):
+        return "fitted on other photos"
+    if subject.is_own_set and split != "valid":
+        return "fitted on the validation split"
+    return "fitted on photos that are not known; these may be among them"

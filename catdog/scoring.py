@@ -25,6 +25,7 @@ from catdog.catalog import Catalog
 from catdog.cluster import ScorePlan
 from catdog.engines import EngineName
 from catdog.errors import CatdogError, UsageError
+from catdog.provenance import Provenance
 from catdog.scorer import Part
 
 PART_ROWS = 512
@@ -157,6 +158,7 @@ class _Job:
     out: str
     models: list[str]
     info: BundleInfo
+    provenance: Provenance
     data: Catalog
     splits: list[str]
     engines: tuple[EngineName, ...]
@@ -168,6 +170,7 @@ class _Job:
             raise UsageError(f"--out received {config.out!r}, expected the name of a .csv file")
         found = [bundle.read_info(model) for model in config.model]
         uris, info = [uri for uri, _ in found], bundle.merge([info for _, info in found])
+        provenance = Provenance.union([bundle.read_provenance(*each) for each in found])
         for uri, one in found:
             if config.engine == "onnx" and "onnx" not in one.engines:
                 raise UsageError(f"--engine received onnx, but {uri} has no ONNX model ({one.onnx}); use tensorflow")
@@ -177,7 +180,7 @@ class _Job:
         possible = info.engines if config.engine == "auto" else (config.engine,)
         if config.engine == "auto" and config.gpu is not None:
             possible = ("tensorflow",) if config.gpu else possible[:1]
-        job = cls(config, out, uris, info, data, _splits(config.split, data), possible)
+        job = cls(config, out, uris, info, provenance, data, _splits(config.split, data), possible)
         _refuse_mixed_set(job)
         return job
 
@@ -313,7 +316,7 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
     counts = {split: each.counts for split, each in merged.items()}
     rejected, report_file = submission.sidecar(out, "rejected.csv"), submission.sidecar(out, "report.json")
     sections = {split: each.judged for split, each in merged.items() if each.judged is not None}
-    content = report.build(sections, counts, job.info, job.data) if sections else None
+    content = report.build(sections, counts, report.Subject(job.info, job.provenance, job.data)) if sections else None
     # The old meta.json stays until all is written, and vouches for nothing new: it names the old files' digests. Those
     # that this run does not write are of the same model and data (`_refuse_mixed_set`).
     digests = {e: of for e, of in submission.digests(out).items() if storage.exists(submission.sidecar(out, e))}
@@ -328,6 +331,7 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
         "model": job.models,
         "bundle_fingerprint": bundle.fingerprint(job.info),
         "architecture": job.info.architecture,
+        "positive_class": job.info.class_names[1],
         "data": job.data.root,
         "catalog_fingerprint": job.data.fingerprint,
         "engine": engine,

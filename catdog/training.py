@@ -22,6 +22,7 @@ import ray.data
 from catdog import augment, bundle, calibration, catalog, cluster, features, ingest, models, replica, storage, workers
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
+from catdog.provenance import Provenance
 from catdog.recipes import TrainConfig
 from catdog.workers import EventHandler
 
@@ -117,6 +118,7 @@ def _train_one(config: TrainConfig, on_event: EventHandler) -> TrainResult:
                     "prior": float(np.clip(labels["train"].mean(), 0.01, 0.99)),
                     "class_names": data.class_names,
                     "catalog_fingerprint": data.fingerprint,
+                    "provenance": Provenance.of(rows["train"], rows["valid"]),
                     "run": config.run,
                     "events": events,
                 },

@@ -120,7 +120,18 @@ def save_untrained(uri: str, data: Catalog, size: int = 32, members: int = 1, **
     for seed in range(members):
         keras.utils.set_random_seed(seed)
         built.append(models.build(models.Spec("small_resnet", size)))
-    values: dict[str, object] = {
+    sample = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
+    return bundle.save(uri, built, sample, **(_fields(data, size) | fields))
+
+
+def saved_info(data: Catalog, **fields: object) -> bundle.BundleInfo:
+    """What such a bundle says, without one."""
+    rest = {"members": ["model.keras"], "onnx": "none", "versions": {}, "checksums": {"model.keras": "0" * 64}}
+    return bundle.BundleInfo.model_validate(_fields(data, 32) | rest | fields)
+
+
+def _fields(data: Catalog, size: int) -> dict[str, object]:
+    return {
         "architecture": "small_resnet",
         "image_size": size,
         "class_names": data.class_names,
@@ -134,5 +145,3 @@ def save_untrained(uri: str, data: Catalog, size: int = 32, members: int = 1, **
         "seed": 0,
         "training": {},
     }
-    sample = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
-    return bundle.save(uri, built, sample, **(values | fields))

@@ -16,6 +16,7 @@ from catdog import bundle
 from catdog.bundle import ModelBundle
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
+from catdog.provenance import Provenance
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_members_and_views_are_averaged_in_logit_space(tmp_path: Path, drawn: Ca
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(schema_version=99), "schema version 99, expected 2"),
+        (lambda c: c.update(schema_version=99), "schema version 99, expected 3"),
         (lambda c: c.pop("temperature"), "temperature: Field required"),
         (lambda c: c.update(clip=0.7), "clip: Input should be less than 0.5"),
         (lambda c: c.update(surprise=1), "surprise: Extra inputs"),
@@ -69,6 +70,35 @@ def test_what_is_refused_in_one_line(copy: Path, change: Callable[[dict], object
     with pytest.raises(CatdogError, match=message) as error:
         ModelBundle.load(str(copy))
     assert "\n" not in str(error.value)
+
+
+def test_a_bundle_knows_its_images_and_those_of_its_members(tmp_path: Path, drawn: Catalog) -> None:
+    train, valid = drawn.split("train"), drawn.split("valid")
+    places = [str(tmp_path / name) for name in ("one", "other", "both", "partly")]
+    infos = [
+        save_untrained(place, drawn, provenance=Provenance.of(train[rows], valid))
+        for place, rows in zip(places, (slice(0, 40), slice(30, 60)), strict=False)
+    ]
+    fields = infos[0].model_dump(exclude={"members", "onnx", "images_known", "checksums", "versions", "schema_version"})
+    both = bundle.assemble(places[2], places[:2], **fields)
+    made = bundle.read_provenance(places[2], both)
+    assert made.trained_on(train["digest"]).tolist() == [number < 60 for number in range(len(train))]
+    assert made.chosen_on(valid["digest"]).all()
+    assert made.known
+    assert bundle.merge(infos).images_known
+
+    # A bundle of version 2 names none, and so one that it is a member of does not know all.
+    edit(
+        Path(places[1]),
+        lambda c: (c.update(schema_version=2), c.pop("images_known"), c["checksums"].pop("images.parquet")),
+    )
+    _, old = bundle.read_info(places[1])
+    assert not bundle.read_provenance(places[1], old).known
+    assert not bundle.assemble(places[3], places[:2], **fields).images_known
+
+    (Path(places[0]) / "images.parquet").write_bytes(b"PAR1")
+    with pytest.raises(CatdogError, match=r"images.parquet is not the file that bundle.json was written for"):
+        bundle.read_provenance(places[0], infos[0])
 
 
 def test_a_damaged_file_and_an_absent_one(copy: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from helpers import bundle_json
 from sklearn import metrics as sklearn_metrics
 from sklearn.linear_model import LogisticRegression
 
-from catdog import catalog, crossval, features, images, metrics, models, scoring, training
+from catdog import bundle, catalog, crossval, features, images, metrics, models, scoring, training
 from catdog.bundle import ModelBundle
 from catdog.catalog import Catalog
 from catdog.errors import UsageError
@@ -55,7 +55,12 @@ def test_fine_tuning_with_everything_on_keeps_workers_equal_and_scores_as_it_val
     )  # fmt: skip
     assert done.code == 0, done.err
     said, first, probe = (bundle_json(str(tmp_path / "all" / name)) for name in ("", "member-1", "member-2"))
-    assert said["checksums"] == {
+    images = bundle.read_provenance(str(tmp_path / "all" / "model"), bundle.read_info(str(tmp_path / "all"))[1])
+    assert images.known
+    assert images.trained_on(drawn.split("train")["digest"]).all()
+    assert images.chosen_on(drawn.split("valid")["digest"]).all()
+    assert not images.trained_on(drawn.split("valid")["digest"]).any()
+    assert {name: digest for name, digest in said["checksums"].items() if name != bundle.IMAGES_NAME} == {
         "model.keras": first["checksums"]["model.keras"], "model.onnx": first["checksums"]["model.onnx"],
         "model-2.keras": probe["checksums"]["model.keras"], "model-2.onnx": probe["checksums"]["model.onnx"],
     }  # fmt: skip

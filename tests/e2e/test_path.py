@@ -20,6 +20,7 @@ from catdog import bundle, catalog, images, packing, scoring, submission, traini
 from catdog.bundle import ModelBundle
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
+from catdog.provenance import Provenance
 from catdog.scoring import ScoreConfig
 from catdog.training import TrainConfig
 
@@ -283,6 +284,36 @@ def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
     assert not (tmp_path / "new.csv").exists()
     explained = catdog("score", "--model", untrained, "--data", drawn.root, "--out", outs["packed"], "--explain")
     assert "all are there" in explained.out
+
+
+def test_images_that_the_model_was_trained_on_judge_nothing(
+    drawn: Catalog, tmp_path: Path, catdog: Callable[..., Outcome]
+) -> None:
+    train, valid = drawn.split("train"), drawn.split("valid")
+    model = str(tmp_path / "model")
+    save_untrained(model, drawn, provenance=Provenance.of(train, valid))
+    # Prepared anew: ten of its training photos are for validation now, and twelve are a labelled test split.
+    rows = [*train.to_pylist()[:22], *valid.to_pylist()]
+    for number, row in enumerate(rows):
+        row["split"] = "test" if number < 12 else "valid"
+    anew = Catalog(pa.Table.from_pylist(rows, schema=catalog.SCHEMA), drawn.class_names, str(tmp_path / "anew"))
+    anew.write()
+    out = tmp_path / "results.csv"
+    done = catdog("score", "--model", model, "--data", anew.root, "--out", out)
+    assert done.code == 0, done.err
+    said = " ".join(done.out.replace("│", " ").split())
+    assert f"10 of {10 + len(valid)} images were trained on" in said
+    assert "all 12 images were trained on" in said
+    assert "nothing is left to judge the model by" in said
+    report = json.loads((tmp_path / "results.report.json").read_text())
+    parts = scoring.read_parts(str(out)).to_pylist()
+    fresh = [row for row in parts if row["key"] in valid["key"].to_pylist()]
+    labels, probabilities = ([row[name] for row in fresh] for name in ("label", "probability"))
+    assert report["n"] == len(valid) == len(fresh)
+    assert report["log_loss"] == pytest.approx(sklearn_metrics.log_loss(labels, probabilities), abs=1e-9)
+    assert (report["trained_on"]["n"], report["test"]["n"], report["test"]["trained_on"]["n"]) == (10, 0, 12)
+    assert submission.check(str(out), anew) == 12
+    assert json.loads((tmp_path / "results.meta.json").read_text())["positive_class"] == drawn.class_names[1]
 
 
 def test_a_damaged_model_is_found_before_actors_start(
