@@ -6,15 +6,51 @@ cross-fitting: each half of those photos is calibrated with what was fitted on t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
+import pyarrow as pa
 
 from catdog import augment, metrics
 
 HALVES = 2
+# With fewer images temperature and clip are not fitted, or not judged by halves.
+MIN_IMAGES = 10
 DEFAULT_CLIP = 1e-6
 _TEMPERATURES = np.geomspace(0.5, 3.0, 73)
 _CLIPS = np.geomspace(1e-4, 0.02, 47)
 _CROSS_FIT_STREAM = 3
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The temperature and the clip of the probabilities that scoring writes.
+
+    Attributes:
+        temperature: what the logit is divided by.
+        clip: how far probabilities stay away from 0 and 1.
+        origin: "none" was fitted; the model's "own"; the "mean" of several models' own; "refitted" on the mean of their
+            logits.
+        digests: uint64, of the images that they were refitted on, null where unknown.
+    """
+
+    temperature: float
+    clip: float
+    origin: Literal["none", "own", "mean", "refitted"]
+    digests: pa.ChunkedArray | None = None
+
+    @property
+    def words(self) -> str:
+        """Says where they come from."""
+        if self.origin == "refitted":
+            assert self.digests is not None
+            return f"refitted on the mean of the models' logits for {len(self.digests)} validation images"
+        return {
+            "none": "none",
+            "own": "the model's own",
+            "mean": "the mean of the models' own, for want of scored validation images to fit them on together",
+        }[self.origin]
 
 
 def fit(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:

@@ -109,6 +109,8 @@ def show_score(result: ScoreResult, seconds: float) -> None:
         out.print(f"{split}: {sum(counts.values())} images{', ' + odd if odd else ''}")
     if any(counts["unreadable"] for counts in result.counts.values()):
         out.print(f"Unreadable images: {result.unreadable}")
+    if "models" in result.calibration:
+        out.print(f"Temperature and clip: {result.calibration}")
     if result.report is not None:
         out.print(f"Report: {result.report_file}")
     out.print(f"Submission: {result.csv}" if result.csv else "The test split was not scored: no submission was written")

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from catdog import bundle, calibration, metrics
+from catdog import bundle, calibration, metrics, provenance
 from catdog.bundle import BundleInfo
+from catdog.calibration import Applied
 from catdog.catalog import Catalog
 from catdog.provenance import Provenance
 
 # With fewer the interval of a log loss is mostly what `metrics.loss_interval` reckons with beyond what was seen.
 _FEW_MISTAKES = 5
-# With fewer images of its own a half would be calibrated by next to nothing.
-_MIN_CROSS_FITTED = 10
 _LABELS = {
     "n": "images",
     "log_loss": "log loss",
@@ -39,11 +38,13 @@ class Subject:
         info: of the bundle, or of several as one.
         provenance: the images that made it.
         data: the catalog that was scored.
+        applied: the temperature and the clip of the probabilities.
     """
 
     info: BundleInfo
     provenance: Provenance
     data: Catalog
+    applied: Applied
 
     @property
     def is_own_set(self) -> bool:
@@ -59,8 +60,11 @@ class Subject:
 
         Where digests are unknown, the validation split of the data set that the model was trained on is taken for it.
         """
-        if self.info.calibration == "none":
+        if self.applied.origin == "none":
             return np.zeros(len(table), bool)
+        if self.applied.digests is not None:
+            known = self.applied.digests.drop_null().to_numpy()
+            return np.full(len(table), split == "valid") | provenance.among(table["digest"], known)
         if self.known(table):
             return self.provenance.chosen_on(table["digest"])
         return np.full(len(table), split == "valid" and self.is_own_set)
@@ -103,7 +107,7 @@ def rows(section: dict[str, Any]) -> list[tuple[str, str]]:
         text = f"{value:.3g}" if key == "clip" else f"{value:.4f}" if isinstance(value, float) else str(value)
         if key == "log_loss":
             mistakes = section["false_positive"] + section["false_negative"]
-            wide = f"; wide, since there are only {mistakes} mistakes to tell from" if mistakes < _FEW_MISTAKES else ""
+            wide = f"; wide: too few mistakes to tell, {mistakes}" if mistakes < _FEW_MISTAKES else ""
             text += f"  (95 % interval {section['log_loss_low']:.4f} to {section['log_loss_high']:.4f}{wide})"
         lines.append((label, text))
         if key == "n":
@@ -138,8 +142,8 @@ def _section(split: str, table: pa.Table, counts: dict[str, int], subject: Subje
         "trained_on": _left_out(seen) if subject.known(table) or len(seen) else None,
         "unreadable": counts["unreadable"],
         "recovered": counts["recovered"],
-        "clip": info.clip,
-        "temperature": info.temperature,
+        "clip": subject.applied.clip,
+        "temperature": subject.applied.temperature,
         "class_names": list(info.class_names),
         "positive_class": info.class_names[1],
         "bundle_fingerprint": bundle.fingerprint(info),
@@ -168,7 +172,7 @@ def _judge(split: str, table: pa.Table, subject: Subject) -> dict[str, Any]:
     logits = table["logit"].fill_null(float(np.log(info.prior / (1 - info.prior)))).to_numpy()
     own = subject.calibrated_on(split, table)
     probabilities = written
-    if own.sum() >= _MIN_CROSS_FITTED:
+    if _is_cross_fitted(own, subject):
         # Temperature and clip were fitted on these very photos: judged here is what each half does for the other.
         readable = own & table["logit"].is_valid().to_numpy()
         halves = np.zeros(len(table), np.int64)
@@ -185,19 +189,26 @@ def _judge(split: str, table: pa.Table, subject: Subject) -> dict[str, Any]:
     }
 
 
+def _is_cross_fitted(own: np.ndarray, subject: Subject) -> bool:
+    # Halves fit something to the mean of several models' logits, which is not what was written if that is a mean.
+    return own.sum() >= calibration.MIN_IMAGES and subject.applied.origin != "mean"
+
+
 def _calibration(split: str, table: pa.Table, own: np.ndarray, subject: Subject) -> str:
     """Says what the judged probabilities were fitted on."""
-    count = int(own.sum())
-    if subject.info.calibration == "none":
+    count, origin = int(own.sum()), subject.applied.origin
+    if origin == "none":
         return "none"
+    crossed = _is_cross_fitted(own, subject)
     if count == len(own):
-        return "cross-fitted on halves" if count >= _MIN_CROSS_FITTED else "fitted on these images"
-    if count >= _MIN_CROSS_FITTED:
+        several = "the mean of the models' own, " if origin == "mean" else ""
+        return "cross-fitted on halves" if crossed else f"{several}fitted on these images"
+    if crossed:
         return f"cross-fitted on halves for {count} of {len(own)} images, fitted on other photos for the rest"
     if count:
         return f"fitted on other photos, and on {count} of these {len(own)}"
     if subject.known(table):
         return "fitted on other photos"
-    if subject.is_own_set and split != "valid":
+    if split != "valid" and (subject.is_own_set or origin == "refitted"):
         return "fitted on the validation split"
     return "fitted on photos that are not known; these may be among them"

@@ -22,6 +22,7 @@ import ray
 
 from catdog import bundle, engines, images, metrics, storage
 from catdog.bundle import ModelBundle
+from catdog.calibration import Applied
 from catdog.catalog import Catalog
 from catdog.engines import EngineName
 from catdog.errors import CatdogError
@@ -209,12 +210,13 @@ class Merged:
     judged: pa.Table | None
 
 
-def merge(parts: list[Part], data: Catalog) -> Merged:
+def merge(parts: list[Part], data: Catalog, refitted: Applied | None = None) -> Merged:
     """Puts the finished parts of one split together, reading one at a time.
 
     Args:
         parts: all of the split's, in catalog order.
         data: the catalog.
+        refitted: a temperature and a clip other than those that the parts' probabilities have.
 
     Raises:
         CatdogError: a part is gone.
@@ -233,6 +235,8 @@ def merge(parts: list[Part], data: Catalog) -> Merged:
                 f"the part {part.uri} is not there any more; --out must be on storage that every node sees, and be of "
                 "one run at a time"
             ) from error
+        if refitted is not None:
+            table = _recalibrated(table, refitted)
         statuses.update(table["status"].to_pylist())
         unreadable.append(table.filter(pc.equal(table["status"], "unreadable")).select(["id", "key", "detail"]))
         probabilities[at : at + table.num_rows] = table["probability"].to_numpy()
@@ -242,3 +246,12 @@ def merge(parts: list[Part], data: Catalog) -> Merged:
             judged.append(known.append_column("digest", part.rows["digest"]))
     counts = {status: statuses[status] for status in ("ok", "recovered", "unreadable")}
     return Merged(counts, pa.concat_tables(unreadable), probabilities, pa.concat_tables(judged) if labelled else None)
+
+
+def _recalibrated(table: pa.Table, applied: Applied) -> pa.Table:
+    """A part with probabilities of another temperature and clip; an unreadable image keeps the prior."""
+    logits = table["logit"].fill_null(0.0).to_numpy()
+    anew = pa.array(metrics.calibrated(logits, applied.temperature, applied.clip))
+    at = PART_SCHEMA.get_field_index("probability")
+    chosen = pc.if_else(table["logit"].is_valid(), anew, table["probability"])
+    return table.set_column(at, PART_SCHEMA.field("probability"), chosen)

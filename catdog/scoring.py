@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pydantic
 import ray
 
-from catdog import bundle, catalog, cluster, report, scorer, storage, submission
+from catdog import bundle, calibration, catalog, cluster, report, scorer, storage, submission
 from catdog.bundle import BundleInfo
+from catdog.calibration import Applied
 from catdog.catalog import Catalog
 from catdog.cluster import ScorePlan
 from catdog.engines import EngineName
@@ -78,6 +80,7 @@ class ScoreResult:
         report_file: its URI.
         counts: by split, how many images are ok, recovered and unreadable.
         unreadable: URI of the CSV that names the unreadable images.
+        calibration: where the probabilities' temperature and clip come from.
         seconds: by stage.
         too_many_unreadable: the splits that exceed `max_unreadable`.
     """
@@ -87,6 +90,7 @@ class ScoreResult:
     report_file: str
     counts: dict[str, dict[str, int]]
     unreadable: str
+    calibration: str
     seconds: dict[str, float] = field(default_factory=dict)
     too_many_unreadable: list[str] = field(default_factory=list)
 
@@ -312,11 +316,18 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
                 splits.append(split)
                 parts += others
                 break
-    merged = {split: scorer.merge([part for part in parts if part.split == split], job.data) for split in splits}
+    by_split = {split: [part for part in parts if part.split == split] for split in splits}
+    applied = _calibrate(job, by_split.get("valid"))
+    refitted = applied if applied.origin == "refitted" else None
+    merged = {split: scorer.merge(each, job.data, refitted) for split, each in by_split.items()}
     counts = {split: each.counts for split, each in merged.items()}
     rejected, report_file = submission.sidecar(out, "rejected.csv"), submission.sidecar(out, "report.json")
     sections = {split: each.judged for split, each in merged.items() if each.judged is not None}
-    content = report.build(sections, counts, report.Subject(job.info, job.provenance, job.data)) if sections else None
+    content = (
+        report.build(sections, counts, report.Subject(job.info, job.provenance, job.data, applied))
+        if sections
+        else None
+    )
     # The old meta.json stays until all is written, and vouches for nothing new: it names the old files' digests. Those
     # that this run does not write are of the same model and data (`_refuse_mixed_set`).
     digests = {e: of for e, of in submission.digests(out).items() if storage.exists(submission.sidecar(out, e))}
@@ -332,6 +343,9 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
         "bundle_fingerprint": bundle.fingerprint(job.info),
         "architecture": job.info.architecture,
         "positive_class": job.info.class_names[1],
+        "calibration": applied.words,
+        "temperature": applied.temperature,
+        "clip": applied.clip,
         "data": job.data.root,
         "catalog_fingerprint": job.data.fingerprint,
         "engine": engine,
@@ -347,7 +361,25 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
     _drop_stale_parts(job, parts)
     excess = [s for s, c in counts.items() if c["unreadable"] > config.max_unreadable * sum(c.values())]
     csv = out if "test" in merged else None
-    return ScoreResult(csv, content, report_file, counts, rejected, seconds, excess)
+    return ScoreResult(csv, content, report_file, counts, rejected, applied.words, seconds, excess)
+
+
+def _calibrate(job: _Job, valid: list[Part] | None) -> Applied:
+    """Fits temperature and clip to the mean of several models' logits, where validation photos are scored to do so on.
+
+    Each model's own were fitted to its own logits, which are less certain, or more, than their mean.
+    """
+    info = job.info
+    if info.calibration == "none" or len(job.models) == 1:
+        return Applied(info.temperature, info.clip, "none" if info.calibration == "none" else "own")
+    judged = scorer.merge(valid, job.data).judged if valid else None
+    if judged is not None:
+        unseen = pc.and_(judged["logit"].is_valid(), pa.array(~job.provenance.trained_on(judged["digest"])))
+        judged = judged.filter(unseen)
+        if len(judged) >= calibration.MIN_IMAGES:
+            fitted = calibration.fit(judged["label"].to_numpy(), judged["logit"].to_numpy())
+            return Applied(*fitted, "refitted", judged["digest"])
+    return Applied(info.temperature, info.clip, "mean")
 
 
 def _refuse_mixed_set(job: _Job) -> None:

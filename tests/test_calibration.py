@@ -48,6 +48,24 @@ def test_cross_fitting_never_uses_a_fold_for_itself() -> None:
     assert metrics.losses(labels, before).mean() < raw - 0.01
 
 
+def test_models_calibrated_together_beat_the_mean_of_their_own() -> None:
+    """Two models that err on different images: their mean is less certain than either of them, and rightly so."""
+    together, apart = [], []
+    for seed in range(8):
+        random = np.random.default_rng(seed)
+        labels, honest = overconfident(6000, 1.0, seed)
+        each = np.stack([honest + random.normal(0, 2, 6000) for _ in range(2)])
+        fitted, new = slice(0, 2000), slice(2000, None)
+        own = np.array([calibration.fit(labels[fitted], logits[fitted]) for logits in each])
+        mean = each.mean(axis=0)
+        for found, (temperature, clip) in (
+            (together, calibration.fit(labels[fitted], mean[fitted])),
+            (apart, (np.exp(np.log(own[:, 0]).mean()), own[:, 1].mean())),
+        ):
+            found.append(sklearn_metrics.log_loss(labels[new], metrics.calibrated(mean[new], temperature, clip)))
+    assert np.mean(together) < np.mean(apart) - 0.003
+
+
 def test_halves_are_even_and_always_the_same() -> None:
     keys = [f"cat.{n}" for n in range(101)]
     half = calibration.halves(keys)

@@ -14,6 +14,7 @@ from sklearn import metrics as sklearn_metrics
 
 from catdog import calibration, catalog, metrics, report
 from catdog.bundle import BundleInfo
+from catdog.calibration import Applied
 from catdog.catalog import Catalog
 from catdog.provenance import Provenance
 
@@ -49,9 +50,11 @@ def judge(
     valid: range,
     known: bool = True,
     split: str = "valid",
+    applied: Applied | None = None,
 ) -> dict:
     provenance = Provenance(np.array(train, np.uint64), np.array(valid, np.uint64), known)
-    content = report.build({split: table}, {split: COUNTS}, report.Subject(info, provenance, data))
+    applied = applied or Applied(info.temperature, info.clip, "own")
+    content = report.build({split: table}, {split: COUNTS}, report.Subject(info, provenance, data, applied))
     return content if split == "valid" else content[split]
 
 
@@ -94,6 +97,22 @@ def test_only_images_that_calibrated_the_model_are_judged_cross_fitted(info: Bun
     few = judge(info, other(drawn), table, range(0), range(1, 4))
     assert few["calibration"] == "fitted on other photos, and on 3 of these 400"
     assert few["log_loss"] == few["log_loss_as_written"]
+
+
+def test_several_models_are_judged_by_what_is_written(info: BundleInfo, drawn: Catalog) -> None:
+    table = scored(400)
+    everything = Applied(1.5, 1e-6, "refitted", table["digest"])
+    valid = judge(info, other(drawn), table, range(0), range(0), applied=everything)
+    assert valid["calibration"] == "cross-fitted on halves"
+    assert valid["log_loss"] != valid["log_loss_as_written"]
+    other_half = Applied(1.5, 1e-6, "refitted", table["digest"][200:])
+    test = judge(info, other(drawn), table[:200], range(0), range(1, 100), split="test", applied=other_half)
+    assert test["calibration"] == "fitted on other photos"
+    assert test["log_loss"] == test["log_loss_as_written"]
+    # Halves would be judged by a fit to the mean of the logits, and it is not that which is written.
+    mean = judge(info, other(drawn), table, range(0), range(1, 401), applied=Applied(1.5, 1e-6, "mean"))
+    assert mean["calibration"] == "the mean of the models' own, fitted on these images"
+    assert mean["log_loss"] == mean["log_loss_as_written"]
 
 
 @pytest.mark.parametrize("unknown", ["model", "data"])

@@ -8,10 +8,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import ray
 from helpers import bundle_json
+from scipy import optimize
 from sklearn import metrics as sklearn_metrics
 from sklearn.linear_model import LogisticRegression
 
@@ -127,9 +129,11 @@ def test_several_models_are_averaged_in_logit_space(drawn: Catalog, untrained: s
     from helpers import save_untrained
 
     other = str(tmp_path / "other")
-    save_untrained(other, drawn, size=48, members=2, temperature=4.0)
+    save_untrained(other, drawn, size=48, members=2, temperature=4.0, calibration="validation")
     out = tmp_path / "results.csv"
-    assert catdog("score", "--model", untrained, "--model", other, "--data", drawn.root, "--out", out).code == 0
+    command = ["score", "--model", untrained, "--model", other, "--data", drawn.root, "--out", out]
+    done = catdog(*command)
+    assert done.code == 0, done.err
     parts = scoring.read_parts(str(out)).sort_by("key")
     places = dict(zip(drawn.table["key"].to_pylist(), drawn.table["uri"].to_pylist(), strict=True))
     each = []
@@ -138,8 +142,40 @@ def test_several_models_are_averaged_in_logit_space(drawn: Catalog, untrained: s
         each.append(ModelBundle.load(uri).logits(pixels))
     logits = parts["logit"].to_numpy()
     assert logits == pytest.approx(np.mean(each, axis=0), abs=1e-5)
-    # Temperatures 1 and 4 make 2.
-    assert parts["probability"].to_numpy() == pytest.approx(metrics.calibrated(logits, 2.0, 1e-6), abs=1e-6)
+
+    # Written is what is fitted to the mean of the logits of the validation photos; SciPy finds no better one.
+    meta = json.loads((tmp_path / "results.meta.json").read_text())
+    valid = parts.filter(pc.is_valid(parts["label"]))
+    labels, known = valid["label"].to_numpy(), valid["logit"].to_numpy()
+
+    def cost(temperature: float, clip: float) -> float:
+        return sklearn_metrics.log_loss(labels, metrics.calibrated(known, temperature, clip), normalize=False) - np.log(
+            clip
+        )
+
+    best = min(
+        optimize.minimize_scalar(cost, bounds=(0.5, 3), args=(clip,)).fun for clip in np.geomspace(1e-4, 0.02, 20)
+    )
+    assert cost(meta["temperature"], meta["clip"]) < best + 0.02
+    assert meta["calibration"] == f"refitted on the mean of the models' logits for {len(valid)} validation images"
+    assert meta["calibration"] in done.out
+    report = json.loads((tmp_path / "results.report.json").read_text())
+    written = metrics.calibrated(known, meta["temperature"], meta["clip"])
+    assert report["log_loss_as_written"] == pytest.approx(sklearn_metrics.log_loss(labels, written))
+    assert report["calibration"] == "cross-fitted on halves"
+    submitted = dict(line.split(",") for line in out.read_text().splitlines()[1:])
+    test = parts.filter(pc.is_null(parts["label"]))
+    expected = metrics.calibrated(test["logit"].to_numpy(), meta["temperature"], meta["clip"])
+    assert [float(submitted[key]) for key in test["id"].to_pylist()] == pytest.approx(expected)
+
+    # Without validation photos there is nothing to fit it to: temperatures 1 and 4 make 2.
+    for part in (tmp_path / "results.parts").glob("valid-*"):
+        part.unlink()
+    done = catdog(*command, "--split", "test")
+    assert "the mean of the models' own" in done.out
+    submitted = dict(line.split(",") for line in out.read_text().splitlines()[1:])
+    expected = metrics.calibrated(test["logit"].to_numpy(), 2.0, 1e-6)
+    assert [float(submitted[key]) for key in test["id"].to_pylist()] == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.fixture(scope="module")
