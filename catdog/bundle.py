@@ -52,7 +52,9 @@ class BundleInfo(pydantic.BaseModel):
         temperature: what the averaged logit is divided by.
         clip: how far probabilities stay away from 0 and 1.
         prior: share of label 1 in the training split; what an unreadable image gets.
-        validation: figures of the validation split with the kept weights, from plain logits.
+        validation: figures of the validation split with the kept weights, from plain logits. `log_loss_cross_chosen`
+            and `log_loss_cross_searched`: each half of it judged by the epoch, or the trial, that is best on the other.
+        chosen_on: what chose the kept epoch, or this model among others.
         catalog_fingerprint: of the data set it was trained on.
         seed: of the run.
         training: the run's options and its history.
@@ -75,6 +77,7 @@ class BundleInfo(pydantic.BaseModel):
     clip: Annotated[float, pydantic.Field(gt=0, lt=0.5)]
     prior: Annotated[float, pydantic.Field(gt=0, lt=1)]
     validation: dict[str, float | int]
+    chosen_on: Literal["none", "validation"] = "none"
     catalog_fingerprint: str
     seed: int
     training: dict[str, Any]
@@ -176,6 +179,8 @@ def read_info(model: str) -> tuple[str, BundleInfo]:
         if version not in _READABLE:
             raise CatdogError(f"{path} has schema version {version}, expected {SCHEMA_VERSION}; train the model again")
         info = BundleInfo.model_validate_json(raw)
+        if version < SCHEMA_VERSION and info.training.get("options", {}).get("keep") == "best":
+            info = info.model_copy(update={"chosen_on": "validation"})
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -242,6 +247,7 @@ def merge(infos: list[BundleInfo]) -> BundleInfo:
             "clip": float(np.mean([info.clip for info in infos])),
             "prior": float(np.mean([info.prior for info in infos])),
             "catalog_fingerprint": "+".join(dict.fromkeys(info.catalog_fingerprint for info in infos)),
+            "chosen_on": "validation" if any(info.chosen_on == "validation" for info in infos) else "none",
             "images_known": all(info.images_known for info in infos),
             "validation": {},
             "training": {"bundles": [fingerprint(info) for info in infos]},
@@ -346,6 +352,19 @@ def _write(
     )
     storage.write_text(storage.join(uri, FILE_NAME), info.model_dump_json(indent=2) + "\n")
     return info
+
+
+def mark_chosen(model: str, **figures: float) -> None:
+    """Writes into a bundle that it was chosen among others on its validation images.
+
+    Args:
+        model: URI of a run or of a bundle.
+        **figures: of the choice, for `BundleInfo.validation`.
+    """
+    uri, info = read_info(model)
+    marked = info.model_copy(update={"chosen_on": "validation", "validation": info.validation | figures})
+    if marked != info:
+        storage.write_text(storage.join(uri, FILE_NAME), marked.model_dump_json(indent=2) + "\n")
 
 
 def require_intact(model: str, engine: EngineName) -> None:

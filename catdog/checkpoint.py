@@ -11,15 +11,27 @@ from typing import Any
 import numpy as np
 import ray.train
 
+_LOGITS_NAME = "valid-logits.npz"
+
 
 @dataclass
 class Progress:
-    """Where a run stands after an epoch; with the variables it is all that resuming needs."""
+    """Where a run stands after an epoch; with the variables it is all that resuming needs.
+
+    Attributes:
+        epoch: how many are done.
+        best_epoch: the one that is kept.
+        best_log_loss: its validation log loss.
+        history: the figures of each epoch.
+        valid_logits: float32, N, of each epoch, in the order of the validation split. None are of epochs before a
+            checkpoint that held none.
+    """
 
     epoch: int = 0
     best_epoch: int = 0
     best_log_loss: float = float("inf")
     history: list[dict[str, Any]] = field(default_factory=list)
+    valid_logits: list[np.ndarray] = field(default_factory=list)
 
 
 def values(model: Any) -> list[np.ndarray]:
@@ -53,6 +65,9 @@ def restore(model: Any, optimizer: Any) -> tuple[Progress, list[np.ndarray]]:
                 variable.assign(saved[f"v{at}"])
         with np.load(Path(folder) / "best.npz", allow_pickle=False) as saved:
             best = [saved[f"v{at}"] for at in range(len(model.variables))]
+        if (Path(folder) / _LOGITS_NAME).exists():
+            with np.load(Path(folder) / _LOGITS_NAME, allow_pickle=False) as saved:
+                progress.valid_logits = [saved[f"v{at}"] for at in range(len(saved.files))]
     return progress, best
 
 
@@ -73,7 +88,9 @@ def report(progress: Progress, model: Any, optimizer: Any, best: list[np.ndarray
     with tempfile.TemporaryDirectory() as folder:
         _save(Path(folder) / "variables.npz", values(model) + [np.asarray(each) for each in optimizer.variables])
         _save(Path(folder) / "best.npz", best)
-        (Path(folder) / "progress.json").write_text(json.dumps(vars(progress)))
+        _save(Path(folder) / _LOGITS_NAME, progress.valid_logits)
+        stands = {name: value for name, value in vars(progress).items() if name != "valid_logits"}
+        (Path(folder) / "progress.json").write_text(json.dumps(stands))
         ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 

@@ -294,6 +294,10 @@ def train(
         f"Validation log loss {figures['log_loss']:.4f}{calibrated}, accuracy {figures['accuracy']:.4f} on "
         f"{figures['n']} images (epoch {figures['epoch']} of {result.epochs}), {time.perf_counter() - started:.0f} s"
     )
+    if result.chosen_on == "validation":
+        honest = figures.get("log_loss_cross_chosen")
+        rest = "" if honest is None else f"; {honest:.4f} where each half is judged by the epoch that the other chose"
+        out.print(f"The epoch was chosen on these images, which makes their log loss too good{rest}")
     out.print(f"Model: {result.bundle}")
 
 
@@ -419,6 +423,13 @@ def tune_(
             out.print(f"{rank:>3}  failed     {trial.name}: {trial.error}")
         else:
             out.print(f"{rank:>3}  {trial.log_loss:.4f}  {trial.accuracy:.4f}  {trial.epochs:>3} epochs  {trial.name}")
+    if any(trial.log_loss is not None for trial in trials):
+        judged = tuning.judge(config, trials)
+        rest = ""
+        if judged is not None:
+            one, other = judged.halves
+            rest = f"; judged by the best of the other half, the halves have {one:.4f} and {other:.4f}"
+        out.print(f"The best was chosen on the images that rank it, which makes its log loss too good{rest}")
     out.print(f"Runs: {config.run}   Curves: tensorboard --logdir {config.run}")
     if all(trial.log_loss is None for trial in trials):
         raise CatdogError("every run of the search failed")

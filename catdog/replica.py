@@ -30,6 +30,7 @@ from catdog import (
     metrics,
     models,
     optimizers,
+    selection,
     storage,
 )
 from catdog.board import Board
@@ -169,7 +170,8 @@ class Replica:
             self._average_moving_statistics()
             with self._scoring_weights():
                 digests = self._require_equal_replicas()
-                figures = self._judge(self._valid_logits(["identity"]))
+                logits = self._valid_logits(["identity"])
+                figures = self._judge(logits)
                 values = checkpoint.values(self.model)
             if not np.isfinite(figures["log_loss"]):
                 raise CommonError(f"the validation log loss of epoch {progress.epoch + 1} is {figures['log_loss']}")
@@ -185,6 +187,7 @@ class Replica:
                 "variables_sha256": digests,
             }
             progress.history.append(entry)
+            progress.valid_logits.append(logits.astype(np.float32))
             if config.keep == "last" or figures["log_loss"] < progress.best_log_loss:
                 progress.best_log_loss, progress.best_epoch = figures["log_loss"], progress.epoch
                 best = values
@@ -346,6 +349,13 @@ class Replica:
         config, labels, keys = self.config, self.job["labels"]["valid"], self.job["keys"]["valid"]
         figures, temperature, clip = calibration.conclude(labels, logits, keys, config.calibrate)
         validation = {"epoch": progress.best_epoch, **figures}
+        # Each epoch was judged on the plain image: of several views there is no such figure.
+        all_there = len(progress.valid_logits) == progress.epoch and config.views == ["identity"]
+        chose = config.keep == "best" and progress.epoch > 1
+        chosen_on = "validation" if chose else "none"
+        if chose and all_there and len(labels) > 1:
+            judged = selection.judge(labels, np.stack(progress.valid_logits), keys, config.calibrate)
+            validation["log_loss_cross_chosen"] = judged.log_loss
         # For whom wants to average several runs' models, and calibrate them together.
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table({"key": keys, "label": labels, "logit": logits}), sink)
@@ -365,6 +375,7 @@ class Replica:
             clip=clip,
             prior=self.job["prior"],
             validation=validation,
+            chosen_on=chosen_on,
             catalog_fingerprint=self.job["catalog_fingerprint"],
             seed=config.seed,
             training={
@@ -374,7 +385,13 @@ class Replica:
                 "variables_sha256": digests,
             },
         )
-        return {"bundle": uri, "validation": validation, "epochs": progress.epoch, "history": progress.history}
+        return {
+            "bundle": uri,
+            "validation": validation,
+            "chosen_on": chosen_on,
+            "epochs": progress.epoch,
+            "history": progress.history,
+        }
 
     def _rejected(self) -> list[str]:
         keys = self.job["keys"]

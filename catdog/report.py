@@ -17,6 +17,7 @@ from catdog.provenance import Provenance
 
 # With fewer the interval of a log loss is mostly what `metrics.loss_interval` reckons with beyond what was seen.
 _FEW_MISTAKES = 5
+_CROSS_CHOSEN = {"log_loss_cross_chosen": "epoch", "log_loss_cross_searched": "trial"}
 _LABELS = {
     "n": "images",
     "log_loss": "log loss",
@@ -24,6 +25,7 @@ _LABELS = {
     "roc_auc": "ROC AUC",
     "brier_score": "Brier score",
     "unreadable": "unreadable",
+    "chosen_on": "chosen on",
     "calibration": "calibration",
     "temperature": "temperature",
     "clip": "clip",
@@ -58,13 +60,23 @@ class Subject:
     def calibrated_on(self, split: str, table: pa.Table) -> np.ndarray:
         """Tells of each image whether temperature and clip were fitted to it: bool, N.
 
-        Where digests are unknown, the validation split of the data set that the model was trained on is taken for it.
+        As for `chosen_on`.
         """
         if self.applied.origin == "none":
             return np.zeros(len(table), bool)
         if self.applied.digests is not None:
             known = self.applied.digests.drop_null().to_numpy()
             return np.full(len(table), split == "valid") | provenance.among(table["digest"], known)
+        return self._own(split, table)
+
+    def chosen_on(self, split: str, table: pa.Table) -> np.ndarray:
+        """Tells of each image whether it chose the model, or its epoch: bool, N.
+
+        Where digests are unknown, the validation split of the data set that the model was trained on is taken for it.
+        """
+        return self._own(split, table) if self.info.chosen_on == "validation" else np.zeros(len(table), bool)
+
+    def _own(self, split: str, table: pa.Table) -> np.ndarray:
         if self.known(table):
             return self.provenance.chosen_on(table["digest"])
         return np.full(len(table), split == "valid" and self.is_own_set)
@@ -109,6 +121,12 @@ def rows(section: dict[str, Any]) -> list[tuple[str, str]]:
             mistakes = section["false_positive"] + section["false_negative"]
             wide = f"; wide: too few mistakes to tell, {mistakes}" if mistakes < _FEW_MISTAKES else ""
             text += f"  (95 % interval {section['log_loss_low']:.4f} to {section['log_loss_high']:.4f}{wide})"
+        if key == "chosen_on":
+            text += "".join(
+                f"; {section[name]:.4f} where each half is judged by the {what} that the other half chose"
+                for name, what in _CROSS_CHOSEN.items()
+                if name in section
+            )
         lines.append((label, text))
         if key == "n":
             lines += _training_images(section)
@@ -182,11 +200,28 @@ def _judge(split: str, table: pa.Table, subject: Subject) -> dict[str, Any]:
     return {
         **metrics.summarise(labels, probabilities),
         "calibration": _calibration(split, table, own, subject),
+        **_choice(split, table, subject),
         # With the very probabilities that were written, whatever they were fitted on.
         "log_loss_as_written": float(metrics.losses(labels, written).mean()),
         # Before temperature and clip: what the training loop reports too, so that the two can be compared.
         "log_loss_plain": float(metrics.losses_from_logits(labels, logits).mean()),
     }
+
+
+def _choice(split: str, table: pa.Table, subject: Subject) -> dict[str, Any]:
+    """Says what chose the model, and what it is worth where that did not judge it."""
+    info = subject.info
+    if info.chosen_on == "none":
+        return {"chosen_on": "nothing"}
+    count = int(subject.chosen_on(split, table).sum())
+    if count == len(table):
+        names = [name for name in _CROSS_CHOSEN if name in info.validation]
+        return {"chosen_on": "these images"} | {name: info.validation[name] for name in names}
+    if count:
+        return {"chosen_on": f"{count} of these {len(table)} images"}
+    if subject.known(table) or (subject.is_own_set and split != "valid"):
+        return {"chosen_on": "other photos"}
+    return {"chosen_on": "photos that are not known; these may be among them"}
 
 
 def _is_cross_fitted(own: np.ndarray, subject: Subject) -> bool:

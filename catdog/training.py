@@ -41,7 +41,8 @@ class TrainResult:
     Attributes:
         run: URI of the run.
         bundle: URI of the model bundle.
-        validation: epoch, n, log_loss and accuracy of the kept weights.
+        validation: epoch, n, log_loss and accuracy of the kept weights, and what `BundleInfo.validation` has beside.
+        chosen_on: "validation" where the validation images chose the epoch, else "none".
         epochs: how many were run.
         history: the figures of each epoch.
     """
@@ -49,6 +50,7 @@ class TrainResult:
     run: str
     bundle: str
     validation: dict[str, float | int]
+    chosen_on: str
     epochs: int
     history: list[dict[str, Any]]
 
@@ -123,7 +125,14 @@ def _train_one(config: TrainConfig, on_event: EventHandler) -> TrainResult:
                     "events": events,
                 },
             )
-    return TrainResult(config.run, outcome["bundle"], outcome["validation"], outcome["epochs"], outcome["history"])
+    return TrainResult(
+        config.run,
+        outcome["bundle"],
+        outcome["validation"],
+        outcome["chosen_on"],
+        outcome["epochs"],
+        outcome["history"],
+    )
 
 
 def _train_members(config: TrainConfig, on_event: EventHandler) -> TrainResult:
@@ -155,6 +164,7 @@ def _train_members(config: TrainConfig, on_event: EventHandler) -> TrainResult:
     labels, keys = valid[0]["label"].to_numpy(), valid[0]["key"].to_pylist()
     figures, temperature, clip = calibration.conclude(labels, logits, keys, config.calibrate)
     validation = {"epoch": max(int(result.validation["epoch"]) for result in results), **figures}
+    chosen_on = "validation" if any(result.chosen_on == "validation" for result in results) else "none"
     uri = storage.join(config.run, "model")
     _, first = bundle.read_info(results[0].bundle)
     bundle.assemble(
@@ -164,11 +174,12 @@ def _train_members(config: TrainConfig, on_event: EventHandler) -> TrainResult:
         temperature=temperature,
         clip=clip,
         validation=validation,
+        chosen_on=chosen_on,
         catalog_fingerprint=data.fingerprint,
         seed=config.seed,
         training={"options": config.model_dump(mode="json"), "history": []},
     )
-    return TrainResult(config.run, uri, validation, max(result.epochs for result in results), [])
+    return TrainResult(config.run, uri, validation, chosen_on, max(result.epochs for result in results), [])
 
 
 def left_out(config: TrainConfig, data: Catalog) -> set[str]:
@@ -286,7 +297,7 @@ def _check_run(config: TrainConfig, data: Catalog) -> TrainResult | None:
     uri, info = bundle.read_info(config.run)
     history = info.training["history"]
     epochs = max(len(history), int(info.validation["epoch"]))
-    return TrainResult(config.run, uri, info.validation, epochs, history)
+    return TrainResult(config.run, uri, info.validation, info.chosen_on, epochs, history)
 
 
 def load_weights(config: TrainConfig) -> ray.ObjectRef | None:

@@ -10,11 +10,14 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from catdog import catalog, cluster, ingest, storage, training
+from catdog import bundle, catalog, cluster, ingest, replica, selection, storage, training
 from catdog.errors import CatdogError, UsageError
 from catdog.recipes import TrainConfig
 
@@ -136,6 +139,34 @@ def search(
             raise CatdogError(f"the search failed ({cluster.cause(error)}); the same command goes on") from error
     trials = [_outcome(result) for result in results]
     return sorted(trials, key=lambda trial: (trial.log_loss is None, trial.log_loss or 0.0, trial.name))
+
+
+def judge(config: TrainConfig, trials: list[Trial]) -> selection.Judged | None:
+    """Judges the best trial on images that did not choose it, and notes in each trial's bundle that it was ranked.
+
+    Args:
+        config: as for `search`.
+        trials: what `search` returned.
+
+    Returns:
+        Each half of the validation images judged by the trial that is best on the other half; None where fewer than
+        two trials kept their validation logits.
+    """
+    folder = storage.join(storage.absolute_output(config.runs, "--runs"), config.name or "")
+    runs = [storage.join(folder, trial.name) for trial in trials if trial.log_loss is not None]
+    # What ASHA stopped has no model, and is nobody's choice.
+    runs = [run for run in runs if storage.exists(storage.join(run, "model", bundle.FILE_NAME))]
+    files = [storage.join(run, replica.VALID_NAME) for run in runs]
+    judged, figures = None, {}
+    if len(runs) > 1 and all(storage.exists(file) for file in files):
+        tables = [pq.read_table(pa.BufferReader(storage.read_bytes(file))) for file in files]
+        calibrated = bundle.read_info(runs[0])[1].calibration == "validation"
+        logits = np.stack([table["logit"].to_numpy() for table in tables])
+        judged = selection.judge(tables[0]["label"].to_numpy(), logits, tables[0]["key"].to_pylist(), calibrated)
+        figures = {"log_loss_cross_searched": judged.log_loss}
+    for run in runs:
+        bundle.mark_chosen(run, **(figures if run == runs[0] else {}))
+    return judged
 
 
 def _absolute(options: dict[str, Any]) -> dict[str, Any]:

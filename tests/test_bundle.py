@@ -90,10 +90,16 @@ def test_a_bundle_knows_its_images_and_those_of_its_members(tmp_path: Path, draw
     # A bundle of version 2 names none, and so one that it is a member of does not know all.
     edit(
         Path(places[1]),
-        lambda c: (c.update(schema_version=2), c.pop("images_known"), c["checksums"].pop("images.parquet")),
+        lambda c: (
+            c.update(schema_version=2, training={"options": {"keep": "best"}}),
+            c.pop("chosen_on"),
+            c.pop("images_known"),
+            c["checksums"].pop("images.parquet"),
+        ),
     )
     _, old = bundle.read_info(places[1])
     assert not bundle.read_provenance(places[1], old).known
+    assert (infos[1].chosen_on, old.chosen_on) == ("none", "validation")
     assert not bundle.assemble(places[3], places[:2], **fields).images_known
 
     (Path(places[0]) / "images.parquet").write_bytes(b"PAR1")

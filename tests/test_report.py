@@ -99,6 +99,22 @@ def test_only_images_that_calibrated_the_model_are_judged_cross_fitted(info: Bun
     assert few["log_loss"] == few["log_loss_as_written"]
 
 
+def test_what_chose_is_told_and_what_it_is_worth_elsewhere(info: BundleInfo, drawn: Catalog) -> None:
+    table = scored(400)
+    chosen = info.model_copy(update={"chosen_on": "validation", "validation": {"log_loss_cross_chosen": 0.4321}})
+    section = judge(chosen, other(drawn), table, range(0), range(1, 401))
+    assert (section["chosen_on"], section["log_loss_cross_chosen"]) == ("these images", 0.4321)
+    said = dict(report.rows(section))["chosen on"]
+    assert said == "these images; 0.4321 where each half is judged by the epoch that the other half chose"
+    part = judge(chosen, other(drawn), table, range(0), range(1, 101))
+    assert part["chosen_on"] == "100 of these 400 images"
+    assert "log_loss_cross_chosen" not in part
+    assert judge(chosen, other(drawn), table, range(0), range(500, 600))["chosen_on"] == "other photos"
+    assert judge(info, other(drawn), table, range(0), range(1, 401))["chosen_on"] == "nothing"
+    old = judge(chosen, other(drawn), table, range(0), range(0), known=False)
+    assert old["chosen_on"] == "photos that are not known; these may be among them"
+
+
 def test_several_models_are_judged_by_what_is_written(info: BundleInfo, drawn: Catalog) -> None:
     table = scored(400)
     everything = Applied(1.5, 1e-6, "refitted", table["digest"])

@@ -83,7 +83,8 @@ def options(data: Catalog, runs: Path, name: str) -> list[str]:
 def test_a_killed_run_resumes_to_the_same_weights(two_cpus: str, tmp_path: Path, catdog) -> None:
     """Dropout, batch-norm, augmentation and AdamW's moments must all go on where they were."""
     data = synthetic.synthesize(str(tmp_path / "set"), 160, 0, seed=2)
-    assert catdog(*options(data, tmp_path, "whole")).code == 0
+    uninterrupted = catdog(*options(data, tmp_path, "whole"))
+    assert uninterrupted.code == 0
 
     command = [sys.executable, "-m", "catdog", *options(data, tmp_path, "killed"), "--address", two_cpus]
     unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -112,6 +113,12 @@ def test_a_killed_run_resumes_to_the_same_weights(two_cpus: str, tmp_path: Path,
     assert [entry["epoch"] for entry in continued["training"]["history"]] == [1, 2, 3, 4]
     for one, other in zip(whole["training"]["history"], continued["training"]["history"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-6)
+    # What the epoch was chosen on does not judge it: of all epochs, also of those before the kill.
+    honest = whole["validation"]["log_loss_cross_chosen"]
+    assert continued["validation"]["log_loss_cross_chosen"] == pytest.approx(honest, abs=1e-5)
+    assert min(entry["valid_log_loss"] for entry in whole["training"]["history"]) < honest + 1e-6
+    assert (whole["chosen_on"], continued["chosen_on"]) == ("validation", "validation")
+    assert f"{honest:.4f} where each half is judged by the epoch that the other chose" in uninterrupted.out
     for ours, theirs in zip(weights(str(tmp_path / "killed")), weights(str(tmp_path / "whole")), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-6)
     assert list((tmp_path / "killed" / "tensorboard").glob("events.out.tfevents.*"))

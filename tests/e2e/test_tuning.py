@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from helpers import bundle_json
+from sklearn import metrics as sklearn_metrics
 
-from catdog import tuning
+from catdog import calibration, metrics, tuning
 from catdog.catalog import Catalog
 
 
@@ -58,6 +60,24 @@ def test_an_interrupted_search_goes_on_and_ranks_its_runs(
         assert float(line[1]) == pytest.approx(best, abs=1e-4)
         assert list((tmp_path / "grid" / line[-1] / "tensorboard").glob("events.out.tfevents.*"))
         assert f"units={said['training']['options']['units']}," in line[-1]
+    # The best is judged by the images that did not choose it.
+    runs = [tmp_path / "grid" / line[-1] for line in ranked]
+    tables = [pq.read_table(run / "valid.parquet") for run in runs]
+    labels, half = tables[0]["label"].to_numpy(), calibration.halves(tables[0]["key"].to_pylist())
+    halves = []
+    for number in (0, 1):
+        losses = [
+            [sklearn_metrics.log_loss(labels[half == each], metrics.calibrated(table["logit"].to_numpy()[half == each]))
+             for each in (number, 1 - number)] for table in tables
+        ]  # fmt: skip
+        halves.append(min(losses, key=lambda each: each[1])[0])
+    assert f"judged by the best of the other half, the halves have {halves[0]:.4f} and {halves[1]:.4f}" in done.out
+    said = [bundle_json(str(run)) for run in runs]
+    assert [one["chosen_on"] for one in said] == ["validation", "validation"]
+    assert said[0]["validation"]["log_loss_cross_searched"] == pytest.approx(
+        sum(value * (half == number).mean() for number, value in enumerate(halves))
+    )
+    assert "log_loss_cross_searched" not in said[1]["validation"]
     other = catdog(*command[:-1], "epochs=3")
     assert other.code == 2
     assert "a search with another data set, grid or options" in other.err
