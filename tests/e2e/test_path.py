@@ -312,7 +312,7 @@ def test_images_that_the_model_was_trained_on_judge_nothing(
     assert report["n"] == len(valid) == len(fresh)
     assert report["log_loss"] == pytest.approx(sklearn_metrics.log_loss(labels, probabilities), abs=1e-9)
     assert (report["trained_on"]["n"], report["test"]["n"], report["test"]["trained_on"]["n"]) == (10, 0, 12)
-    assert submission.check(str(out), anew) == 12
+    assert submission.check(str(out), anew).rows == 12
     assert json.loads((tmp_path / "results.meta.json").read_text())["positive_class"] == drawn.class_names[1]
 
 
