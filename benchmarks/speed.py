@@ -97,7 +97,7 @@ def save(folder: Path, alpha: float, weights: str, sample: np.ndarray) -> str:
 
 _PLAIN: dict[str, Any] = {
     "class_names": ("cat", "dog"), "views": ["identity"], "calibration": "none", "temperature": 1.0, "clip": 1e-6,
-    "prior": 0.5, "validation": {}, "catalog_fingerprint": "", "seed": 0, "training": {},
+    "prior": 0.5, "validation": {}, "chosen_on": "none", "catalog_fingerprint": "", "seed": 0, "training": {},
 }  # fmt: skip
 
 
@@ -246,7 +246,8 @@ def plumbing(images_: Annotated[int, typer.Option("--images")] = 1_000_000, fold
     bundle.save(str(root / "model"), [stub], sample, architecture="stub", image_size=16, **_PLAIN)
     names = pa.array([str(number) for number in range(1, images_ + 1)])
     uris, splits = pa.array([str(root / "tiny.jpg")] * images_), pa.array(["test"] * images_)
-    table = pa.table([names, names, uris, pa.nulls(images_, pa.int8()), splits], schema=catalog.SCHEMA)
+    unknown = pa.nulls(images_, pa.int8()), splits, pa.nulls(images_, pa.uint64())
+    table = pa.table([names, names, uris, *unknown], schema=catalog.SCHEMA)
     made = Catalog(table, ("cat", "dog"), str(root / "set"), {})
     made.write()
     seconds, peak, row = drive(str(root / "model"), made, root / "out" / "results.csv")

@@ -77,13 +77,23 @@ class BundleInfo(pydantic.BaseModel):
     clip: Annotated[float, pydantic.Field(gt=0, lt=0.5)]
     prior: Annotated[float, pydantic.Field(gt=0, lt=1)]
     validation: dict[str, float | int]
-    chosen_on: Literal["none", "validation"] = "none"
+    chosen_on: Literal["none", "validation"]
     catalog_fingerprint: str
     seed: int
     training: dict[str, Any]
     versions: dict[str, str]
-    images_known: bool = False
+    images_known: bool
     checksums: dict[str, str]
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_version_2(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("schema_version") != 2:
+            return values
+        training = values.get("training")
+        options = training.get("options") if isinstance(training, dict) else None
+        best = isinstance(options, dict) and options.get("keep") == "best"
+        return {"chosen_on": "validation" if best else "none", "images_known": False} | values
 
     @property
     def engines(self) -> tuple[EngineName, ...]:
@@ -179,8 +189,6 @@ def read_info(model: str) -> tuple[str, BundleInfo]:
         if version not in _READABLE:
             raise CatdogError(f"{path} has schema version {version}, expected {SCHEMA_VERSION}; train the model again")
         info = BundleInfo.model_validate_json(raw)
-        if version < SCHEMA_VERSION and info.training.get("options", {}).get("keep") == "best":
-            info = info.model_copy(update={"chosen_on": "validation"})
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -126,7 +126,13 @@ def save_untrained(uri: str, data: Catalog, size: int = 32, members: int = 1, **
 
 def saved_info(data: Catalog, **fields: object) -> bundle.BundleInfo:
     """What such a bundle says, without one."""
-    rest = {"members": ["model.keras"], "onnx": "none", "versions": {}, "checksums": {"model.keras": "0" * 64}}
+    rest = {
+        "members": ["model.keras"],
+        "onnx": "none",
+        "images_known": True,
+        "versions": {},
+        "checksums": {"model.keras": "0" * 64},
+    }
     return bundle.BundleInfo.model_validate(_fields(data, 32) | rest | fields)
 
 
@@ -141,6 +147,7 @@ def _fields(data: Catalog, size: int) -> dict[str, object]:
         "clip": calibration.DEFAULT_CLIP,
         "prior": 0.5,
         "validation": {"log_loss": 0.7},
+        "chosen_on": "none",
         "catalog_fingerprint": data.fingerprint,
         "seed": 0,
         "training": {},

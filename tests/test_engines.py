@@ -39,7 +39,7 @@ def test_a_model_without_a_translation_says_so_and_is_run_by_tensorflow(tmp_path
     save_untrained(uri, drawn)
     content = json.loads((tmp_path / "model" / "bundle.json").read_text())
     wanted = {name: content[name] for name in bundle.BundleInfo.model_fields if name not in (
-        "members", "onnx", "checksums", "versions", "schema_version", "image_size", "architecture"
+        "members", "onnx", "checksums", "versions", "schema_version", "image_size", "architecture", "images_known"
     )}  # fmt: skip
     inputs = keras.Input((32, 32, 3), dtype="uint8")
     # GELU is what ConvNeXt has and what Keras's export leaves out.
