@@ -14,7 +14,7 @@ import typer
 import typer.exceptions
 from rich.table import Table
 
-from catdog import __version__, console
+from catdog import __version__, console, imports
 from catdog.console import err, out
 from catdog.errors import CatdogError, UsageError
 
@@ -73,6 +73,7 @@ def run(command: Callable[[], object]) -> NoReturn:
     """
     debug = "--debug" in sys.argv
     try:
+        imports.require_unhidden()
         code = command()
     except typer.exceptions.TyperException as error:
         err.print(f"catdog: {error.format_message()} (see --help)")

@@ -16,7 +16,9 @@ from typing import Any
 
 import psutil
 import ray
+from ray.job_config import JobConfig
 
+from catdog import imports
 from catdog.engines import EngineName
 from catdog.errors import CatdogError, UsageError
 
@@ -70,6 +72,8 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
             os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
             os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
             options["include_dashboard"] = False
+        if not (address or "").startswith("ray://"):  # where the driver is another process, with a path of its own
+            options["job_config"] = _JobConfig()
         # Ray Data is slow to import, and Ray to start: each mostly waits, so they do it together.
         with quiet_stderr(not debug), ThreadPoolExecutor(1) as meanwhile:
             meanwhile.submit(importlib.import_module, "ray.data")
@@ -95,6 +99,20 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
                 _stop_autoscaler(ray.get_runtime_context().gcs_address)
         finally:
             ray.shutdown()
+
+
+class _JobConfig(JobConfig):
+    """Gives Ray's workers this process's path.
+
+    Ray itself puts the working folder first on it, where the `catdog` command does not look, and a `keras.py` there
+    would be imported in place of Keras. In a submitted job both have the path of the uploaded folder.
+    """
+
+    def _serialize(self) -> str:
+        if not self._runtime_env_has_working_dir():
+            # Each is put before those that are there.
+            self._py_driver_sys_path = imports.driver_path()[::-1]
+        return super()._serialize()
 
 
 def _stop_autoscaler(head: str) -> None:
