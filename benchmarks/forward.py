@@ -53,7 +53,7 @@ def main(
     data: Annotated[str, typer.Option(help="A prepared data set with a test split.")],
 ) -> None:
     """Predicts one batch of photos over and over, in one thread."""
-    engines.limit_threads(1)
+    engines.set_up(1, gpu=False)
     import keras
     import tensorflow as tf
 

@@ -32,7 +32,7 @@ def pixels(count: int) -> np.ndarray:
 
 def step(fuse: bool, threads: int, count: int, together: Barrier) -> float:
     """Seconds of a training step of so many images, with so many threads, beside the other processes' steps."""
-    engines.limit_threads(threads)
+    engines.set_up(threads, gpu=False)
     import keras
     import tensorflow as tf
 
@@ -58,7 +58,7 @@ def step(fuse: bool, threads: int, count: int, together: Barrier) -> float:
 
 def change() -> tuple[float, float]:
     """Seconds of augmenting an image in one thread: TensorFlow's transform, and catdog's."""
-    engines.limit_threads(1)
+    engines.set_up(1, gpu=False)
     import tensorflow as tf
 
     random = np.random.default_rng(0).random((_BATCH, augment.DRAWS))

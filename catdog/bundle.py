@@ -22,6 +22,7 @@ import catdog
 from catdog import engines, images, metrics, storage
 from catdog.engines import Engine, EngineName
 from catdog.errors import CatdogError, UsageError
+from catdog.models import use_keras_defaults
 from catdog.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class ModelBundle:
         Args:
             model: URI of a run or of a bundle.
             engine: what predicts; None is the fastest on a CPU that the bundle has.
-            threads: of ONNX Runtime; TensorFlow's are the whole process's (`engines.limit_threads`).
+            threads: of ONNX Runtime; TensorFlow's are the whole process's (`engines.set_up`).
 
         Raises:
             UsageError: there is none.
@@ -412,6 +413,7 @@ def _read_file(uri: str, info: BundleInfo, name: str) -> bytes:
 def _load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
     import keras
 
+    use_keras_defaults()
     path, data = storage.join(uri, member), _read_file(uri, info, member)
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / member

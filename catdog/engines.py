@@ -7,6 +7,7 @@ real images (`translate`).
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -68,12 +69,25 @@ class OnnxEngine:
         return np.concatenate([self._session.run(None, {self._input: chunk})[0][:, 0] for chunk in chunks])
 
 
-def limit_threads(threads: int) -> None:
-    """Keeps TensorFlow and OpenCV in this process to the CPUs it was given; before anything is computed."""
+def set_up(threads: int, gpu: bool) -> None:
+    """Keeps TensorFlow and OpenCV in this process to the CPUs and GPUs it was given; before anything is computed.
+
+    Args:
+        threads: CPUs.
+        gpu: whether it was given one. If not, it must see none: TensorFlow takes all memory of those it sees, and Ray
+            hides them only from who has others.
+    """
+    if not gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA looks for them, which takes memory of each
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+    if gpu:
+        for device in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(device, True)
+    else:
+        tf.config.set_visible_devices([], "GPU")
     images.use_one_thread()
 
 

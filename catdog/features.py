@@ -94,7 +94,7 @@ def compute(
     plan = cluster.plan_scoring({"tensorflow": len(blocks)}, gpu, may_grow)
     done = ray.data.from_arrow(blocks).map_batches(
         _Extractor,
-        fn_constructor_args=(spec, weights, seed, views, folder, plan.threads),
+        fn_constructor_args=(spec, weights, seed, views, folder, plan.threads, plan.gpu),
         batch_format="pyarrow",
         batch_size=_BLOCK_ROWS,
         compute=ray.data.ActorPoolStrategy(size=plan.actors),
@@ -114,12 +114,19 @@ class _Extractor:
     """An actor that loads the backbone once and turns ranges of the catalog into files of features."""
 
     def __init__(
-        self, spec: models.Spec, weights: ray.ObjectRef | None, seed: int, views: list[str], folder: str, threads: int
+        self,
+        spec: models.Spec,
+        weights: ray.ObjectRef | None,
+        seed: int,
+        views: list[str],
+        folder: str,
+        threads: int,
+        gpu: bool,
     ) -> None:
+        engines.set_up(threads, gpu)
         import keras
         import tensorflow as tf
 
-        engines.limit_threads(threads)
         keras.utils.set_random_seed(seed)
         model = models.feature_extractor(models.build(spec, ray.get(weights) if weights is not None else None))
         self._features = tf.function(lambda batch: model(batch, training=False), autograph=False)
@@ -251,7 +258,7 @@ def _read_views(folder: str, keys: list[str], views: list[str]) -> tuple[list[np
 def _fit_head(
     folder: str, keys: list[str], labels: np.ndarray, spec: models.Spec, seed: int, views: list[str], gentle: bool
 ) -> list[np.ndarray] | None:
-    engines.limit_threads(1)
+    engines.set_up(1, gpu=False)
     features, at = _read_views(folder, keys, views)
     return _fit(features, labels[at], [keys[row] for row in at], spec, seed, gentle) if len(at) else None
 
@@ -266,7 +273,7 @@ def _out_of_fold(
     folds: np.ndarray,
     may_fit: np.ndarray,
 ) -> np.ndarray | None:
-    engines.limit_threads(1)
+    engines.set_up(1, gpu=False)
     features, at = _read_views(folder, keys, views)
     if not len(at):
         return None

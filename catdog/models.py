@@ -113,6 +113,25 @@ def find(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
+def use_keras_defaults() -> None:
+    """Sets what Keras computes in to what models rely on, in this process, whatever the user's `keras.json` says.
+
+    Raises:
+        CatdogError: Keras was imported before catdog, and runs on another backend.
+    """
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        raise CatdogError(
+            f"Keras runs on {keras.config.backend()} in this process, expected tensorflow; import catdog before keras, "
+            "or set KERAS_BACKEND=tensorflow"
+        )
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_dtype_policy("float32")
+
+
 def build(spec: Spec, weights: bytes | None = None) -> keras.Model:
     """Builds a model.
 
@@ -128,6 +147,7 @@ def build(spec: Spec, weights: bytes | None = None) -> keras.Model:
     """
     import keras
 
+    use_keras_defaults()
     arch = find(spec.arch)
     inputs = keras.Input((spec.image_size, spec.image_size, 3), dtype="uint8", name="image")
     try:
@@ -241,6 +261,7 @@ def _load_backbone(backbone: keras.Model, weights: bytes, spec: Spec) -> None:
 def _backbone(spec: Spec, weights: str | None) -> keras.Model:
     import keras
 
+    use_keras_defaults()
     application = getattr(keras.applications, find(spec.arch).application or "")
     options = {"alpha": spec.alpha} if spec.arch == "mobilenet" else {}
     shape = (spec.image_size, spec.image_size, 3)

@@ -72,6 +72,7 @@ class Replica:
     """The model, its optimizer and its data in one worker."""
 
     def __init__(self, job: dict[str, Any]) -> None:
+        engines.set_up(job["config"].cpus_per_worker or 1, bool(job["config"].gpu))
         import keras
         import tensorflow as tf
 
@@ -80,7 +81,6 @@ class Replica:
         config = self.config
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        engines.limit_threads(config.cpus_per_worker or 1)
         keras.utils.set_random_seed(config.seed)
         self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
 

@@ -108,9 +108,11 @@ def read_ahead(block: pa.Table, rows: Rows, sizes: list[int]) -> pa.Table:
 class PartScorer:
     """An actor that loads the models once and then turns ranges of the catalog into parts."""
 
-    def __init__(self, models: list[str], rows: Rows, engine: EngineName, batch_size: int, threads: int) -> None:
+    def __init__(
+        self, models: list[str], rows: Rows, engine: EngineName, batch_size: int, threads: int, gpu: bool
+    ) -> None:
         if engine == "tensorflow":
-            engines.limit_threads(threads)
+            engines.set_up(threads, gpu)
         images.use_one_thread()
         self._bundles = [ModelBundle.load(model, engine, threads) for model in models]
         self._info = bundle.merge([loaded.info for loaded in self._bundles])

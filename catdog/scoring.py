@@ -284,6 +284,7 @@ def _score_parts(missing: list[Part], plan: ScorePlan, job: _Job, on_event: Even
             "engine": plan.engine,
             "batch_size": job.batch_size,
             "threads": plan.threads,
+            "gpu": plan.gpu,
         },
         batch_format="pyarrow",
         # With a GPU Ray Data wants a number, and could then cut parts in two; there a part is one row.

@@ -21,6 +21,7 @@ import ray.data
 
 from catdog import augment, bundle, calibration, catalog, cluster, features, ingest, models, replica, storage, workers
 from catdog.catalog import Catalog
+from catdog.engines import set_up
 from catdog.errors import CatdogError, UsageError
 from catdog.provenance import Provenance
 from catdog.recipes import TrainConfig
@@ -329,6 +330,7 @@ def load_weights(config: TrainConfig) -> ray.ObjectRef | None:
 
 def _download(spec: models.Spec) -> tuple[bytes, str]:
     """Runs on the cluster, which may have the internet that this process lacks."""
+    set_up(1, gpu=False)
     try:
         return models.download_imagenet(spec), ""
     except CatdogError as error:

@@ -21,6 +21,8 @@ from catdog.recipes import TrainConfig
 
 EventHandler = Callable[[dict[str, Any]], None]
 _MAX_RESTARTS = 3
+# gRPC reads it instead of no_proxy, where it is set.
+_GRPC_EXEMPT = "no_grpc_proxy"
 
 
 class _TensorFlowBackend(Backend):
@@ -32,7 +34,7 @@ class _TensorFlowBackend(Backend):
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002
         addresses = worker_group.execute(_free_address)
         ray.get(
-            [worker_group.execute_single_async(rank, _set_tf_config, addresses, rank) for rank in range(len(addresses))]
+            [worker_group.execute_single_async(rank, _introduce, addresses, rank) for rank in range(len(addresses))]
         )
 
 
@@ -48,9 +50,14 @@ def _free_address() -> str:
         return f"{ray.util.get_node_ip_address()}:{listener.getsockname()[1]}"
 
 
-def _set_tf_config(addresses: list[str], rank: int) -> None:
+def _introduce(addresses: list[str], rank: int) -> None:
     task = {"type": "worker", "index": rank}
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
+    # Behind a proxy, which knows nothing of workers, they would wait for each other for ever.
+    kept = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    exempt = {"no_proxy": kept, "NO_PROXY": kept, _GRPC_EXEMPT: os.environ.get(_GRPC_EXEMPT) or kept}
+    hosts = list(dict.fromkeys(address.rpartition(":")[0] for address in addresses))
+    os.environ.update({name: ",".join([*filter(None, [before]), *hosts]) for name, before in exempt.items()})
 
 
 def fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:

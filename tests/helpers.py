@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     err: str
 
 
-def in_process(script: str, *, timeout: float, **environment: str) -> str:
+def in_process(script: str, *, timeout: float, cwd: Path | None = None, **environment: str) -> str:
     """Runs Python code in a process and, should it hang, fails; returns what it printed."""
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -40,6 +40,7 @@ def in_process(script: str, *, timeout: float, **environment: str) -> str:
         text=True,
         timeout=timeout,
         check=False,
+        cwd=cwd,
         env=os.environ | environment,
     )
     assert done.returncode == 0, done.stderr[-3000:]

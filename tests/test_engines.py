@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from helpers import in_process
 
 from catdog import bundle, engines, models
 from catdog.catalog import Catalog
@@ -59,3 +60,17 @@ def test_a_translation_that_predicts_something_else_is_not_kept(monkeypatch: pyt
     monkeypatch.setattr(engines, "TOLERANCE", -1.0)
     with pytest.raises(CatdogError, match="the ONNX translation's logits differ by .* from Keras's"):
         engines.translate(models.build(Spec("gray_cnn", 32)), pictures(2, 32))
+
+
+def test_a_process_without_a_gpu_sees_none_and_one_with_a_gpu_keeps_its_own() -> None:
+    """Ray hides GPUs only from processes that were given others, and TensorFlow takes all memory of those it sees."""
+    script = """
+import os
+from catdog import engines
+engines.set_up(1, gpu=True)
+given = os.environ["CUDA_VISIBLE_DEVICES"]
+engines.set_up(1, gpu=False)
+import tensorflow as tf
+print([given, os.environ["CUDA_VISIBLE_DEVICES"], tf.config.get_visible_devices("GPU")])
+"""
+    assert in_process(script, timeout=60, CUDA_VISIBLE_DEVICES="1").splitlines()[-1] == "['1', '', []]"

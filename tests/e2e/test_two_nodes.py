@@ -1,4 +1,4 @@
-"""Two nodes of one CPU each: a training worker and a scoring actor on both."""
+"""Two nodes of one CPU each: a training worker and a scoring actor on both, in the most unfriendly of surroundings."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from helpers import in_process
 
 from catdog import submission, synthetic
 
+ROOT = Path(__file__).parents[2]
+KERAS = {"backend": "jax", "floatx": "float16", "epsilon": 0.1, "image_data_format": "channels_first"}
 SCRIPT = """
-import json, ray
+import json, os, ray
 from ray.cluster_utils import Cluster
 from catdog import scoring, training
 
 node = dict(num_cpus=1, object_store_memory=200_000_000)
 cluster = Cluster(initialize_head=True, head_node_args=dict(node, include_dashboard=False, temp_dir=TEMPORARY))
 cluster.add_node(**node)
-ray.init(address=cluster.address, log_to_driver=False)
 cluster.wait_for_nodes()
+os.environ["RAY_ADDRESS"] = cluster.address
 events = []
 config = training.TrainConfig(data=DATA, arch="workshop_cnn", image_size=32, epochs=40, patience=2, learning_rate=0.003,
                               batch_size=16, name="two", runs=RUNS)
@@ -30,7 +32,6 @@ plan = next(event for event in events if event["kind"] == "plan")
 nodes = {event["node"] for event in events if event["kind"] == "part"}
 print(json.dumps([start["workers"], start["nodes"], plan["actors"], len(nodes), result.epochs]))
 print(result.validation["epoch"])
-ray.shutdown()
 cluster.shutdown()
 """
 
@@ -43,8 +44,18 @@ def test_a_worker_and_an_actor_on_each_node(tmp_path: Path, short_tmp: Path) -> 
         "RUNS": str(tmp_path),
         "OUT": str(tmp_path / "r.csv"),
     }
+    # Files of the user's named like packages; a proxy that nothing answers behind; another backend and another layout.
+    for name in ("keras", "tensorflow", "ray", "cv2", "numpy", "random"):
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('this is not {name}')")
+    (tmp_path / "keras.json").write_text(json.dumps(KERAS))
+    hostile = {
+        "PYTHONSAFEPATH": "1",  # as for the `catdog` command, on whose path the working folder is not
+        "PYTHONPATH": str(ROOT),
+        "KERAS_HOME": str(tmp_path),
+        **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY"), "http://127.0.0.1:9"),
+    }
     script = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + SCRIPT
-    printed, best_epoch = in_process(script, timeout=240).splitlines()[-2:]
+    printed, best_epoch = in_process(script, timeout=240, cwd=tmp_path, **hostile).splitlines()[-2:]
     workers, nodes, actors, scored_on, epochs = json.loads(printed)
     assert (workers, nodes, actors, scored_on) == (2, 2, 2, 2)
     # And patience ended the training: two epochs after the best one.
