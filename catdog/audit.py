@@ -178,7 +178,7 @@ def near_duplicates(hashes: np.ndarray, distance: int) -> list[tuple[int, int, i
 def write(findings: list[Finding], uri: str) -> None:
     """Writes the findings as CSV with the columns of `COLUMNS`."""
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
+    rows = csv.writer(text)  # with its own line ends: only then does it quote a key that has one of them in it
     rows.writerow(COLUMNS)
     rows.writerows([[getattr(finding, column) for column in COLUMNS] for finding in findings])
     storage.write_text(uri, text.getvalue())

@@ -6,7 +6,6 @@ A Ray Data job decodes every image once into Ray's shared memory; then the worke
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from dataclasses import dataclass
@@ -19,7 +18,20 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from catdog import augment, bundle, calibration, catalog, cluster, features, ingest, models, replica, storage, workers
+from catdog import (
+    augment,
+    bundle,
+    calibration,
+    catalog,
+    cluster,
+    features,
+    ingest,
+    key_list,
+    models,
+    replica,
+    storage,
+    workers,
+)
 from catdog.catalog import Catalog
 from catdog.engines import set_up
 from catdog.errors import CatdogError, UsageError
@@ -195,21 +207,17 @@ def left_out(config: TrainConfig, data: Catalog) -> set[str]:
     """
     if config.leave_out is None:
         return set()
+    known = set(data.table["key"].to_pylist())
     try:
-        lines = storage.read_bytes(config.leave_out).decode("utf-8-sig").splitlines()
+        keys = key_list.parse_keys(storage.read_bytes(config.leave_out).decode("utf-8-sig"), known)
     except (OSError, ValueError) as error:
         raise UsageError(f"--leave-out received {config.leave_out}, which could not be read ({error})") from error
-    listed = list(csv.reader(lines))
-    column = listed[0].index("key") if listed and "key" in listed[0] else None
-    for number, line in enumerate(listed, 1):
-        if line and len(line) <= (column or 0):
-            raise UsageError(f"--leave-out received {config.leave_out}, whose line {number} has no column key: {line}")
-    keys = {line[column or 0] for line in listed[0 if column is None else 1 :] if line}
-    unknown = keys.difference(data.table["key"].to_pylist())
+    unknown = keys - known
     if unknown:
         raise UsageError(
             f"--leave-out received {config.leave_out} with {len(unknown)} unknown keys such as {min(unknown)!r}; "
-            f"expected keys of {data.root} such as {data.table['key'][0].as_py()!r}"
+            f"expected keys of {data.root} such as {data.table['key'][0].as_py()!r}, one a line, or a CSV with a "
+            "column key"
         )
     return keys
 
