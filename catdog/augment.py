@@ -55,49 +55,6 @@ class Augmentation(pydantic.BaseModel):
         return self
 
 
-def key_hash(keys: list[str]) -> np.ndarray:
-    """A stable 64-bit number for each key, which order and augmentation are drawn from.
-
-    Args:
-        keys: N catalog keys.
-
-    Returns:
-        uint64, N (FNV-1a over the UTF-8 bytes, from the FNV reference by Fowler, Noll and Vo).
-    """
-    hashes = np.empty(len(keys), np.uint64)
-    for row, key in enumerate(keys):
-        value = 0xCBF29CE484222325
-        for byte in key.encode():
-            value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
-        hashes[row] = value
-    return hashes
-
-
-def uniform(seed: int, epoch: int, hashes: np.ndarray, draws: int) -> np.ndarray:
-    """Random numbers that depend on seed, epoch and key alone, not on timing, order or the number of workers.
-
-    Args:
-        seed: the run's seed.
-        epoch: counted from 0.
-        hashes: uint64, N, from `key_hash`.
-        draws: D, how many numbers each key gets.
-
-    Returns:
-        float64 in [0, 1), N×D (SplitMix64: Steele, Lea and Flood, 2014).
-    """
-    with np.errstate(over="ignore"):
-        start = _mix(_mix(np.array([seed], np.uint64) + np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(epoch))
-        counters = np.arange(1, draws + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        bits = _mix(_mix(hashes ^ start)[:, None] + counters[None, :])
-    return (bits >> np.uint64(11)).astype(np.float64) / 2.0**53
-
-
-def _mix(z: np.ndarray) -> np.ndarray:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
 def draw(random: np.ndarray, settings: Augmentation, source: int, size: int) -> np.ndarray:
     """Draws one change an image.
 

@@ -7,10 +7,7 @@ is written last: a folder without it is not a bundle.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib.metadata
-import platform
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import pydantic
 
-import catdog
-from catdog import engines, images, metrics, storage
+from catdog import engines, metrics, storage
 from catdog.engines import Engine, EngineName
 from catdog.errors import CatdogError, UsageError
 from catdog.models import use_keras_defaults
 from catdog.provenance import Provenance
+from catdog.versions import package_versions
+from catdog.views import View, apply_view
 
 if TYPE_CHECKING:
     import keras
@@ -34,8 +32,6 @@ SCHEMA_VERSION = 3
 # Version 2 names no images.
 _READABLE = (2, 3)
 VERIFIED = "verified"
-# A view as `images.show` takes it.
-View = Annotated[str, pydantic.Field(pattern=r"^(identity|mirror|crop-[5-9][0-9](-mirror)?)$")]
 
 
 class BundleInfo(pydantic.BaseModel):
@@ -146,7 +142,7 @@ class ModelBundle:
         Returns:
             float32, N.
         """
-        views = [images.show(batch, view) for view in self.info.views]
+        views = [apply_view(batch, view) for view in self.info.views]
         return np.stack([engine.logits(view) for engine in self._engines for view in views]).mean(axis=0)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
@@ -389,14 +385,6 @@ def require_intact(model: str, engine: EngineName) -> None:
     uri, info = read_info(model)
     for member in info.members:
         _read_file(uri, info, onnx_name(member) if engine == "onnx" else member)
-
-
-@functools.cache
-def package_versions() -> dict[str, str]:
-    """The versions of Python, of this package and of those that decide what a model computes."""
-    names = ("ray", "tensorflow", "keras", "onnxruntime", "numpy", *images.DECODERS)
-    own = {"python": platform.python_version(), "catdog": catdog.__version__}
-    return own | {name: importlib.metadata.version(name) for name in names}
 
 
 def _read_file(uri: str, info: BundleInfo, name: str) -> bytes:

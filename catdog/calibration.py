@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from catdog import augment, metrics
+from catdog import metrics, rng
 
 HALVES = 2
 # With fewer images temperature and clip are not fitted, or not judged by halves.
@@ -20,7 +20,6 @@ MIN_IMAGES = 10
 DEFAULT_CLIP = 1e-6
 _TEMPERATURES = np.geomspace(0.5, 3.0, 73)
 _CLIPS = np.geomspace(1e-4, 0.02, 47)
-_CROSS_FIT_STREAM = 3
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def cross_fitted(labels: np.ndarray, logits: np.ndarray, folds: np.ndarray) -> n
 
 def halves(keys: list[str]) -> np.ndarray:
     """Splits keys into two halves at random, but always the same way: int, N, of 0 and 1."""
-    order = np.argsort(augment.uniform(_CROSS_FIT_STREAM, 0, augment.key_hash(keys), 1)[:, 0], kind="stable")
+    order = np.argsort(rng.uniform(rng.Stream.CROSS_FIT, 0, rng.key_hash(keys), 1)[:, 0], kind="stable")
     fold = np.empty(len(keys), np.int64)
     fold[order] = np.arange(len(keys)) % HALVES
     return fold

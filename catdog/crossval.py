@@ -20,14 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from catdog import augment, calibration, catalog, cluster, features, metrics, scoring, storage, training
+from catdog import calibration, catalog, cluster, features, metrics, rng, scoring, storage, training
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.recipes import TrainConfig
 from catdog.scoring import ScoreConfig
 
 OOF_NAME, REPORT_NAME = "oof.parquet", "oof.json"
-_FOLD_STREAM, _CHOICE_STREAM = 4, 5
 _CHOICE_SHARE = 0.1
 
 EventHandler = Callable[[dict[str, Any]], None]
@@ -87,7 +86,7 @@ def assign(data: Catalog, folds: int, seed: int) -> np.ndarray:
     """
     labels = data.table["label"].to_pylist()
     splits = data.table["split"].to_pylist()
-    drawn = augment.uniform(seed, _FOLD_STREAM, augment.key_hash(data.table["key"].to_pylist()), 1)[:, 0]
+    drawn = rng.uniform(seed, rng.Stream.FOLD, rng.key_hash(data.table["key"].to_pylist()), 1)[:, 0]
     first = _first_copies(data)
     taking_part = [row for row, name in enumerate(splits) if name in ("train", "valid") and labels[row] is not None]
     copies: dict[int, list[int]] = {}
@@ -320,7 +319,7 @@ def _run_fold(
 def _fold_catalog(config: TrainConfig, data: Catalog, fold_of: np.ndarray, fold: int, root: str) -> Catalog:
     """Writes one fold's data set: the same files, split anew; without the unlabelled images."""
     keys = data.table["key"].to_pylist()
-    drawn = augment.uniform(fold, _CHOICE_STREAM, augment.key_hash(keys), 1)[:, 0]
+    drawn = rng.uniform(fold, rng.Stream.CHOICE, rng.key_hash(keys), 1)[:, 0]
     chosen = drawn[_first_copies(data)] < _CHOICE_SHARE
     last = config.keep == "last"
     split = np.where(fold_of == fold, "valid" if last else "test", np.where(chosen & (not last), "valid", "train"))

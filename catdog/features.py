@@ -20,16 +20,17 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from catdog import augment, bundle, cluster, engines, images, models, storage
+from catdog import cluster, engines, images, models, rng, storage
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError
+from catdog.versions import DECODERS, package_versions
+from catdog.views import apply_view
 
 _BLOCK_ROWS = 256
 _BATCH = 32
 # Inverse L2 penalties. The least penalty that cross-validates well gives weights so large that fine-tuning starts with
 # wild steps: over its first 120 the training loss was 0.3 with 1.0, and 0.1 with 0.02.
 _STRENGTHS, _GENTLE_STRENGTH = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), 0.02
-_HELD_OUT_STREAM = 2
 
 
 def cache(root: str, data: Catalog, spec: models.Spec, weights: ray.ObjectRef | None, seed: int) -> str:
@@ -42,14 +43,14 @@ def cache(root: str, data: Catalog, spec: models.Spec, weights: ray.ObjectRef | 
         weights: the backbone's weights, or None for random ones drawn from `seed`.
         seed: the run's.
     """
-    versions = bundle.package_versions()
+    versions = package_versions()
     origin = [
         data.options.get("content_sha256", data.fingerprint),
         spec.arch,
         spec.alpha,
         spec.image_size,
         hashlib.sha256(ray.get(weights)).hexdigest() if weights is not None else f"seed {seed}",
-        *(versions[name] for name in ("keras", "tensorflow", *images.DECODERS)),
+        *(versions[name] for name in ("keras", "tensorflow", *DECODERS)),
     ]
     return storage.join(root, hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16])
 
@@ -144,7 +145,7 @@ class _Extractor:
             for start in range(0, len(readable), _BATCH):
                 batch = pixels[self._size][readable[start : start + _BATCH]]
                 padded = np.pad(batch, ((0, _BATCH - len(batch)), (0, 0), (0, 0), (0, 0)))
-                found.append(self._features(images.show(padded, view)).numpy()[: len(batch)])
+                found.append(self._features(apply_view(padded, view)).numpy()[: len(batch)])
             values = pa.array(list(np.concatenate(found)), pa.list_(pa.float32()))
             tables.append(pa.table({"key": keys, "view": [view] * len(readable), "features": values}))
         sink = pa.BufferOutputStream()
@@ -307,7 +308,7 @@ def _fit(
     head = _build_head(features[0].shape[1], spec)
     if len(head.weights) == 2:
         return _fit_logistic(features, labels, (_GENTLE_STRENGTH,) if gentle else _STRENGTHS)
-    held_out = augment.uniform(_HELD_OUT_STREAM, seed, augment.key_hash(keys), 1)[:, 0] < 0.1
+    held_out = rng.uniform(rng.Stream.HEAD_HELD_OUT, seed, rng.key_hash(keys), 1)[:, 0] < 0.1
     head.compile(keras.optimizers.Adam(1e-3), keras.losses.BinaryCrossentropy(from_logits=True))
     stop = keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True)
     head.fit(

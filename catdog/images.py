@@ -22,9 +22,6 @@ Status = Literal["ok", "recovered", "unreadable"]
 # Twice what Pillow warns at: beyond it a small file that claims to be huge would take the worker's memory.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
-# The packages that make pixels of files: another version of one may make others.
-DECODERS = ("simplejpeg", "opencv-python-headless", "pillow", "pillow-heif")
-
 # How a verdict begins that is about the storage and not about the image: another time it may be read.
 NOT_READ = "could not be read"
 
@@ -196,26 +193,3 @@ def _is_plain_png(data: bytes) -> bool:
 def use_one_thread() -> None:
     """Keeps OpenCV to the thread that calls it: in a Ray worker the cores belong to other workers."""
     cv2.setNumThreads(1)
-
-
-def show(batch: np.ndarray, view: str) -> np.ndarray:
-    """Gives a batch as a view of it: what test-time augmentation shows to a model.
-
-    Args:
-        batch: uint8, N×S×S×3.
-        view: "identity", "mirror", or "crop-88" (the middle 88 % of each side, enlarged again) and "crop-88-mirror".
-
-    Returns:
-        uint8, N×S×S×3.
-    """
-    kind, _, share = view.removesuffix("mirror").rstrip("-").partition("-")
-    if kind == "crop":
-        size = batch.shape[1]
-        side = size * int(share) / 100
-        # Pixel centres: output x shows input (x + 1/2)·share - 1/2 + offset.
-        scale = side / size
-        offset = (size - side) / 2 + (scale - 1) / 2
-        matrix = np.array([[scale, 0, offset], [0, scale, offset]])
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        batch = np.stack([cv2.warpAffine(image, matrix, (size, size), flags=flags) for image in batch])
-    return batch[:, :, ::-1] if view.endswith("mirror") else batch

@@ -16,13 +16,11 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from catdog import augment, cluster, images
+from catdog import augment, cluster, images, rng
 from catdog.errors import CatdogError
 from catdog.recipes import TrainConfig
 
 _BLOCK_ROWS = 256
-_ORDER_STREAM, _AUGMENT_STREAM = 0, 1
-_MIXUP_STREAM = 2**33
 
 
 def require_memory(count: int, size: int) -> None:
@@ -178,15 +176,15 @@ class Batches:
         """
         config, seed, size, steps = self.config, self.config.seed, self.size, self.steps
         rows, labels = self.pixels.readable, self.labels.astype(np.float32)
-        random = augment.uniform(2 * seed + _ORDER_STREAM, epoch, self.hashes[rows], 1)[:, 0]
+        random = rng.uniform(2 * seed + rng.Stream.ORDER, epoch, self.hashes[rows], 1)[:, 0]
         order = rows[np.argsort(random, kind="stable")]
-        random = augment.uniform(2 * seed + _AUGMENT_STREAM, epoch, self.hashes, augment.DRAWS)
+        random = rng.uniform(2 * seed + rng.Stream.AUGMENTATION, epoch, self.hashes, augment.DRAWS)
         changes = augment.draw(random, config.augmentation, config.image_size or 0, config.train_size)
         shares = np.ones(len(labels), np.float32)
         if config.mixup:
             from scipy import stats
 
-            drawn = augment.uniform(_MIXUP_STREAM + seed, epoch, self.hashes, 1)[:, 0]
+            drawn = rng.uniform(rng.Stream.MIXUP + seed, epoch, self.hashes, 1)[:, 0]
             shares = stats.beta.ppf(drawn, config.mixup, config.mixup).astype(np.float32)
         weights = np.ones(len(labels), np.float32)
         if config.balance:

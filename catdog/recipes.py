@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from catdog import bundle, models, storage
+from catdog import models, storage
 from catdog.augment import Augmentation
 from catdog.errors import UsageError
+from catdog.views import View
 
 _Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
@@ -104,7 +105,7 @@ class TrainConfig(pydantic.BaseModel):
     augment: bool = True
     keep: Literal["best", "last"] = "best"
     patience: Annotated[int, pydantic.Field(ge=1)] = 5
-    views: Annotated[list[bundle.View], pydantic.Field(min_length=1)] = ["identity"]
+    views: Annotated[list[View], pydantic.Field(min_length=1)] = ["identity"]
     calibrate: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     members: list[dict[str, Any]] = []

@@ -25,7 +25,6 @@ from catdog import (
     checkpoint,
     engines,
     fused,
-    images,
     ingest,
     metrics,
     models,
@@ -36,6 +35,7 @@ from catdog import (
 from catdog.board import Board
 from catdog.errors import CatdogError
 from catdog.recipes import TrainConfig
+from catdog.views import apply_view
 
 VALID_NAME = "valid.parquet"
 _EVENT_SECONDS = 0.5
@@ -280,7 +280,7 @@ class Replica:
             rows = mine[start : start + size]
             # A batch of its own size would cost a trace of its own.
             batch = pixels.take(np.pad(rows, (0, size - len(rows)), mode="edge"))
-            seen = [self._predict(images.show(batch, view)).numpy()[: len(rows), 0] for view in views]
+            seen = [self._predict(apply_view(batch, view)).numpy()[: len(rows), 0] for view in views]
             logits[start : start + len(rows)] = np.mean(seen, axis=0)
         every = self._all_gather(logits)
         all_logits = np.full(len(labels), np.log(self.job["prior"] / (1 - self.job["prior"])))

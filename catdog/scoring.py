@@ -29,6 +29,7 @@ from catdog.engines import EngineName
 from catdog.errors import CatdogError, UsageError
 from catdog.provenance import Provenance
 from catdog.scorer import Part
+from catdog.versions import package_versions
 
 PART_ROWS = 512
 # The last parts of a split are smaller, so that no actor ends long before another.
@@ -216,7 +217,7 @@ class _Job:
     def parts(self, engine: EngineName, splits: list[str] | None = None) -> list[Part]:
         """The parts of some splits, or of all that are to be scored, in catalog order."""
         folder = submission.sidecar(self.out, "parts")
-        versions = json.dumps(bundle.package_versions(), sort_keys=True)
+        versions = json.dumps(package_versions(), sort_keys=True)
         origin = [self.data.fingerprint, bundle.fingerprint(self.info), engine, str(self.batch_size), versions]
         parts = []
         for split in self.splits if splits is None else splits:
@@ -354,7 +355,7 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
         "counts": counts,
         "sha256": digests,
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-        "versions": bundle.package_versions(),
+        "versions": package_versions(),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     submission.write_sidecar(out, "meta.json", report.to_json(meta))
@@ -390,7 +391,7 @@ def _refuse_mixed_set(job: _Job) -> None:
         before = (meta["bundle_fingerprint"], meta["catalog_fingerprint"], meta["options"]["batch_size"])
         is_same = (before, meta["versions"]) == (
             (bundle.fingerprint(job.info), job.data.fingerprint, job.config.batch_size),
-            bundle.package_versions(),
+            package_versions(),
         )
     except (KeyError, TypeError):
         is_same = False

@@ -19,7 +19,6 @@ import ray
 import ray.data
 
 from catdog import (
-    augment,
     bundle,
     calibration,
     catalog,
@@ -29,6 +28,7 @@ from catdog import (
     key_list,
     models,
     replica,
+    rng,
     storage,
     workers,
 )
@@ -127,7 +127,7 @@ def _train_one(config: TrainConfig, on_event: EventHandler) -> TrainResult:
                     "refs": {split: dataset.to_arrow_refs() for split, dataset in decoded.items()},
                     "labels": labels,
                     "keys": keys,
-                    "hashes": {split: augment.key_hash(names) for split, names in keys.items()},
+                    "hashes": {split: rng.key_hash(names) for split, names in keys.items()},
                     "weights": weights,
                     "head": head,
                     "prior": float(np.clip(labels["train"].mean(), 0.01, 0.99)),

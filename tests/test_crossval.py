@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 
-from catdog import augment, crossval
+from catdog import crossval, rng
 from catdog.catalog import SCHEMA, Catalog
 
 
@@ -49,7 +49,7 @@ def test_without_copies_folds_are_what_they_were() -> None:
     digests: list[int | None] = list(range(300))
     fold = crossval.assign(made_of(digests, labels), 7, 3)
     # Dealt in turn, in the order of a hash.
-    drawn = augment.uniform(3, 4, augment.key_hash([f"{number}.jpg" for number in range(300)]), 1)[:, 0]
+    drawn = rng.uniform(3, 4, rng.key_hash([f"{number}.jpg" for number in range(300)]), 1)[:, 0]
     for label in (0, 1):
         mine = np.flatnonzero(np.array(labels) == label)
         assert (fold[mine[np.argsort(drawn[mine], kind="stable")]] == np.arange(len(mine)) % 7).all()

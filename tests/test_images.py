@@ -15,6 +15,7 @@ from pictures import named, reference, saved, smooth
 from PIL import Image
 
 from catdog import formats, images
+from catdog.views import apply_view
 
 
 @pytest.mark.parametrize(
@@ -254,11 +255,11 @@ def test_real_photos_agree_with_pillow_and_cut_ones_are_told(photos: Path) -> No
 
 def test_views_are_the_image_its_mirror_and_the_middle_of_it() -> None:
     batch = np.stack([np.asarray(smooth(50, 50))] * 2)
-    assert (images.show(batch, "identity") == batch).all()
-    assert (images.show(batch, "mirror") == batch[:, :, ::-1]).all()
+    assert (apply_view(batch, "identity") == batch).all()
+    assert (apply_view(batch, "mirror") == batch[:, :, ::-1]).all()
     # The middle 80 % of 50 pixels are the 40 from 5 to 44; Pillow enlarges them likewise.
     middle = Image.fromarray(batch[0, 5:45, 5:45]).resize((50, 50), Image.Resampling.BILINEAR)
     inside = (slice(1, -1), slice(1, -1))  # at the rim Pillow has nothing to look at beyond its 40 pixels
-    shown = images.show(batch, "crop-80")[0].astype(float)
+    shown = apply_view(batch, "crop-80")[0].astype(float)
     assert np.abs(shown - np.asarray(middle))[inside].max() <= 2
-    assert (images.show(batch, "crop-80-mirror")[1] == images.show(batch, "crop-80")[0][:, ::-1]).all()
+    assert (apply_view(batch, "crop-80-mirror")[1] == apply_view(batch, "crop-80")[0][:, ::-1]).all()

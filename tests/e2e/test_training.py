@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers import bundle_json, wait_for_checkpoint, weights
 
-from catdog import augment, images, models, packing, synthetic, training
+from catdog import images, models, packing, rng, synthetic, training
 from catdog.catalog import Catalog
 from catdog.training import TrainConfig
 
@@ -25,7 +25,7 @@ def by_plain_keras(data: Catalog) -> list[np.ndarray]:
     rows = data.split("train")
     pixels = np.stack([images.read(uri, SIZE).pixels for uri in rows["uri"].to_pylist()])
     labels = rows["label"].to_numpy().astype(np.float32)
-    hashes = augment.key_hash(rows["key"].to_pylist())
+    hashes = rng.key_hash(rows["key"].to_pylist())
     steps = len(labels) // BATCH
     keras.utils.set_random_seed(0)
     model = models.build(models.Spec("workshop_cnn", SIZE))
@@ -36,7 +36,7 @@ def by_plain_keras(data: Catalog) -> list[np.ndarray]:
     optimizer.exclude_from_weight_decay(var_names=["bias"])
     model.compile(optimizer, keras.losses.BinaryCrossentropy(from_logits=True))
     for epoch in range(EPOCHS):
-        order = np.argsort(augment.uniform(0, epoch, hashes, 1)[:, 0], kind="stable")
+        order = np.argsort(rng.uniform(0, epoch, hashes, 1)[:, 0], kind="stable")
         for step in range(steps):
             batch = order[step * BATCH : (step + 1) * BATCH]
             model.train_on_batch(pixels[batch], labels[batch, None])
