@@ -119,7 +119,7 @@ def rows(section: dict[str, Any]) -> list[tuple[str, str]]:
         text = f"{value:.3g}" if key == "clip" else f"{value:.4f}" if isinstance(value, float) else str(value)
         if key == "log_loss":
             mistakes = section["false_positive"] + section["false_negative"]
-            wide = f"; wide: too few mistakes to tell, {mistakes}" if mistakes < _FEW_MISTAKES else ""
+            wide = f"; wide, with so few mistakes to tell from: {mistakes}" if mistakes < _FEW_MISTAKES else ""
             text += f"  (95 % interval {section['log_loss_low']:.4f} to {section['log_loss_high']:.4f}{wide})"
         if key == "chosen_on":
             text += "".join(
