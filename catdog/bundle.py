@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import pydantic
 
-from catdog import engines, metrics, storage
+from catdog import engines, metrics, run_directory, storage
 from catdog.engines import Engine, EngineName
 from catdog.errors import CatdogError, UsageError
 from catdog.models import use_keras_defaults
 from catdog.provenance import Provenance
+from catdog.run_directory import RunDirectory
 from catdog.versions import package_versions
 from catdog.views import View, apply_view
 
 if TYPE_CHECKING:
     import keras
 
-FILE_NAME = "bundle.json"
+FILE_NAME = run_directory.BUNDLE
 IMAGES_NAME = "images.parquet"
 SCHEMA_VERSION = 3
 # Version 2 names no images.
@@ -171,12 +172,12 @@ def read_info(model: str) -> tuple[str, BundleInfo]:
         CatdogError: another schema version, a field missing or out of range.
     """
     model = storage.absolute(model)
-    for uri in (model, storage.join(model, "model")):
+    for uri in (model, RunDirectory(model).model):
         path = storage.join(uri, FILE_NAME)
         if storage.kind(path) == "file":
             break
     else:
-        unfinished = storage.exists(storage.join(model, "config.json"))
+        unfinished = RunDirectory(model).exists
         hint = "the run is not finished: continue it with `catdog train --resume`" if unfinished else "train one first"
         raise UsageError(f"--model received {model}, which holds no {FILE_NAME}, nor does its model/ folder; {hint}")
     raw = storage.read_bytes(path)

@@ -38,9 +38,16 @@ def show_catalog(catalog: Catalog) -> None:
 
 
 class TrainView:
-    """Shows training's events: a live line in a terminal, a plain line an epoch everywhere."""
+    """Shows training's events: a live line in a terminal, a plain line an epoch everywhere.
+
+    Attributes:
+        opened: URIs of the runs that were opened, after which `--resume` goes on with them.
+        epochs: how many whole epochs the run that is being trained has.
+    """
 
     def __init__(self) -> None:
+        self.opened: list[str] = []
+        self.epochs = 0
         self._status = out.status("Starting…")
 
     def __enter__(self) -> TrainView:
@@ -53,7 +60,12 @@ class TrainView:
     def event(self, event: dict[str, Any]) -> None:
         """Takes one event."""
         kind = event["kind"]
-        if kind == "decode":
+        if kind == "open":
+            self.opened.append(event["run"])
+            self.epochs = 0
+            if event["strangers"]:
+                out.print(f"Not catdog's, left alone in {event['run']}: {', '.join(event['strangers'])}")
+        elif kind == "decode":
             out.print(f"Run: {event['run']}")
             self._status.update(f"Decoding {event['images']} images, then starting workers…")
         elif kind == "fold":
@@ -63,6 +75,7 @@ class TrainView:
         elif kind == "features":
             self._status.update(f"Computing features of {event['images']} images, {event['kept']} are there…")
         elif kind == "start":
+            self.epochs = event["epoch"]
             after = f" after epoch {event['epoch']}" if event["epoch"] else ""
             where = f" on {event['nodes']} nodes" if event["nodes"] > 1 else ""
             out.print(f"Training on {event['workers']} worker{'s' * (event['workers'] > 1)}{where}{after}")
@@ -72,6 +85,7 @@ class TrainView:
             done = f"step {event['step']}/{event['steps']}"
             self._status.update(f"epoch {event['epoch']}  {done}  loss {event['loss']:.4f}")
         elif kind == "epoch":
+            self.epochs = event["epoch"]
             out.print(
                 f"epoch {event['epoch']:>3}  loss {event['loss']:.4f}  valid log loss {event['valid_log_loss']:.4f}  "
                 f"accuracy {event['valid_accuracy']:.4f}  {event['seconds']:.1f} s{'  best' * event['best']}"

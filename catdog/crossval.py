@@ -24,6 +24,7 @@ from catdog import calibration, catalog, cluster, features, metrics, rng, scorin
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.recipes import TrainConfig
+from catdog.run_directory import RunDirectory
 from catdog.scoring import ScoreConfig
 
 OOF_NAME, REPORT_NAME = "oof.parquet", "oof.json"
@@ -289,16 +290,16 @@ def _run_fold(
     Returns:
         Columns key, label, logit and fold, and the seconds both took.
     """
-    run = storage.join(config.run, f"fold-{fold + 1}")
+    run = RunDirectory(config.run).part("fold", fold + 1).uri
     out = storage.join(run, "oof.csv")
     clock = storage.join(run, "seconds.json")
     judged = _fold_catalog(config, data, fold_of, fold, storage.join(config.run, "data", f"fold-{fold + 1}"))
     split: Literal["valid", "test"] = "valid" if config.keep == "last" else "test"
     started = time.perf_counter()
-    resume = storage.exists(storage.join(run, training.CONFIG_NAME))
+    resume = RunDirectory(run).exists
     training.train(
         config.model_copy(
-            update={"data": judged.root, "runs": config.run, "name": f"fold-{fold + 1}", "resume": resume}
+            update={"data": judged.root, "runs": config.run, "name": storage.name(run), "resume": resume}
         ),
         on_event,
     )

@@ -79,12 +79,13 @@ class Lease:
 
 
 @contextlib.contextmanager
-def hold(uri: str, what: str) -> Iterator[Lease]:
+def hold(uri: str, what: str, patience: float = 0.0) -> Iterator[Lease]:
     """Holds a lease while the block runs.
 
     Args:
         uri: of the lease's file.
         what: what is being done, in a few words, for the message that another process gets.
+        patience: how long to wait for another holder to end, in seconds.
 
     Yields:
         The lease.
@@ -93,7 +94,15 @@ def hold(uri: str, what: str) -> Iterator[Lease]:
         CatdogError: a living process holds it; says which.
     """
     lease = Lease(uri, what)
-    _take(lease)
+    end = time.monotonic() + patience
+    while True:
+        try:
+            _take(lease)
+            break
+        except CatdogError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.5)
     over = threading.Event()
 
     def beat() -> None:

@@ -35,9 +35,9 @@ from catdog import (
 from catdog.board import Board
 from catdog.errors import CatdogError
 from catdog.recipes import TrainConfig
+from catdog.run_directory import RunDirectory
 from catdog.views import apply_view
 
-VALID_NAME = "valid.parquet"
 _EVENT_SECONDS = 0.5
 # Beyond this share of unreadable images it is not the images that are broken.
 _MAX_REJECTED = 0.2
@@ -359,8 +359,8 @@ class Replica:
         # For whom wants to average several runs' models, and calibrate them together.
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table({"key": keys, "label": labels, "logit": logits}), sink)
-        storage.write_bytes(storage.join(self.job["run"], VALID_NAME), sink.getvalue().to_pybytes())
-        uri = storage.join(self.job["run"], "model")
+        storage.write_bytes(RunDirectory(self.job["run"]).valid, sink.getvalue().to_pybytes())
+        uri = RunDirectory(self.job["run"]).model
         bundle.save(
             uri,
             [self.scorer],
@@ -405,4 +405,4 @@ class Replica:
         self.job["events"].put({"kind": kind, **values})
 
     def _open_board(self, progress: checkpoint.Progress) -> Board:
-        return Board(storage.join(self.job["run"], "tensorboard"), progress.epoch)
+        return Board(RunDirectory(self.job["run"]).tensorboard, progress.epoch)

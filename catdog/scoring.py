@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pydantic
 import ray
 
-from catdog import bundle, calibration, catalog, cluster, report, scorer, storage, submission
+from catdog import bundle, calibration, catalog, cluster, lease, report, scorer, storage, submission
 from catdog.bundle import BundleInfo
 from catdog.calibration import Applied
 from catdog.catalog import Catalog
@@ -113,10 +113,13 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
     on_event = on_event or (lambda _event: None)
     started = time.perf_counter()
     job = _Job.open(config)
-    # Better to know now than after an hour of scoring that nothing can be written there.
-    probe = storage.join(submission.sidecar(job.out, "parts"), "writable")
-    storage.write_text(probe, "")
-    storage.delete_file(probe)
+    # It also shows now, and not after an hour of scoring, whether anything can be written there.
+    with lease.hold(storage.join(submission.sidecar(job.out, "parts"), "lease.json"), "scoring") as held:
+        return _score(job, held, started, on_event)
+
+
+def _score(job: _Job, held: lease.Lease, started: float, on_event: EventHandler) -> ScoreResult:
+    config = job.config
     seconds = {"start": time.perf_counter() - started}
     missing = job.missing()
     engine = list(missing)[-1]
@@ -132,6 +135,7 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
             on_event({"kind": "plan", "actors": plan.actors, "parts": len(todo), "kept": len(parts) - len(todo)})
             _score_parts(todo, plan, job, on_event)
         seconds["score"] = time.perf_counter() - started - sum(seconds.values())
+    held.require_held()
     return _write_results(job, engine, parts, seconds)
 
 

@@ -7,7 +7,7 @@ A Ray Data job decodes every image once into Ray's shared memory; then the worke
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,6 @@ from catdog import (
     ingest,
     key_list,
     models,
-    replica,
     rng,
     storage,
     workers,
@@ -37,9 +36,9 @@ from catdog.engines import set_up
 from catdog.errors import CatdogError, UsageError
 from catdog.provenance import Provenance
 from catdog.recipes import TrainConfig
+from catdog.run_directory import RunDirectory
 from catdog.workers import EventHandler
 
-CONFIG_NAME = "config.json"
 # A resumed run takes the workers it had, unless told otherwise: with others it differs by float noise and by
 # batch-norm's share of the batch.
 _SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
@@ -68,44 +67,70 @@ class TrainResult:
     history: list[dict[str, Any]]
 
 
-def train(config: TrainConfig, on_event: EventHandler | None = None) -> TrainResult:
+def train(config: TrainConfig, on_event: EventHandler | None = None, patience: float = 0.0) -> TrainResult:
     """Trains a model and writes its bundle to `RUNS/NAME/model/`.
 
     Args:
         config: what to do.
-        on_event: called in this process with what happens: `{"kind": …}` of "member", "decode", "features", "start",
-            "step" and "epoch".
+        on_event: called in this process with what happens: `{"kind": …}` of "open", "member", "decode", "features",
+            "start", "step" and "epoch".
+        patience: how long to wait for another process that works on the run, in seconds.
 
     Returns:
         Where the bundle is, and its validation figures.
 
     Raises:
         UsageError: options that cannot be.
-        CatdogError: the data, the cluster or the training failed; the last checkpoint stays.
+        CatdogError: the data, the cluster or the training failed, and the last checkpoint stays; or another process
+            works on the run.
     """
     on_event = on_event or (lambda _event: None)
     config = config.resolve()
-    return _train_members(config, on_event) if config.members else _train_one(config, on_event)
-
-
-def _train_one(config: TrainConfig, on_event: EventHandler) -> TrainResult:
     data = catalog.read(config.data)
+    return _train_exclusively(_train_members if config.members else _train_one, config, data, on_event, patience)
+
+
+def _train_exclusively(
+    trained: Callable[[TrainConfig, Catalog, EventHandler], TrainResult],
+    config: TrainConfig,
+    data: Catalog,
+    on_event: EventHandler,
+    patience: float = 0.0,
+    nested: bool = False,
+) -> TrainResult:
+    """Trains while no other process may work on the run; a finished run to resume needs no training.
+
+    Args:
+        trained: `_train_one` or `_train_members`.
+        config: resolved.
+        data: the catalog.
+        on_event: as for `train`.
+        patience: as for `train`.
+        nested: the run is a member of one around it.
+    """
+    left_out(config, data)
+    finished = _check_run(config, data, nested)
+    if finished is None:
+        with RunDirectory(config.run).hold("training", patience):
+            # Again: it may have been opened or finished since.
+            finished = _check_run(config, data, nested) or trained(config, data, on_event)
+    return finished
+
+
+def _train_one(config: TrainConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
     rows = {split: data.split(split) for split in ("train", "valid")}
     # Of the training split only: what judges a model is not to be picked over.
     listed = pa.array(list(left_out(config, data)), pa.string())
     rows["train"] = rows["train"].filter(pc.invert(pc.is_in(rows["train"]["key"], listed)))
     if len(set(rows["train"]["label"].to_pylist())) < 2:
         raise UsageError(f"--leave-out received {config.leave_out}, which leaves fewer than two classes to train on")
-    finished = _check_run(config, data)
-    if finished is not None:
-        return finished
     with cluster.connect(config.address, config.debug) as may_grow:
         plan = cluster.plan_training(config.batch_size, config.workers, config.cpus_per_worker, config.gpu, may_grow)
         config = config.model_copy(update=vars(plan))
         weights = load_weights(config)
         ingest.require_memory(sum(table.num_rows for table in rows.values()), config.image_size or 0)
         # Only now, when nothing more can be refused, is an old run deleted or a name taken.
-        _open_run(config, data)
+        _open_run(config, data, on_event)
         on_event({"kind": "decode", "images": sum(table.num_rows for table in rows.values()), "run": config.run})
         labels = {split: table["label"].to_numpy().astype(np.int64) for split, table in rows.items()}
         keys = {split: table["key"].to_pylist() for split, table in rows.items()}
@@ -148,40 +173,32 @@ def _train_one(config: TrainConfig, on_event: EventHandler) -> TrainResult:
     )
 
 
-def _train_members(config: TrainConfig, on_event: EventHandler) -> TrainResult:
+def _train_members(config: TrainConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
     """Trains each member as a run of its own in `RUNS/NAME/member-N`, then makes one bundle of them."""
-    data = catalog.read(config.data)
-    left_out(config, data)
-    finished = _check_run(config, data)
-    if finished is not None:
-        return finished
+    run = RunDirectory(config.run)
     options = config.model_dump() | {"members": [], "runs": config.run, "overwrite": False, "resume": False}
     members = [
-        TrainConfig(**(options | difference | {"name": f"member-{number}"})).resolve()
+        TrainConfig(**(options | difference | {"name": storage.name(run.part("member", number).uri)})).resolve()
         for number, difference in enumerate(config.members, 1)
     ]
     results = []
     with cluster.connect(config.address, config.debug) as may_grow:
         for member in members:  # before an old run is deleted
             cluster.plan_training(member.batch_size, member.workers, member.cpus_per_worker, member.gpu, may_grow)
-        _open_run(config, data)
+        _open_run(config, data, on_event)
         for number, member in enumerate(members, 1):
             on_event({"kind": "member", "member": number, "members": len(members)})
-            started = storage.exists(storage.join(member.run, CONFIG_NAME))
-            results.append(_train_one(member.model_copy(update={"resume": started}), on_event))
-    valid = [
-        pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(member.run, replica.VALID_NAME))))
-        for member in members
-    ]
+            member = member.model_copy(update={"resume": RunDirectory(member.run).exists})
+            results.append(_train_exclusively(_train_one, member, data, on_event, nested=True))
+    valid = [pq.read_table(pa.BufferReader(storage.read_bytes(RunDirectory(member.run).valid))) for member in members]
     logits = np.mean([table["logit"].to_numpy() for table in valid], axis=0)
     labels, keys = valid[0]["label"].to_numpy(), valid[0]["key"].to_pylist()
     figures, temperature, clip = calibration.conclude(labels, logits, keys, config.calibrate)
     validation = {"epoch": max(int(result.validation["epoch"]) for result in results), **figures}
     chosen_on = "validation" if any(result.chosen_on == "validation" for result in results) else "none"
-    uri = storage.join(config.run, "model")
     _, first = bundle.read_info(results[0].bundle)
     bundle.assemble(
-        uri,
+        run.model,
         [result.bundle for result in results],
         **first.model_dump(include={"architecture", "image_size", "class_names", "views", "calibration", "prior"}),
         temperature=temperature,
@@ -192,7 +209,7 @@ def _train_members(config: TrainConfig, on_event: EventHandler) -> TrainResult:
         seed=config.seed,
         training={"options": config.model_dump(mode="json"), "history": []},
     )
-    return TrainResult(config.run, uri, validation, chosen_on, max(result.epochs for result in results), [])
+    return TrainResult(config.run, run.model, validation, chosen_on, max(result.epochs for result in results), [])
 
 
 def left_out(config: TrainConfig, data: Catalog) -> set[str]:
@@ -227,14 +244,9 @@ def stored_config(runs: str, name: str) -> dict[str, Any]:
 
     Raises:
         UsageError: there is no such run.
+        CatdogError: what it says of itself is damaged.
     """
-    path = storage.join(storage.absolute_output(runs, "--runs"), name, CONFIG_NAME)
-    if storage.kind(path) != "file":
-        raise UsageError(f"--resume received, but there is no run {name!r} in {runs}; expected {path}")
-    try:
-        return json.loads(storage.read_bytes(path))["options"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CatdogError(f"{path} is damaged ({error}); start the run again with --overwrite") from error
+    return RunDirectory(storage.join(storage.absolute_output(runs, "--runs"), name)).require_run(runs)["options"]
 
 
 def _computed(config: TrainConfig) -> dict[str, Any]:
@@ -249,59 +261,36 @@ def _inputs(config: TrainConfig, data: Catalog) -> dict[str, str | None]:
     return {"catalog_fingerprint": data.fingerprint, "leave_out_sha256": listed}
 
 
-def _open_run(config: TrainConfig, data: Catalog) -> None:
+def _open_run(config: TrainConfig, data: Catalog, on_event: EventHandler) -> None:
     """Writes down what the run is, deleting the old one of its name if that was asked for."""
-    path = storage.join(config.run, CONFIG_NAME)
-    if config.overwrite:
-        # config.json last: until then it can be seen that this is a run.
-        for name in ("model", "checkpoints", "tensorboard"):
-            storage.delete_folder(storage.join(config.run, name))
-        storage.delete_folder(config.run)
     options = _computed(config) | {name: getattr(config, name) for name in {"data", *_SHAPE_FIELDS}}
-    content = json.dumps({"options": options} | _inputs(config, data), indent=2) + "\n"
-    if config.resume:
-        storage.write_text(path, content)
-    elif not storage.create_text(path, content):
-        raise UsageError(
-            f"--name received {config.name!r}, which another start of it has just taken; give another name"
-        )
+    strangers = RunDirectory(config.run).open({"options": options} | _inputs(config, data), config.overwrite)
+    on_event({"kind": "open", "run": config.run, "strangers": strangers})
 
 
-def _check_run(config: TrainConfig, data: Catalog) -> TrainResult | None:
+def _check_run(config: TrainConfig, data: Catalog, nested: bool = False) -> TrainResult | None:
     """Makes sure that the run's folder may be written: new, to be overwritten, or resumed with options and data it had.
 
     Returns:
         The result, where the run to resume is finished already.
     """
-    path = storage.join(config.run, CONFIG_NAME)
-    if not storage.exists(config.run):
-        if config.resume:
-            raise UsageError(f"--resume received, but there is no run {config.name!r} in {config.runs}")
-        return None
-    if config.overwrite:
-        if not storage.exists(path):
-            raise UsageError(
-                f"--overwrite received, but {config.run} is not a run (it has no {CONFIG_NAME}); left alone"
-            )
-        return None
+    run = RunDirectory(config.run)
     if not config.resume:
-        raise UsageError(
-            f"--name received {config.name!r}, and {config.run} exists; give another name, --resume or --overwrite"
-        )
-    before = stored_config(config.runs, config.name or "")
+        run.require_free(config.overwrite, nested)
+        return None
+    before = run.require_run(config.runs)
     for name, value in _computed(config).items():
-        if before.get(name) != value:
+        if (then := before["options"].get(name)) != value:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(
-                f"--resume: run {config.name!r} was started with {option} {before.get(name)}, received {value}; resume "
+                f"--resume: run {config.name!r} was started with {option} {then}, received {value}; resume "
                 "it as it was, or start another"
             )
-    then = json.loads(storage.read_bytes(path))
     for name, digest in _inputs(config, data).items():
-        if then.get(name) != digest:
+        if before.get(name) != digest:
             what = f"the list {config.leave_out}" if name == "leave_out_sha256" else f"the data set in {config.data}"
             raise UsageError(f"--resume: {what} has changed since {config.name!r} was started")
-    if not storage.exists(storage.join(config.run, "model", bundle.FILE_NAME)):
+    if not run.finished:
         return None
     uri, info = bundle.read_info(config.run)
     history = info.training["history"]

@@ -17,12 +17,12 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from catdog import bundle, catalog, cluster, ingest, replica, selection, storage, training
+from catdog import bundle, catalog, cluster, ingest, lease, run_directory, selection, storage, training
 from catdog.errors import CatdogError, UsageError
 from catdog.recipes import TrainConfig
+from catdog.run_directory import RunDirectory
 
 METRIC, ACCURACY = "valid_log_loss", "valid_accuracy"
-_TUNE_FOLDER, _SEARCH_NAME = "tune", "search.json"
 _NO_PATHS = (None, "imagenet", "none")
 
 
@@ -125,7 +125,8 @@ def search(
             TrainConfig(**(given | {"data": config.data, "name": "x", name: value})).resolve()
     options = {"workers": 1, "cpus_per_worker": 1} | given | {"name": None, "resume": False}
     _require_same_search(folder, options, grid)
-    with cluster.connect(config.address, config.debug):
+    searching = RunDirectory(folder).hold("tuning")
+    with searching, cluster.connect(config.address, config.debug):
         if concurrent is None:
             share = int(options["workers"]) * int(options["cpus_per_worker"])
             concurrent = max(1, int(ray.cluster_resources().get("CPU", 1)) // share)
@@ -155,8 +156,8 @@ def judge(config: TrainConfig, trials: list[Trial]) -> selection.Judged | None:
     folder = storage.join(storage.absolute_output(config.runs, "--runs"), config.name or "")
     runs = [storage.join(folder, trial.name) for trial in trials if trial.log_loss is not None]
     # What ASHA stopped has no model, and is nobody's choice.
-    runs = [run for run in runs if storage.exists(storage.join(run, "model", bundle.FILE_NAME))]
-    files = [storage.join(run, replica.VALID_NAME) for run in runs]
+    runs = [run for run in runs if RunDirectory(run).finished]
+    files = [RunDirectory(run).valid for run in runs]
     judged, figures = None, {}
     if len(runs) > 1 and all(storage.exists(file) for file in files):
         tables = [pq.read_table(pa.BufferReader(storage.read_bytes(file))) for file in files]
@@ -188,7 +189,7 @@ def _require_same_search(folder: str, options: dict[str, Any], grid: dict[str, l
         "grid": grid,
     }
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    path = storage.join(folder, _SEARCH_NAME)
+    path = storage.join(folder, run_directory.SEARCH)
     if not storage.exists(path):
         storage.write_text(path, text)
     elif storage.read_bytes(path).decode() != text:
@@ -200,7 +201,7 @@ def _require_same_search(folder: str, options: dict[str, Any], grid: dict[str, l
 
 def _tuner(folder: str, options: dict[str, Any], grid: dict[str, list[Any]], asha: bool, concurrent: int) -> tune.Tuner:
     trainable = tune.with_resources(tune.with_parameters(_trial, options=options), {"node:__internal_head__": 0.001})
-    place = storage.join(folder, _TUNE_FOLDER)
+    place = storage.join(folder, run_directory.TUNE)
     space = {name: tune.grid_search(values) for name, values in grid.items()}
     if tune.Tuner.can_restore(place):
         return tune.Tuner.restore(place, trainable, resume_errored=True, param_space=space)
@@ -218,14 +219,14 @@ def _tuner(folder: str, options: dict[str, Any], grid: dict[str, list[Any]], ash
             trial_name_creator=lambda trial: trial_name(trial.config),
             trial_dirname_creator=lambda trial: trial_name(trial.config),
         ),
-        run_config=tune.RunConfig(name=_TUNE_FOLDER, storage_path=folder, verbose=0),
+        run_config=tune.RunConfig(name=run_directory.TUNE, storage_path=folder, verbose=0),
     )
 
 
 def _trial(choice: dict[str, Any], options: dict[str, Any]) -> None:
     """What Tune runs for each combination: a training run that tells Tune of its epochs."""
     name = trial_name(choice)
-    started = storage.exists(storage.join(options["runs"], name, training.CONFIG_NAME))
+    started = RunDirectory(storage.join(options["runs"], name)).exists
 
     def report(event: dict[str, Any]) -> None:
         if event["kind"] == "epoch":
@@ -234,7 +235,7 @@ def _trial(choice: dict[str, Any], options: dict[str, Any]) -> None:
             )
 
     config = TrainConfig(**(options | choice | {"name": name, "resume": started}))
-    result = training.train(config, report)
+    result = training.train(config, report, patience=lease.STALE_SECONDS + lease.BEAT_SECONDS)
     # Last, what the saved model is worth: not every recipe keeps its best epoch.
     kept = {METRIC: result.validation["log_loss"], ACCURACY: result.validation["accuracy"]}
     tune.report({"epoch": result.epochs + 1, "epochs": result.epochs, **kept})

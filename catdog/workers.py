@@ -15,7 +15,7 @@ import ray.train
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from catdog import cluster, replica
+from catdog import cluster, replica, run_directory
 from catdog.errors import CatdogError
 from catdog.recipes import TrainConfig
 
@@ -86,7 +86,7 @@ def fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
         ),
         run_config=ray.train.RunConfig(
             storage_path=config.run,
-            name="checkpoints",
+            name=run_directory.CHECKPOINTS,
             failure_config=ray.train.FailureConfig(max_failures=_MAX_RESTARTS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),

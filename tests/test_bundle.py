@@ -17,6 +17,7 @@ from catdog.bundle import ModelBundle
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.provenance import Provenance
+from catdog.recipes import TrainConfig
 
 
 @pytest.fixture
@@ -113,7 +114,8 @@ def test_a_damaged_file_and_an_absent_one(copy: Path, tmp_path: Path) -> None:
         bundle.read_info(str(copy))
     with pytest.raises(UsageError, match=r"holds no bundle.json, nor does its model/ folder; train one first"):
         bundle.read_info(str(tmp_path))
-    (tmp_path / "config.json").write_text("{}")
+    content = {"options": TrainConfig(data="d").model_dump(mode="json"), "catalog_fingerprint": ""}
+    (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(UsageError, match="--resume"):
         bundle.read_info(str(tmp_path))
 
