@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import Annotated, Any, NoReturn
 
@@ -14,7 +16,7 @@ import typer
 import typer.exceptions
 from rich.table import Table
 
-from catdog import __version__, console, imports
+from catdog import __version__, console, imports, interruption
 from catdog.console import err, out
 from catdog.errors import CatdogError, UsageError
 
@@ -68,13 +70,15 @@ def main() -> NoReturn:
 def run(command: Callable[[], object]) -> NoReturn:
     """Runs something and ends the process; a failure is one line on standard error, a traceback only with --debug.
 
+    After Ctrl-C or SIGTERM it is the line, or two, that `interruption.guard` has written by then.
+
     Args:
         command: returns the exit code, or anything else for 0.
     """
     debug = "--debug" in sys.argv
     try:
         imports.require_unhidden()
-        code = command()
+        code = interruption.guard(command)
     except typer.exceptions.TyperException as error:
         err.print(f"catdog: {error.format_message()} (see --help)")
         sys.exit(error.exit_code)
@@ -88,8 +92,8 @@ def run(command: Callable[[], object]) -> NoReturn:
         option = "--" + str(first["loc"][0]).replace("_", "-")
         err.print(f"catdog: {option} received {first['input']!r}: {first['msg']}")
         sys.exit(UsageError.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        err.print("catdog: interrupted; a training run continues with --resume, scoring with the same command")
+    except (KeyboardInterrupt, typer.Abort):  # without a signal, such as the end of what is typed
+        err.print("catdog: interrupted")
         sys.exit(130)
     except Exception as error:
         if debug:
@@ -138,7 +142,7 @@ def data_prepare(
     del address, debug
     from catdog import datasets, storage
 
-    with out.status(f"Preparing {source}…"):
+    with _same_command("no data set was written", "start again"), out.status(f"Preparing {source}…"):
         catalog = datasets.prepare(
             source, storage.absolute_output(dest, "DEST"), valid_fraction, split_seed, positive=positive,
             duplicates=duplicates.value if duplicates else None, ignore=ignore, on_remark=console.show_remark,
@@ -159,7 +163,7 @@ def data_synthesize(
     del address, debug
     from catdog import storage, synthetic
 
-    with out.status("Drawing…"):
+    with _same_command("no data set was written", "start again"), out.status("Drawing…"):
         catalog = synthetic.synthesize(storage.absolute_output(dest, "DEST"), train, test, seed)
     console.show_catalog(catalog)
 
@@ -175,7 +179,7 @@ def data_pack(
     del address, debug
     from catdog import packing, storage
 
-    with out.status(f"Packing {data}…"):
+    with _same_command("no data set was written", "start again"), out.status(f"Packing {data}…"):
         catalog, absent = packing.pack(data, storage.absolute_output(dest, "DEST"))
     console.show_catalog(catalog)
     if absent:
@@ -199,7 +203,7 @@ def data_audit(
         raise UsageError(f"--out received {out_!r}, expected the name of a .csv file")
     pictures = submission.sidecar(target, "png")
     rows, found = catalog.read(data), crossval.read(oof)
-    with out.status("Auditing…"), cluster.connect(address, debug):
+    with _same_command("nothing was written", "start again"), out.status("Auditing…"), cluster.connect(address, debug):
         known = None
         if found.features:
             values, at = features.read(found.features, found.keys, "identity")
@@ -282,13 +286,27 @@ def train(
             raise UsageError("--folds wants a --name, and goes on by itself where it ended: leave out --resume")
         from catdog import crossval
 
-        with console.TrainView() as view:
+        view = console.TrainView()
+        with _same_command("finished folds are kept, and whole epochs of the one in training", "go on"), view:
             found = crossval.cross_validate(TrainConfig(**options), folds, fold, view.event)
         console.show_out_of_fold([found])
         return
     started = time.perf_counter()
-    with console.TrainView() as view:
-        result = training.train(TrainConfig(**options), view.event)
+    # Now, because a name that is made up is needed to go on.
+    config, view = TrainConfig(**options).resolve(), console.TrainView()
+
+    def advice() -> str:
+        if config.run not in view.opened:
+            kept = "the run is as it was; to go on" if resume else "the run had not begun; to start it"
+            return f"{kept}:\n  {interruption.same_command()}"
+        again = ["catdog", "train", "--resume", "--name", config.name or "", "--runs", runs]
+        again += ["--address", address] if address else []
+        again += ["--set", f"features={options['features']}"] if options.get("features") else []
+        kept = f"the last whole epoch of {view.opened[-1]} is kept" if view.epochs else "no epoch was finished"
+        return f"{kept}; to go on:\n  {shlex.join(again + ['--debug'] * debug)}"
+
+    with interruption.advising(advice), view:
+        result = training.train(config, view.event)
     figures = result.validation
     calibrated = f", calibrated {figures['log_loss_calibrated']:.4f}" if "log_loss_calibrated" in figures else ""
     out.print(
@@ -332,7 +350,7 @@ def score(
             out.print(f"{what:<8}  {why}")
         return
     started = time.perf_counter()
-    with out.status("Scoring…") as status:
+    with _same_command("finished parts are kept", "go on"), out.status("Scoring…") as status:
         result = scoring.score(config, console.score_view(status.update))
     console.show_score(result, time.perf_counter() - started)
     if result.too_many_unreadable:
@@ -417,7 +435,7 @@ def tune_(
             raise UsageError(f"--grid received {key}={value}, expected a list such as {key}=[1, 2]")
     options = chosen.base | _settings(set_ or [])
     config = TrainConfig(**(options | {"data": data, "name": name, "runs": runs, "address": address, "debug": debug}))
-    with out.status("Searching…"):
+    with _same_command("finished trials are kept, and whole epochs of the others", "go on"), out.status("Searching…"):
         trials = tuning.search(config, values, asha, concurrent)
     for rank, trial in enumerate(trials, 1):
         if trial.log_loss is None:
@@ -459,6 +477,11 @@ def list_recipes(address: Address = None, debug: Debug = False) -> None:
     for recipe in recipes.RECIPES.values():
         table.add_row(recipe.name, recipe.summary)
     out.print(table)
+
+
+def _same_command(kept: str, purpose: str) -> AbstractContextManager[None]:
+    """While it is open, an interruption says what is kept and gives the same command again."""
+    return interruption.advising(lambda: f"{kept}; to {purpose}:\n  {interruption.same_command()}")
 
 
 def _settings(texts: list[str]) -> dict[str, Any]:

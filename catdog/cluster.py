@@ -18,7 +18,7 @@ import psutil
 import ray
 from ray.job_config import JobConfig
 
-from catdog import imports
+from catdog import imports, interruption
 from catdog.engines import EngineName
 from catdog.errors import CatdogError, UsageError
 
@@ -78,7 +78,8 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
         with quiet_stderr(not debug), ThreadPoolExecutor(1) as meanwhile:
             meanwhile.submit(importlib.import_module, "ray.data")
             # "local": without it Ray would join whatever cluster this machine last heard of.
-            ray.init(address=address or "local", **options)
+            with interruption.keeping_handlers():
+                ray.init(address=address or "local", **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         where = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
         raise CatdogError(f"could not {where}: {_first_line(error)}") from error

@@ -7,6 +7,7 @@ checkpointed before an interruption is not computed again.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,6 +126,8 @@ def search(
             TrainConfig(**(given | {"data": config.data, "name": "x", name: value})).resolve()
     options = {"workers": 1, "cpus_per_worker": 1} | given | {"name": None, "resume": False}
     _require_same_search(folder, options, grid)
+    # Tune's own handler would go on until the trials that run have ended.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     searching = RunDirectory(folder).hold("tuning")
     with searching, cluster.connect(config.address, config.debug):
         if concurrent is None:

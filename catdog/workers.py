@@ -44,6 +44,13 @@ class _TensorFlowConfig(BackendConfig):
         return _TensorFlowBackend
 
 
+class _Trainer(DataParallelTrainer):
+    """Leaves SIGINT to Python: Ray's handler would train on for seconds to end in order, which no checkpoint needs."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
 def _free_address() -> str:
     with socket.socket() as listener:
         listener.bind(("", 0))
@@ -74,7 +81,7 @@ def fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
         CatdogError: training failed; the last checkpoint stays.
     """
     resources = {"CPU": config.cpus_per_worker or 1} | ({"GPU": 1} if config.gpu else {})
-    trainer = DataParallelTrainer(
+    trainer = _Trainer(
         replica.run,
         train_loop_config=job,
         backend_config=_TensorFlowConfig(),
@@ -124,6 +131,9 @@ def listening(on_event: EventHandler) -> Iterator[Any]:
     thread.start()
     try:
         yield queue
+    except (KeyboardInterrupt, SystemExit):
+        queue.shutdown(force=True)  # nobody waits for events any more, nor for the actor to come up
+        raise
     finally:
         over.set()
         thread.join(timeout=10)

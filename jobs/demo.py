@@ -1,12 +1,11 @@
 """`make demo`: the whole path on drawn pictures, each stage as the command a user would type, on one Ray cluster."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
-from catdog import cluster
-from catdog.cli import app, run
-from catdog.console import out
+from catdog import interruption
 
 STAGES = {
     "draw": "data synthesize data/demo --train 2000 --test 500 --seed 0",
@@ -17,14 +16,25 @@ STAGES = {
 }
 
 
+def _run() -> None:
+    from catdog.cli import run
+
+    run(main)
+
+
 def main() -> None:
     """Runs the stages and says how long each took."""
+    from catdog import cluster
+    from catdog.cli import app
+    from catdog.console import out
+
     seconds = {}
     with cluster.connect():
         for stage, command in STAGES.items():
             out.rule(f"catdog {command}", align="left")
             started = time.perf_counter()
-            app(command.split(), standalone_mode=False)
+            sys.argv[1:] = command.split()
+            app(standalone_mode=False)
             seconds[stage] = time.perf_counter() - started
     log_loss = json.loads(Path("submissions/results.report.json").read_text())["log_loss"]
     out.rule("done", align="left")
@@ -34,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    interruption.guard(_run)

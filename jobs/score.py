@@ -2,7 +2,7 @@
 
 import sys
 
-from catdog.cli import main
+from catdog.__main__ import main
 
 if __name__ == "__main__":
     sys.argv[1:1] = ["score"]

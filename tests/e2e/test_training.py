@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import keras
 import numpy as np
+import psutil
 import pytest
 from helpers import bundle_json, wait_for_checkpoint, weights
 
@@ -80,19 +83,65 @@ def options(data: Catalog, runs: Path, name: str) -> list[str]:
     return ["train", "--data", data.root, *more.split(), "--runs", str(runs)]
 
 
+def started(*command: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "catdog", *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )
+
+
+def wait_for_line(process: subprocess.Popen[str], start: str) -> str:
+    assert process.stdout is not None
+    return next(line for line in process.stdout if line.startswith(start))
+
+
+def test_ctrl_c_ends_everything_and_says_the_command_that_goes_on(drawn: Catalog, tmp_path: Path) -> None:
+    """On a cluster of its own, and without a name: the one that was made up is in the command."""
+    with started("train", "--data", drawn.root, "--runs", tmp_path / "my runs", "--image-size", 32) as process:
+        run = Path(wait_for_line(process, "Run: ").removeprefix("Run: ").strip())
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert any("raylet" in child.name() for child in children)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said == (
+        "catdog: interrupted; no epoch was finished; to go on:\n"
+        f"  catdog train --resume --name {run.name} --runs '{tmp_path}/my runs'\n"
+    )
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+    assert [path.name for path in run.iterdir()] == ["config.json"]
+
+
 def test_a_killed_run_resumes_to_the_same_weights(two_cpus: str, tmp_path: Path, catdog) -> None:
     """Dropout, batch-norm, augmentation and AdamW's moments must all go on where they were."""
     data = synthetic.synthesize(str(tmp_path / "set"), 160, 0, seed=2)
     uninterrupted = catdog(*options(data, tmp_path, "whole"))
     assert uninterrupted.code == 0
 
-    command = [sys.executable, "-m", "catdog", *options(data, tmp_path, "killed"), "--address", two_cpus]
-    unbuffered = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=unbuffered) as killed:
-        assert killed.stdout is not None
-        for line in killed.stdout:
-            if line.startswith("epoch   1"):
-                break
+    with started(*options(data, tmp_path, "killed"), "--address", two_cpus) as stopped:
+        wait_for_line(stopped, "Training on")
+        refused = catdog("train", "--resume", "--name", "killed", "--runs", tmp_path)
+        assert (refused.code, refused.err.count("\n")) == (1, 1)
+        assert f"killed is in use: training, process {stopped.pid} on this machine" in refused.err
+        # As `ray job stop` does.
+        stopped.send_signal(signal.SIGTERM)
+        _, said = stopped.communicate(timeout=30)
+    assert stopped.returncode == 143
+    first, command = said.splitlines()
+    assert first.startswith("catdog: interrupted; ")
+    assert command == f"  catdog train --resume --name killed --runs {tmp_path} --address {two_cpus}"
+    end = time.monotonic() + 5
+    while workers := [one for one in psutil.Process().children(recursive=True) if "RayTrainWorker" in one.name()]:
+        assert time.monotonic() < end, workers
+        time.sleep(0.1)
+
+    with started(*shlex.split(command)[1:]) as killed:
+        wait_for_line(killed, "epoch ")
         wait_for_checkpoint(str(tmp_path), "killed")
         killed.send_signal(signal.SIGKILL)
     assert not (tmp_path / "killed" / "model" / "bundle.json").exists()

@@ -1,0 +1,151 @@
+"""Ctrl-C and SIGTERM, as real signals to real processes; tests/e2e/test_training.py has them in training."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import jpeg
+
+from catdog import lease
+from catdog.catalog import Catalog
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(*command: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=ROOT,
+    )
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < end, f"no {path}"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_was_cut_short_and_the_command_to_go_on(number: int, code: int, tmp_path: Path) -> None:
+    dest = tmp_path / "drawn cats"
+    arguments = ["data", "synthesize", dest, "--train", 20000, "--test", 1]
+    with start("-m", "catdog", *arguments) as process:
+        wait_for(dest)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == code
+    first, command = said.splitlines()
+    assert first == "catdog: interrupted; no data set was written; to start again:"
+    assert shlex.split(command) == ["catdog", *map(str, arguments)]
+
+
+def test_preparing_a_folder(tmp_path: Path) -> None:
+    for number in range(4000):
+        path = tmp_path / "source" / ("cats", "dogs")[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(number % 2))
+    with start("-m", "catdog", "data", "prepare", tmp_path / "source", tmp_path / "set") as process:
+        wait_for(tmp_path / "set")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert said.startswith("catdog: interrupted; no data set was written; to start again:\n  catdog data prepare ")
+    assert said.count("\n") == 2
+    assert not (tmp_path / "set" / "catalog.parquet").exists()
+
+
+@pytest.mark.parametrize("script", [["-m", "catdog", "train"], ["jobs/train.py"]])
+def test_no_moment_of_the_start_shows_a_traceback(script: list[str], drawn: Catalog, tmp_path: Path) -> None:
+    """From the time that Python itself is up, to where Ray is being imported."""
+    for number, moment in enumerate((0.1, 0.3, 0.8, 1.6)):
+        with start(*script, "--data", drawn.root, "--runs", tmp_path / "runs", "--name", "x") as process:
+            time.sleep(moment)
+            process.send_signal((signal.SIGINT, signal.SIGTERM)[number % 2])
+            shown, said = process.communicate(timeout=20)
+        assert process.returncode == (130, 143)[number % 2], said
+        assert shown == ""
+        assert said.startswith("catdog: interrupted; ")
+        assert said.splitlines()[-1].split()[:2] == ["catdog", "train"] or moment == 0.1
+        assert said.count("\n") == 2
+        assert not (tmp_path / "runs" / "x").exists()
+
+
+STUCK = """
+import signal, sys, time
+from catdog import interruption
+def command():
+    # What libraries do: another handler, and an exception that is lost.
+    if sys.argv[1:] == ["replaced"]:
+        signal.signal(signal.SIGINT, lambda *_: None)
+    said = False
+    while True:
+        try:
+            said = said or print("ready", flush=True) is None
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+interruption.GRACE_SECONDS = 1.0
+interruption.guard(command)
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["replaced"]])
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_process_that_does_not_end_is_ended(arguments: list[str], signals: int) -> None:
+    """By a second signal at once, or when its time is over."""
+    with start("-c", STUCK, *arguments) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        sent = time.monotonic()
+        for _ in range(signals):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert (time.monotonic() - sent < 0.9) == (signals == 2)
+    assert said.count("catdog: interrupted; to start again:") == 1
+
+
+def test_debug_shows_where_it_was(tmp_path: Path) -> None:
+    with start("-m", "catdog", "data", "synthesize", tmp_path / "d", "--train", 20000, "--debug") as process:
+        wait_for(tmp_path / "d")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback (most recent call last):" in said
+    assert "synthetic.py" in said
+
+
+HOLD = """
+import os, sys, time
+from catdog import lease
+with lease.hold(sys.argv[1], "scoring"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_scoring_into_the_same_files_is_refused(
+    drawn: Catalog, untrained: str, tmp_path: Path, catdog
+) -> None:
+    uri = tmp_path / "results.parts" / "lease.json"
+    with start("-c", HOLD, uri) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        refused = catdog("score", "--model", untrained, "--data", drawn.root, "--out", tmp_path / "results.csv")
+        assert (refused.code, refused.err.count("\n")) == (1, 1)
+        assert f"results.parts is in use: scoring, process {other.pid} on this machine" in refused.err
+        other.kill()
+    with lease.hold(str(uri), "scoring"):
+        pass
