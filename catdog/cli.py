@@ -76,9 +76,13 @@ def run(command: Callable[[], object]) -> NoReturn:
         command: returns the exit code, or anything else for 0.
     """
     debug = "--debug" in sys.argv
-    try:
+
+    def checked() -> object:
         imports.require_unhidden()
-        code = interruption.guard(command)
+        return command()
+
+    try:
+        code = interruption.guard(checked)
     except typer.exceptions.TyperException as error:
         err.print(f"catdog: {error.format_message()} (see --help)")
         sys.exit(error.exit_code)
