@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import keras
@@ -22,6 +23,7 @@ from catdog.bundle import ModelBundle
 from catdog.catalog import Catalog
 from catdog.errors import UsageError
 from catdog.recipes import PROBE, TrainConfig
+from catdog.run_directory import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
 SIZE = 64
@@ -278,3 +280,9 @@ def test_folds_are_trained_one_by_one_and_a_second_call_does_nothing_twice(drawn
     assert (again.logits == found.logits).all()
     assert again.seconds == found.seconds
     assert {event["kind"] for event in second} == {"fold"}
+    # All that is left of it is known as such: overwriting leaves nothing.
+    run = RunDirectory(str(tmp_path / "cv" / "fold-2"))
+    assert run.open(run.read() or {}, overwrite=True) == []
+    whole = RunDirectory(str(tmp_path / "cv"))
+    shutil.copy(run.config, whole.config)
+    assert whole.open(whole.read() or {}, overwrite=True) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from sklearn import metrics as sklearn_metrics
 
 from catdog import calibration, metrics, tuning
 from catdog.catalog import Catalog
+from catdog.run_directory import RunDirectory
 
 
 def test_the_shipped_grid_is_the_tutorials() -> None:
@@ -81,3 +83,7 @@ def test_an_interrupted_search_goes_on_and_ranks_its_runs(
     other = catdog(*command[:-1], "epochs=3")
     assert other.code == 2
     assert "a search with another data set, grid or options" in other.err
+    # All that is left of it is known as such: overwriting leaves nothing.
+    grid = RunDirectory(str(tmp_path / "grid"))
+    shutil.copy(tmp_path / "grid" / ranked[0][-1] / "config.json", grid.config)
+    assert grid.open(grid.read() or {}, overwrite=True) == []
