@@ -7,7 +7,6 @@ import importlib
 import logging
 import os
 import re
-import socket
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any
 
 import psutil
 import ray
+from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
 from catdog import imports, interruption
@@ -27,6 +27,8 @@ _may_grow = False
 
 # Fewer images than this in a worker's share of a batch, and starting the worker costs more than it brings.
 _MIN_SHARE = 8
+# A head that is there answers in milliseconds.
+_ANSWER_SECONDS = 10
 
 
 @contextlib.contextmanager
@@ -61,7 +63,7 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     try:
         if address:
-            _require_listener(address)
+            _require_head(address)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             # Nobody reclaims a machine of one's own, and the watcher is one more process to start.
@@ -80,7 +82,7 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
             # "local": without it Ray would join whatever cluster this machine last heard of.
             with interruption.keeping_handlers():
                 ray.init(address=address or "local", **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError, RayError) as error:
         where = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
         raise CatdogError(f"could not {where}: {_first_line(error)}") from error
     try:
@@ -306,11 +308,45 @@ def cause(error: BaseException) -> str:
     return (ours or theirs or raised or lines or [type(error).__name__])[-1]
 
 
-def _require_listener(address: str) -> None:
-    """Knocks at a HOST:PORT first: Ray itself would go on trying for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and "/" not in host and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=10).close()
+def _require_head(address: str) -> None:
+    """Asks the head at an address whether it is one and takes our token: Ray would go on trying, and not say why."""
+    import grpc
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+    from ray._private.services import get_ray_address_from_environment
+
+    where = get_ray_address_from_environment("auto", None) if address == "auto" else address.removeprefix("ray://")
+    host, _, port = where.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return
+    token: list[tuple[str, str]] = []
+    with contextlib.suppress(RayError):  # there is none
+        token = [(name.lower(), value) for name, value in get_auth_headers_if_auth_enabled({}).items()]
+    with grpc.insecure_channel(where, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", _ANSWER_SECONDS, token)
+            return
+        except grpc.RpcError as error:
+            code, details = error.code(), error.details()
+    if code == grpc.StatusCode.UNAUTHENTICATED and not token:
+        raise CatdogError(
+            f"the Ray cluster at {where} wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH unless ~/.ray/auth_token holds it"
+        )
+    if code == grpc.StatusCode.UNAUTHENTICATED:
+        given = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
+        source = given[0] if given else "~/.ray/auth_token"
+        raise CatdogError(
+            f"the Ray cluster at {where} refused the token of {source}; expected the one that its head has"
+        )
+    if code == grpc.StatusCode.UNIMPLEMENTED and address.startswith("ray://"):
+        return  # Ray's client server knows of no nodes
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        reason = f"no answer within {_ANSWER_SECONDS} s"
+    elif code == grpc.StatusCode.UNIMPLEMENTED or "HTTP/2" in details:
+        reason = "what answers there is no Ray head"
+    else:
+        reason = details.rpartition(": ")[2].rstrip("]")
+    raise CatdogError(f"could not reach the Ray cluster at {where}: {reason}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,17 @@ def test_no_cluster_at_the_address_is_one_line() -> None:
         cluster.connect("127.0.0.1:1"),
     ):
         pass
+
+
+def test_an_address_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        expected = f"could not reach the Ray cluster at {address}: no answer within 1 s"
+        with pytest.raises(CatdogError, match=expected), cluster.connect(address):
+            pass
 
 
 def test_the_cause_of_an_error_far_away_is_one_line() -> None:

@@ -53,7 +53,7 @@ def test_what_was_cut_short_and_the_command_to_go_on(number: int, code: int, tmp
     dest = tmp_path / "drawn cats"
     arguments = ["data", "synthesize", dest, "--train", 20000, "--test", 1]
     with start("-m", "catdog", *arguments) as process:
-        wait_for(dest)
+        wait_for(dest / "train" / "cat.3.jpg")
         process.send_signal(number)
         _, said = process.communicate(timeout=20)
     assert process.returncode == code
@@ -132,7 +132,7 @@ def test_a_process_that_does_not_end_is_ended(arguments: list[str], signals: int
 
 def test_debug_shows_where_it_was(tmp_path: Path) -> None:
     with start("-m", "catdog", "data", "synthesize", tmp_path / "d", "--train", 20000, "--debug") as process:
-        wait_for(tmp_path / "d")
+        wait_for(tmp_path / "d" / "train" / "cat.3.jpg")
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)
     assert process.returncode == 130

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from catdog import submission, synthetic
+from catdog.catalog import Catalog
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -55,6 +56,7 @@ class Head:
             start_new_session=True,
         )  # fmt: skip
         self.url = f"http://127.0.0.1:{self.dashboard}"
+        self.address = f"127.0.0.1:{port}"
 
     def wait(self) -> None:
         """Until it answers; that it answers 401 to whoever has no token is part of it."""
@@ -155,3 +157,25 @@ def test_training_and_scoring_as_jobs(head: Head, tmp_path: Path) -> None:
         tops = {path.relative_to(upload).parts[0] for path in files}
         assert {"catdog", "jobs"} <= tops
         assert not {".venv", "data", "runs", ".git"} & tops
+
+
+def test_who_has_not_the_token_is_told_what_to_set(head: Head, drawn: Catalog, tmp_path: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    wants = "wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+    cases = [
+        ({}, wants),
+        ({"RAY_AUTH_MODE": "token"}, wants),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, "refused the token of RAY_AUTH_TOKEN;"),
+    ]
+    command = [sys.executable, "-m", "catdog", "train", "--data", drawn.root, "--runs", str(tmp_path), "--name", "x"]
+    started = [
+        subprocess.Popen(
+            [*command, "--address", head.address], env=kept | environment, stderr=subprocess.PIPE, text=True
+        )
+        for environment, _ in cases
+    ]
+    for process, (_, message) in zip(started, cases, strict=True):
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 1
+        assert said.startswith(f"catdog: the Ray cluster at {head.address} {message}")
+        assert said.count("\n") == 1
