@@ -58,6 +58,9 @@ class Engine(StrEnum):
 
 Address = Annotated[str | None, typer.Option(help="Ray cluster; else RAY_ADDRESS, else one on this machine.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's log, and tracebacks.")]
+Wait = Annotated[
+    float | None, typer.Option(help="Seconds to wait for CPUs or GPUs that others hold. Default: as long as it takes.")
+]
 DataDir = Annotated[str, typer.Option("--data", help="A prepared data set's folder or bucket.")]
 Gpu = Annotated[bool | None, typer.Option("--gpu/--cpu", help="Default: GPUs where the cluster has any.")]
 
@@ -200,7 +203,7 @@ def data_audit(
     debug: Debug = False,
 ) -> None:
     """List probably wrong labels, photos of neither or both, and near-duplicates, and draw the gravest."""
-    from catdog import audit, catalog, cluster, crossval, features, storage, submission
+    from catdog import audit, catalog, cluster, crossval, features, storage, submission, waiting
 
     target = storage.absolute_output(out_, "--out")
     if not storage.name(target).endswith(".csv"):
@@ -208,6 +211,7 @@ def data_audit(
     pictures = submission.sidecar(target, "png")
     rows, found = catalog.read(data), crossval.read(oof)
     with _same_command("nothing was written", "start again"), out.status("Auditing…"), cluster.connect(address, debug):
+        waiting.wait_for([{"CPU": 1}], console.show_wait)
         known = None
         if found.features:
             values, at = features.read(found.features, found.keys, "identity")
@@ -267,6 +271,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of this name.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run of this name first.")] = False,
     address: Address = None,
+    wait: Wait = None,
     debug: Debug = False,
 ) -> None:
     """Train a model, data-parallel on Ray Train, and write its bundle to RUNS/NAME/model/."""
@@ -340,6 +345,7 @@ def score(
     max_unreadable: Annotated[float, typer.Option(help="Share beyond which the exit code is 1.")] = 0.01,
     gpu: Gpu = None,
     address: Address = None,
+    wait: Wait = None,
     debug: Debug = False,
 ) -> None:
     """Score a data set's images with a model, and write results.csv and the validation report."""
@@ -347,7 +353,7 @@ def score(
 
     config = scoring.ScoreConfig(
         model=model, data=data, split=split.value, out=out_, engine=engine.value, batch_size=batch_size,
-        max_unreadable=max_unreadable, gpu=gpu, address=address, debug=debug,
+        max_unreadable=max_unreadable, gpu=gpu, address=address, wait=wait, debug=debug,
     )  # fmt: skip
     if explain:
         for what, why in scoring.explain(config).items():
@@ -426,6 +432,7 @@ def tune_(
     concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time. Default: one a CPU.")] = None,
     runs: Annotated[str, typer.Option(help="Folder or bucket of runs.")] = "runs",
     address: Address = None,
+    wait: Wait = None,
     debug: Debug = False,
 ) -> None:
     """Search training options with Ray Tune, and rank the runs by validation log loss."""
@@ -438,9 +445,10 @@ def tune_(
         if not isinstance(value, list):
             raise UsageError(f"--grid received {key}={value}, expected a list such as {key}=[1, 2]")
     options = chosen.base | _settings(set_ or [])
-    config = TrainConfig(**(options | {"data": data, "name": name, "runs": runs, "address": address, "debug": debug}))
+    places = {"data": data, "name": name, "runs": runs, "address": address, "wait": wait, "debug": debug}
+    config = TrainConfig(**(options | places))
     with _same_command("finished trials are kept, and whole epochs of the others", "go on"), out.status("Searching…"):
-        trials = tuning.search(config, values, asha, concurrent)
+        trials = tuning.search(config, values, asha, concurrent, console.show_wait)
     for rank, trial in enumerate(trials, 1):
         if trial.log_loss is None:
             out.print(f"{rank:>3}  failed     {trial.name}: {trial.error}")

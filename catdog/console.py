@@ -68,6 +68,8 @@ class TrainView:
         elif kind == "decode":
             out.print(f"Run: {event['run']}")
             self._status.update(f"Decoding {event['images']} images, then starting workers…")
+        elif kind == "wait":
+            show_wait(event)
         elif kind == "fold":
             out.print(f"Fold {event['fold']} of {event['folds']}")
         elif kind == "member":
@@ -92,6 +94,12 @@ class TrainView:
             )
 
 
+def show_wait(event: dict[str, Any]) -> None:
+    """Shows what a cluster is waited for."""
+    if event["kind"] == "wait":
+        out.print(event["why"])
+
+
 def score_view(update: Callable[[str], None]) -> Callable[[dict[str, Any]], None]:
     """Makes what shows scoring's events: a line at its start, then `update` with how far it is."""
     done, parts = 0, 0
@@ -102,6 +110,8 @@ def score_view(update: Callable[[str], None]) -> Callable[[dict[str, Any]], None
             parts = event["parts"]
             kept = f", {event['kept']} parts kept from before" if event["kept"] else ""
             out.print(f"Scoring {parts} parts on {event['actors']} actor{'s' * (event['actors'] > 1)}{kept}")
+        elif event["kind"] == "wait":
+            show_wait(event)
         else:
             done += 1
             update(f"{done} of {parts} parts")

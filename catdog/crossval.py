@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from catdog import calibration, catalog, cluster, features, metrics, rng, scoring, storage, training
+from catdog import calibration, catalog, cluster, features, metrics, rng, scoring, storage, training, waiting
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.recipes import TrainConfig
@@ -269,9 +269,12 @@ def _probe(
     started = time.perf_counter()
     rows = data.table.filter(pa.array(fold_of >= 0))
     folds = fold_of[fold_of >= 0]
+    waiting.wait_for([{"CPU": 1}], on_event, config.wait)
     weights = training.load_weights(config)
     folder = features.cache(config.features or "", data, config.spec, weights, config.seed)
-    features.compute(rows, config.spec, weights, config.seed, config.views, folder, on_event, config.gpu, may_grow)
+    features.compute(
+        rows, config.spec, weights, config.seed, config.views, folder, on_event, config.gpu, may_grow, config.wait
+    )
     fitted = ~np.isin(rows["key"].to_pylist(), list(training.left_out(config, data)))
     logits = features.out_of_fold(folder, rows, folds, fitted, config.spec, config.seed, config.views)
     labels = rows["label"].to_numpy().astype(np.int64)
@@ -303,7 +306,9 @@ def _run_fold(
         ),
         on_event,
     )
-    score = ScoreConfig(model=[run], data=judged.root, split=split, out=out, max_unreadable=1, gpu=config.gpu)
+    score = ScoreConfig(
+        model=[run], data=judged.root, split=split, out=out, max_unreadable=1, gpu=config.gpu, wait=config.wait
+    )
     scoring.score(score, on_event)
     if storage.exists(clock):
         spent = json.loads(storage.read_bytes(clock))

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from catdog import cluster, engines, images, models, rng, storage
+from catdog import cluster, engines, images, models, rng, storage, waiting
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError
 from catdog.versions import DECODERS, package_versions
@@ -65,6 +65,7 @@ def compute(
     on_event: Callable[[dict[str, Any]], None],
     gpu: bool | None = None,
     may_grow: bool = False,
+    wait: float | None = None,
 ) -> None:
     """Computes the features that are not in the cache yet.
 
@@ -75,9 +76,10 @@ def compute(
         seed: of random ones.
         views: how each image is shown.
         folder: URI, from `cache`.
-        on_event: told `{"kind": "features", "images", "kept"}`.
+        on_event: told `{"kind": "features", "images", "kept"}`, and of "wait" by `waiting.wait_for`.
         gpu: a GPU for each actor; None where there are any.
         may_grow: an autoscaler may bring a GPU that is not there yet.
+        wait: seconds to wait for a CPU or GPU, or None.
 
     Raises:
         CatdogError: a task failed.
@@ -93,6 +95,7 @@ def compute(
     wanted = rows.take(missing).select(["key", "uri"]).combine_chunks()
     blocks = [wanted.slice(start, _BLOCK_ROWS) for start in range(0, wanted.num_rows, _BLOCK_ROWS)]
     plan = cluster.plan_scoring({"tensorflow": len(blocks)}, gpu, may_grow)
+    waiting.wait_for([{"CPU": plan.threads} | ({"GPU": 1} if plan.gpu else {})], on_event, wait)
     done = ray.data.from_arrow(blocks).map_batches(
         _Extractor,
         fn_constructor_args=(spec, weights, seed, views, folder, plan.threads, plan.gpu),

@@ -70,6 +70,7 @@ class TrainConfig(pydantic.BaseModel):
         resume: continue the run of this name.
         overwrite: delete the run of this name first.
         address: of the Ray cluster.
+        wait: seconds to wait for CPUs or GPUs that others hold; None is for as long as it takes.
         debug: show Ray's log and tracebacks.
     """
 
@@ -120,6 +121,7 @@ class TrainConfig(pydantic.BaseModel):
     resume: bool = False
     overwrite: bool = False
     address: str | None = None
+    wait: Annotated[float, pydantic.Field(ge=0)] | None = None
     debug: bool = False
 
     @property

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pydantic
 import ray
 
-from catdog import bundle, calibration, catalog, cluster, lease, report, scorer, storage, submission
+from catdog import bundle, calibration, catalog, cluster, lease, report, scorer, storage, submission, waiting
 from catdog.bundle import BundleInfo
 from catdog.calibration import Applied
 from catdog.catalog import Catalog
@@ -52,6 +52,7 @@ class ScoreConfig(pydantic.BaseModel):
         max_unreadable: share of a split's images that may be unreadable.
         gpu: a GPU for each actor; None where there are any.
         address: of the Ray cluster.
+        wait: seconds to wait for CPUs or GPUs that others hold; None is for as long as it takes.
         debug: show Ray's log and tracebacks.
     """
 
@@ -68,6 +69,7 @@ class ScoreConfig(pydantic.BaseModel):
     max_unreadable: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.01
     gpu: bool | None = None
     address: str | None = None
+    wait: Annotated[float, pydantic.Field(ge=0)] | None = None
     debug: bool = False
 
 
@@ -101,7 +103,8 @@ def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreRes
 
     Args:
         config: what to do.
-        on_event: called with `{"kind": "plan" | "part", …}` as parts get done.
+        on_event: called with `{"kind": "plan" | "part", …}` as parts get done, and with "wait" as by
+            `waiting.wait_for`.
 
     Returns:
         Where everything is. More unreadable images than allowed are told there, after all is written.
@@ -132,6 +135,9 @@ def _score(job: _Job, held: lease.Lease, started: float, on_event: EventHandler)
             for model in job.models:
                 bundle.require_intact(model, engine)
             seconds["connect"] = time.perf_counter() - started - seconds["start"]
+            # The first actor's is enough to begin with.
+            first: list[waiting.Bundle] = [{"GPU": 1}, {"CPU": 1}] if plan.gpu else [{"CPU": plan.threads}]
+            waiting.wait_for(first, on_event, config.wait)
             on_event({"kind": "plan", "actors": plan.actors, "parts": len(todo), "kept": len(parts) - len(todo)})
             _score_parts(todo, plan, job, on_event)
         seconds["score"] = time.perf_counter() - started - sum(seconds.values())
@@ -355,7 +361,7 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
         "data": job.data.root,
         "catalog_fingerprint": job.data.fingerprint,
         "engine": engine,
-        "options": config.model_dump(exclude={"address", "debug"}),
+        "options": config.model_dump(exclude={"address", "wait", "debug"}),
         "counts": counts,
         "sha256": digests,
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},

@@ -37,13 +37,16 @@ from catdog.errors import CatdogError, UsageError
 from catdog.provenance import Provenance
 from catdog.recipes import TrainConfig
 from catdog.run_directory import RunDirectory
+from catdog.waiting import wait_for
 from catdog.workers import EventHandler
 
 # A resumed run takes the workers it had, unless told otherwise: with others it differs by float noise and by
 # batch-norm's share of the batch.
 _SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
 # What may differ when a run is resumed. The data set is compared by its fingerprint, wherever it lies.
-_PLACE_FIELDS = frozenset({"data", "runs", "features", "resume", "overwrite", "address", "debug"}) | _SHAPE_FIELDS
+_PLACE_FIELDS = (
+    frozenset({"data", "runs", "features", "resume", "overwrite", "address", "wait", "debug"}) | _SHAPE_FIELDS
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def train(config: TrainConfig, on_event: EventHandler | None = None, patience: f
     Args:
         config: what to do.
         on_event: called in this process with what happens: `{"kind": …}` of "open", "member", "decode", "features",
-            "start", "step" and "epoch".
+            "start", "step", "epoch" and "wait".
         patience: how long to wait for another process that works on the run, in seconds.
 
     Returns:
@@ -127,6 +130,7 @@ def _train_one(config: TrainConfig, data: Catalog, on_event: EventHandler) -> Tr
     with cluster.connect(config.address, config.debug) as may_grow:
         plan = cluster.plan_training(config.batch_size, config.workers, config.cpus_per_worker, config.gpu, may_grow)
         config = config.model_copy(update=vars(plan))
+        wait_for([{"CPU": 1}], on_event, config.wait)  # for what comes before the workers
         weights = load_weights(config)
         ingest.require_memory(sum(table.num_rows for table in rows.values()), config.image_size or 0)
         # Only now, when nothing more can be refused, is an old run deleted or a name taken.
@@ -139,11 +143,21 @@ def _train_one(config: TrainConfig, data: Catalog, on_event: EventHandler) -> Tr
             views = ["identity"] if config.epochs else config.views
             folder = features.cache(config.features or "", data, config.spec, weights, config.seed)
             features.compute(
-                rows["train"], config.spec, weights, config.seed, views, folder, on_event, config.gpu, may_grow
+                rows["train"],
+                config.spec,
+                weights,
+                config.seed,
+                views,
+                folder,
+                on_event,
+                config.gpu,
+                may_grow,
+                config.wait,
             )
             head = features.fit_head(folder, rows["train"], config.spec, config.seed, views, config.epochs > 0)
         # Kept until the end: the blocks live as long as somebody holds the data set.
         decoded = {split: ingest.decode(table, config.image_size or 0) for split, table in rows.items()}
+        wait_for([workers.resources(config)] * (config.workers or 1), on_event, config.wait)
         with workers.listening(on_event) as events:
             outcome = workers.fit(
                 config,

@@ -18,10 +18,11 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from catdog import bundle, catalog, cluster, ingest, lease, run_directory, selection, storage, training
+from catdog import bundle, catalog, cluster, ingest, lease, run_directory, selection, storage, training, waiting
 from catdog.errors import CatdogError, UsageError
 from catdog.recipes import TrainConfig
 from catdog.run_directory import RunDirectory
+from catdog.workers import EventHandler
 
 METRIC, ACCURACY = "valid_log_loss", "valid_accuracy"
 _NO_PATHS = (None, "imagenet", "none")
@@ -97,6 +98,7 @@ def search(
     grid: dict[str, list[Any]],
     asha: bool = False,
     concurrent: int | None = None,
+    on_event: EventHandler | None = None,
 ) -> list[Trial]:
     """Trains every combination of a grid; the same call again goes on where an interrupted one ended.
 
@@ -105,6 +107,7 @@ def search(
         grid: fields of `TrainConfig`, and the values of each.
         asha: stop trials early that fall behind others at the same epoch (Li et al., 2020).
         concurrent: trials at a time; None is one a CPU.
+        on_event: called with "wait" events, as by `waiting.wait_for`.
 
     Returns:
         The trials, the least log loss first, failed ones last.
@@ -136,6 +139,8 @@ def search(
         # Each trial holds its own copy of the images.
         sizes = grid.get("image_size") or [TrainConfig(**options).resolve().image_size]
         concurrent = min(concurrent, max(1, ingest.room(len(catalog.read(options["data"]).table), max(sizes))))
+        first = {"CPU": int(options["cpus_per_worker"])} | ({"GPU": 1} if options.get("gpu") else {})
+        waiting.wait_for([first], on_event or (lambda _event: None), config.wait)
         tuner = _tuner(folder, options, grid, asha, concurrent)
         try:
             results = tuner.fit()
@@ -185,7 +190,7 @@ def _absolute(options: dict[str, Any]) -> dict[str, Any]:
 
 def _require_same_search(folder: str, options: dict[str, Any], grid: dict[str, list[Any]]) -> None:
     """Writes down what a search is, or finds that it is what it was: Tune itself would go on with the old one."""
-    ours = {name: value for name, value in options.items() if name not in ("address", "debug", "runs", "data")}
+    ours = {name: value for name, value in options.items() if name not in ("address", "wait", "debug", "runs", "data")}
     content = {
         "catalog_fingerprint": catalog.read(options["data"]).fingerprint,
         "options": TrainConfig(**(ours | {"data": "", "name": "x"})).model_dump(mode="json"),

@@ -67,6 +67,15 @@ def _introduce(addresses: list[str], rank: int) -> None:
     os.environ.update({name: ",".join([*filter(None, [before]), *hosts]) for name, before in exempt.items()})
 
 
+def resources(config: TrainConfig) -> dict[str, int]:
+    """The CPUs and GPUs of each worker.
+
+    Args:
+        config: resolved, with the cluster's plan.
+    """
+    return {"CPU": config.cpus_per_worker or 1} | ({"GPU": 1} if config.gpu else {})
+
+
 def fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
     """Runs `replica.run` in every worker.
 
@@ -80,7 +89,6 @@ def fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
     Raises:
         CatdogError: training failed; the last checkpoint stays.
     """
-    resources = {"CPU": config.cpus_per_worker or 1} | ({"GPU": 1} if config.gpu else {})
     trainer = _Trainer(
         replica.run,
         train_loop_config=job,
@@ -88,7 +96,7 @@ def fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.workers,
             use_gpu=bool(config.gpu),
-            resources_per_worker=resources,
+            resources_per_worker=resources(config),
             placement_strategy="SPREAD",
         ),
         run_config=ray.train.RunConfig(

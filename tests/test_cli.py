@@ -20,9 +20,11 @@ COMMANDS = {
     "train": [
         "--data", "--arch", "--alpha", "--weights", "--image-size", "--freeze", "--no-freeze", "--epochs",
         "--batch-size", "--learning-rate", "--patience", "--seed", "--workers", "--cpus-per-worker", "--gpu", "--cpu",
-        "--name", "--runs", "--resume", "--overwrite",
+        "--name", "--runs", "--resume", "--overwrite", "--wait",
     ],
-    "score": ["--model", "--data", "--split", "--out", "--engine", "--batch-size", "--explain", "--max-unreadable"],
+    "score": [
+        "--model", "--data", "--split", "--out", "--engine", "--batch-size", "--explain", "--max-unreadable", "--wait",
+    ],
     "submission check": ["--data"],
     "submit": ["--message", "--competition"],
     "models": [],

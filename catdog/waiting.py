@@ -1,0 +1,118 @@
+"""Waiting for a cluster whose CPUs or GPUs are taken: what for, who may hold them, and for how long."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+
+from catdog.errors import CatdogError
+
+Bundle = Mapping[str, float]
+# What was just let go may take a moment to be free; after that it is told, and told again.
+_SAY_AFTER, _SAY_AGAIN = 5.0, 30.0
+_ENTRYPOINT_CHARACTERS = 60
+# In a placement group a resource is called CPU_group_… and, with the bundle's number, CPU_group_0_…: count one of them.
+_RESOURCE = re.compile(r"(CPU|GPU)(_group_[0-9a-f]{20,})?")
+
+
+def wait_for(bundles: Sequence[Bundle], on_event: Callable[[dict[str, Any]], None], limit: float | None = None) -> None:
+    """Waits until the cluster has room for some workers or actors, which may then be started.
+
+    Ray would let them wait without a word. While it waits a placement group stands in Ray's queue for them, so that an
+    autoscaler knows what is wanted.
+
+    Args:
+        bundles: of each, how many CPUs and GPUs; each must fit a node.
+        on_event: told `{"kind": "wait", "seconds": …, "why": …}` after 5 seconds and then every 30: how long it has
+            waited, and a line that says for what and who may hold it.
+        limit: seconds after which it gives up, or None to wait for as long as it takes.
+
+    Raises:
+        CatdogError: the limit is reached.
+    """
+    started, said = time.monotonic(), 0.0
+    with contextlib.ExitStack() as stack:
+        queued = None
+        while not (queued.wait(0.5) if queued is not None else _fits(bundles)):
+            seconds = time.monotonic() - started
+            if limit is not None and seconds >= limit:
+                raise CatdogError(f"gave up after {limit:g} s (--wait) of {_why(bundles)}")
+            if queued is None and seconds < _SAY_AFTER:
+                time.sleep(0.1)
+                continue
+            if queued is None:
+                queued = ray.util.placement_group([dict(bundle) for bundle in bundles], strategy="SPREAD")
+                stack.callback(ray.util.remove_placement_group, queued)
+            if not said or seconds - said >= _SAY_AGAIN:
+                said = seconds
+                on_event({"kind": "wait", "seconds": seconds, "why": _why(bundles)})
+
+
+def _fits(bundles: Sequence[Bundle]) -> bool:
+    """Tells whether the nodes have room for all of them; the first node that has is taken."""
+    # Ray's public function adds the nodes up, and two halves of a CPU are no CPU.
+    free = [dict(node) for node in ray._private.state.available_resources_per_node().values()]
+    for bundle in bundles:
+        for node in free:
+            if all(node.get(name, 0.0) >= amount for name, amount in bundle.items()):
+                node.update({name: node[name] - amount for name, amount in bundle.items()})
+                break
+        else:
+            return False
+    return True
+
+
+def _why(bundles: Sequence[Bundle]) -> str:
+    """Says what is waited for, what is there, and who may hold it."""
+    needed: dict[str, float] = defaultdict(float)
+    for bundle in bundles:
+        for name, amount in bundle.items():
+            needed[name] += amount
+    has, free = ray.cluster_resources(), ray.available_resources()
+    there = " and ".join(f"{_text(name, has.get(name, 0.0))}, {free.get(name, 0.0):g} of them free" for name in needed)
+    holders = _holders()
+    held = f"; in use by {', '.join(holders)}" if holders else ""
+    wanted = " and ".join(_text(name, amount) for name, amount in needed.items())
+    return f"waiting for {wanted}: the cluster has {there}{held}"
+
+
+def _text(resource: str, amount: float) -> str:
+    return f"{amount:g} {resource}{'s' * (amount != 1)}"
+
+
+def _holders() -> list[str]:
+    """Who has CPUs or GPUs, as far as Ray's own tables tell: actors, and jobs that may have tasks."""
+    found: dict[str, int] = defaultdict(int)
+    with contextlib.suppress(Exception):  # these tables are the inside of Ray, and only a help
+        from ray.core.generated.gcs_pb2 import ActorTableData
+
+        state = ray._private.state.state
+        jobs = {job["JobID"]: job for job in state.job_table()}
+        own = ray.get_runtime_context().get_job_id()
+        known = {own}
+        for encoded in state._connect_and_get_accessor().get_actor_table(None, "ALIVE"):
+            actor = ActorTableData.FromString(encoded)
+            held = [
+                _text(resource.partition("_group_")[0], amount)
+                for resource, amount in actor.required_resources.items()
+                if _RESOURCE.fullmatch(resource) and amount
+            ]
+            if held:
+                job = actor.job_id.hex()
+                known.add(job)
+                whose = "this job" if job == own else _job(jobs.get(job, {"JobID": job, "Entrypoint": "ended"}))
+                found[f"{actor.class_name.rpartition('.')[2]} ({' and '.join(held)}, {whose})"] += 1
+        for job, about in jobs.items():
+            if not about["IsDead"] and job not in known:
+                found[f"perhaps tasks of {_job(about)}"] += 1
+    return [text if count == 1 else f"{count} × {text}" for text, count in found.items()]
+
+
+def _job(about: Mapping[str, Any]) -> str:
+    return f"job {about['JobID']}: {' '.join(about['Entrypoint'].split())[:_ENTRYPOINT_CHARACTERS]}"
