@@ -16,10 +16,11 @@ import numpy as np
 import pydantic
 
 from catdog import engines, metrics, run_directory, storage
-from catdog.engines import Engine, EngineName
+from catdog.engines import Engine
 from catdog.errors import CatdogError, UsageError
 from catdog.models import use_keras_defaults
 from catdog.provenance import Provenance
+from catdog.resources import EngineName
 from catdog.run_directory import RunDirectory
 from catdog.versions import package_versions
 from catdog.views import View, apply_view

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from catdog.errors import CatdogError
 if TYPE_CHECKING:
     import keras
 
-EngineName = Literal["onnx", "tensorflow"]
 # Between logits; float32 alone makes differences of 1e-5.
 TOLERANCE = 1e-3
 # So few images at a time that what one layer gives the next stays in the core's cache.

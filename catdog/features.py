@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from catdog import cluster, engines, images, models, rng, storage, waiting
+from catdog import cluster, engines, images, models, resources, rng, storage, waiting
 from catdog.catalog import Catalog
 from catdog.errors import CatdogError
 from catdog.versions import DECODERS, package_versions
@@ -94,7 +94,7 @@ def compute(
         return
     wanted = rows.take(missing).select(["key", "uri"]).combine_chunks()
     blocks = [wanted.slice(start, _BLOCK_ROWS) for start in range(0, wanted.num_rows, _BLOCK_ROWS)]
-    plan = cluster.plan_scoring({"tensorflow": len(blocks)}, gpu, may_grow)
+    plan = resources.plan_scoring({"tensorflow": len(blocks)}, gpu, may_grow)
     waiting.wait_for([{"CPU": plan.threads} | ({"GPU": 1} if plan.gpu else {})], on_event, wait)
     done = ray.data.from_arrow(blocks).map_batches(
         _Extractor,

@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from catdog import augment, cluster, images, rng
+from catdog import augment, cluster, images, resources, rng
 from catdog.errors import CatdogError
 from catdog.recipes import TrainConfig
 
@@ -34,7 +34,7 @@ def require_memory(count: int, size: int) -> None:
         CatdogError: they do not fit; says how much is needed and there.
     """
     if not room(count, size):
-        needed, there = count * size * size * 3, cluster.object_store_bytes()
+        needed, there = count * size * size * 3, resources.object_store_bytes()
         raise CatdogError(
             f"the decoded images need {needed / 1e9:.1f} GB of Ray's shared memory on each node, and the smallest has "
             f"{there / 1e9:.1f} GB; use a smaller --image-size, or start Ray with a larger --object-store-memory"
@@ -43,7 +43,7 @@ def require_memory(count: int, size: int) -> None:
 
 def room(count: int, size: int) -> int:
     """How many times every node can hold so many decoded images."""
-    return int(0.9 * cluster.object_store_bytes() / max(1, count * size * size * 3))
+    return int(0.9 * resources.object_store_bytes() / max(1, count * size * size * 3))
 
 
 def decode(rows: pa.Table, size: int) -> ray.data.MaterializedDataset:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catdog import catalog, lease, storage
+from catdog import lease, storage
 from catdog.errors import CatdogError, UsageError
 
 CHECKPOINTS, BUNDLE = "checkpoints", "bundle.json"
@@ -176,7 +176,7 @@ class RunDirectory:
             elif name == "data":
                 for fold in storage.list_names(place):
                     if _RUNS.fullmatch(fold):
-                        _delete_files(storage.join(place, fold), re.escape(catalog.FILE_NAME))
+                        _delete_files(storage.join(place, fold), r"catalog\.parquet")
                 _delete_files(place, r"left-out\.csv")
             elif _RUNS.fullmatch(name) or any(name.startswith(f"{option}=") for option in grid):
                 inner = RunDirectory(place)

@@ -24,8 +24,8 @@ from catdog import bundle, engines, images, metrics, storage
 from catdog.bundle import ModelBundle
 from catdog.calibration import Applied
 from catdog.catalog import Catalog
-from catdog.engines import EngineName
 from catdog.errors import CatdogError
+from catdog.resources import EngineName
 
 # By split, what `share` put.
 Rows = dict[str, ray.ObjectRef]

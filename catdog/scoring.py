@@ -20,14 +20,13 @@ import pyarrow.compute as pc
 import pydantic
 import ray
 
-from catdog import bundle, calibration, catalog, cluster, lease, report, scorer, storage, submission, waiting
+from catdog import bundle, calibration, catalog, cluster, lease, report, resources, scorer, storage, submission, waiting
 from catdog.bundle import BundleInfo
 from catdog.calibration import Applied
 from catdog.catalog import Catalog
-from catdog.cluster import ScorePlan
-from catdog.engines import EngineName
 from catdog.errors import CatdogError, UsageError
 from catdog.provenance import Provenance
+from catdog.resources import EngineName, ScorePlan
 from catdog.scorer import Part
 from catdog.versions import package_versions
 
@@ -130,7 +129,7 @@ def _score(job: _Job, held: lease.Lease, started: float, on_event: EventHandler)
         parts = job.parts(engine)
     else:
         with cluster.connect(config.address, config.debug) as may_grow:
-            plan = cluster.plan_scoring({name: len(todo) for name, todo in missing.items()}, config.gpu, may_grow)
+            plan = resources.plan_scoring({name: len(todo) for name, todo in missing.items()}, config.gpu, may_grow)
             engine, parts, todo = plan.engine, job.parts(plan.engine), missing[plan.engine]
             for model in job.models:
                 bundle.require_intact(model, engine)
@@ -159,7 +158,7 @@ def explain(config: ScoreConfig) -> dict[str, str]:
     if not all(missing.values()):
         return {"parts": "all are there; the CSV and the report would be written from them"}
     with cluster.connect(config.address, config.debug) as may_grow:
-        plan = cluster.plan_scoring(missing, config.gpu, may_grow)
+        plan = resources.plan_scoring(missing, config.gpu, may_grow)
     count, each = len(job.parts(plan.engine)), f"in batches of {job.batch_size}"
     parts = f"{count}, of which {missing[plan.engine]} are to be made; {PART_ROWS} images each and fewer at the end"
     return plan.why | {"parts": f"{parts}, {each}"}

@@ -27,6 +27,7 @@ from catdog import (
     ingest,
     key_list,
     models,
+    resources,
     rng,
     storage,
     workers,
@@ -128,7 +129,7 @@ def _train_one(config: TrainConfig, data: Catalog, on_event: EventHandler) -> Tr
     if len(set(rows["train"]["label"].to_pylist())) < 2:
         raise UsageError(f"--leave-out received {config.leave_out}, which leaves fewer than two classes to train on")
     with cluster.connect(config.address, config.debug) as may_grow:
-        plan = cluster.plan_training(config.batch_size, config.workers, config.cpus_per_worker, config.gpu, may_grow)
+        plan = resources.plan_training(config.batch_size, config.workers, config.cpus_per_worker, config.gpu, may_grow)
         config = config.model_copy(update=vars(plan))
         wait_for([{"CPU": 1}], on_event, config.wait)  # for what comes before the workers
         weights = load_weights(config)
@@ -198,7 +199,7 @@ def _train_members(config: TrainConfig, data: Catalog, on_event: EventHandler) -
     results = []
     with cluster.connect(config.address, config.debug) as may_grow:
         for member in members:  # before an old run is deleted
-            cluster.plan_training(member.batch_size, member.workers, member.cpus_per_worker, member.gpu, may_grow)
+            resources.plan_training(member.batch_size, member.workers, member.cpus_per_worker, member.gpu, may_grow)
         _open_run(config, data, on_event)
         for number, member in enumerate(members, 1):
             on_event({"kind": "member", "member": number, "members": len(members)})

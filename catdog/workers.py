@@ -89,7 +89,7 @@ def fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
     Raises:
         CatdogError: training failed; the last checkpoint stays.
     """
-    trainer = _Trainer(
+    ray_trainer = _Trainer(
         replica.run,
         train_loop_config=job,
         backend_config=_TensorFlowConfig(),
@@ -107,7 +107,7 @@ def fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
         ),
     )
     try:
-        outcome = trainer.fit().return_value
+        outcome = ray_trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise CatdogError(
             f"training failed, also after {_MAX_RESTARTS} restarts ({cluster.cause(error)}); --debug "

@@ -12,7 +12,7 @@ import pytest
 import ray
 import yaml
 
-from catdog import cluster
+from catdog import cluster, resources
 from catdog.engines import EngineName
 from catdog.errors import CatdogError, UsageError
 
@@ -87,58 +87,58 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
 
 def test_training_takes_what_the_cluster_holds_and_the_batch_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, {"CPU": 2.0})
-    assert cluster.plan_training(64) == cluster.TrainPlan(2, 1, False)
-    assert cluster.plan_training(64, workers=1) == cluster.TrainPlan(1, 2, False)
-    assert cluster.plan_training(8) == cluster.TrainPlan(1, 2, False)
+    assert resources.plan_training(64) == resources.TrainPlan(2, 1, False)
+    assert resources.plan_training(64, workers=1) == resources.TrainPlan(1, 2, False)
+    assert resources.plan_training(8) == resources.TrainPlan(1, 2, False)
     pretend(monkeypatch, {"CPU": 64.0})
-    assert cluster.plan_training(64) == cluster.TrainPlan(8, 8, False)
+    assert resources.plan_training(64) == resources.TrainPlan(8, 8, False)
     pretend(monkeypatch, {"CPU": 3.0}, {"CPU": 1.0})
-    assert cluster.plan_training(64) == cluster.TrainPlan(4, 1, False)
-    assert cluster.plan_training(64, workers=2) == cluster.TrainPlan(2, 1, False)
+    assert resources.plan_training(64) == resources.TrainPlan(4, 1, False)
+    assert resources.plan_training(64, workers=2) == resources.TrainPlan(2, 1, False)
     pretend(monkeypatch, {"CPU": 8.0}, {"CPU": 8.0, "GPU": 2.0})
-    assert cluster.plan_training(64) == cluster.TrainPlan(2, 1, True)
-    assert cluster.plan_training(64, gpu=False, workers=2) == cluster.TrainPlan(2, 8, False)
+    assert resources.plan_training(64) == resources.TrainPlan(2, 1, True)
+    assert resources.plan_training(64, gpu=False, workers=2) == resources.TrainPlan(2, 8, False)
 
 
 def test_what_training_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, {"CPU": 2.0})
     with pytest.raises(UsageError, match="received --workers 3 with 1 CPU each, but the cluster holds 2"):
-        cluster.plan_training(64, workers=3)
+        resources.plan_training(64, workers=3)
     with pytest.raises(UsageError, match="received --workers 1 with 4 CPUs each, but the cluster holds 0"):
-        cluster.plan_training(64, workers=1, cpus_per_worker=4)
+        resources.plan_training(64, workers=1, cpus_per_worker=4)
     with pytest.raises(UsageError, match="--batch-size 1 for 2 workers"):
-        cluster.plan_training(1, workers=2)
+        resources.plan_training(1, workers=2)
     with pytest.raises(UsageError, match="the cluster has no GPU; expected at least one; use --cpu"):
-        cluster.plan_training(64, gpu=True)
+        resources.plan_training(64, gpu=True)
     with pytest.raises(UsageError, match="--workers 2 with a GPU and 1 CPU each, but the cluster holds 0"):
-        cluster.plan_training(64, workers=2, gpu=True)
+        resources.plan_training(64, workers=2, gpu=True)
     # An autoscaler may bring GPUs to whoever says how many to wait for.
     with pytest.raises(UsageError, match="give --workers N to wait"):
-        cluster.plan_training(64, gpu=True, may_grow=True)
-    assert cluster.plan_training(64, workers=2, gpu=True, may_grow=True) == cluster.TrainPlan(2, 1, True)
+        resources.plan_training(64, gpu=True, may_grow=True)
+    assert resources.plan_training(64, workers=2, gpu=True, may_grow=True) == resources.TrainPlan(2, 1, True)
     pretend(monkeypatch, {"memory": 1e9})
     with pytest.raises(UsageError, match="CPU"):
-        cluster.plan_training(64)
+        resources.plan_training(64)
 
 
 def test_scoring_takes_an_actor_a_cpu_or_gpu_but_none_without_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
     both: dict[EngineName, int] = {"onnx": 25, "tensorflow": 30}
     pretend(monkeypatch, {"CPU": 2.0}, {"CPU": 4.0})
-    assert cluster.plan_scoring(both) == cluster.ScorePlan("onnx", 6, 1, False)
-    assert cluster.plan_scoring({"tensorflow": 2}) == cluster.ScorePlan("tensorflow", 2, 1, False)
+    assert resources.plan_scoring(both) == resources.ScorePlan("onnx", 6, 1, False)
+    assert resources.plan_scoring({"tensorflow": 2}) == resources.ScorePlan("tensorflow", 2, 1, False)
     pretend(monkeypatch, {"CPU": 8.0, "GPU": 1.0})
-    assert cluster.plan_scoring(both) == cluster.ScorePlan("tensorflow", 1, 1, True)
-    assert cluster.plan_scoring(both, gpu=False) == cluster.ScorePlan("onnx", 8, 1, False)
-    assert cluster.plan_scoring({"onnx": 25}) == cluster.ScorePlan("onnx", 8, 1, False)
+    assert resources.plan_scoring(both) == resources.ScorePlan("tensorflow", 1, 1, True)
+    assert resources.plan_scoring(both, gpu=False) == resources.ScorePlan("onnx", 8, 1, False)
+    assert resources.plan_scoring({"onnx": 25}) == resources.ScorePlan("onnx", 8, 1, False)
     with pytest.raises(UsageError, match="--gpu received with --engine onnx, which runs on CPUs"):
-        cluster.plan_scoring({"onnx": 25}, gpu=True)
+        resources.plan_scoring({"onnx": 25}, gpu=True)
     pretend(monkeypatch, {"CPU": 8.0})
     with pytest.raises(UsageError, match="the cluster has no GPU"):
-        cluster.plan_scoring(both, gpu=True)
-    assert cluster.plan_scoring(both, gpu=True, may_grow=True) == cluster.ScorePlan("tensorflow", 1, 1, True)
+        resources.plan_scoring(both, gpu=True)
+    assert resources.plan_scoring(both, gpu=True, may_grow=True) == resources.ScorePlan("tensorflow", 1, 1, True)
     pretend(monkeypatch, {"GPU": 1.0})
     with pytest.raises(UsageError, match="no CPU to read images with"):
-        cluster.plan_scoring(both)
+        resources.plan_scoring(both)
 
 
 def test_the_address_of_the_jobs_api_is_told_apart() -> None:

@@ -254,9 +254,11 @@ def test_listed_images_are_left_out_of_training_and_still_judged(
 
 
 def test_folds_are_trained_one_by_one_and_a_second_call_does_nothing_twice(drawn: Catalog, tmp_path: Path) -> None:
+    listed = tmp_path / "out.csv"
+    listed.write_text("\n".join(drawn.split("train")["key"].to_pylist()[:12]))
     config = TrainConfig(
         data=drawn.root, arch="workshop_cnn", image_size=32, epochs=1, batch_size=16, name="cv", runs=str(tmp_path),
-        workers=1, members=[{"seed": 1}, {"seed": 2}],
+        workers=1, members=[{"seed": 1}, {"seed": 2}], leave_out=str(listed),
     )  # fmt: skip
     events: list[dict] = []
     found = crossval.cross_validate(config, 2, only=2, on_event=events.append)
@@ -267,6 +269,14 @@ def test_folds_are_trained_one_by_one_and_a_second_call_does_nothing_twice(drawn
     assert set(fold.split("test")["key"].to_pylist()) == set(found.keys)
     assert not set(fold.split("valid")["key"].to_pylist()) & set(found.keys)
     assert {event["kind"] for event in events} >= {"fold", "member", "epoch", "part"}
+    # Its bundle knows what it was trained on, in whatever set that comes again, and what was left out.
+    images = bundle.read_provenance(*bundle.read_info(str(tmp_path / "cv" / "fold-2")))
+    out = set(listed.read_text().split())
+    expected = [key not in out for key in fold.split("train")["key"].to_pylist()]
+    assert images.trained_on(fold.split("train")["digest"]).tolist() == expected
+    assert 0 < sum(expected) < len(expected)
+    assert images.chosen_on(fold.split("valid")["digest"]).all()
+    assert not images.trained_on(fold.split("test")["digest"]).any()
     # Two members in one bundle, which was judged by the mean of their logits.
     said = bundle_json(str(tmp_path / "cv" / "fold-2"))
     assert said["members"] == ["model.keras", "model-2.keras"]
