@@ -306,10 +306,10 @@ def _run_fold(
         ),
         on_event,
     )
-    score = ScoreConfig(
+    request = ScoreConfig(
         model=[run], data=judged.root, split=split, out=out, max_unreadable=1, gpu=config.gpu, wait=config.wait
     )
-    scoring.score(score, on_event)
+    scoring.score(request, on_event)
     if storage.exists(clock):
         spent = json.loads(storage.read_bytes(clock))
     else:
