@@ -16,10 +16,12 @@ import cv2
 import numpy as np
 import typer
 
-from catdog import catalog, images, metrics, resize, storage
-from catdog.bundle import ModelBundle
-from catdog.cli import run
+from catdog import storage
+from catdog.cli.main import run
+from catdog.data import catalog, images, resize
 from catdog.errors import UsageError
+from catdog.evaluation import metrics
+from catdog.inference.bundle import ModelBundle
 
 _SCALES = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _ROUNDS = 5

@@ -19,7 +19,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from catdog import catalog, engines, fused, images
+from catdog.data import catalog, images
+from catdog.inference import engines
+from catdog.models import batch_norm
 
 _BATCH, _ROUNDS = 64, 5
 
@@ -76,7 +78,7 @@ def main(
     show("TensorFlow", lambda: plain.logits(batch))
     for precision in ("float32", "bfloat16"):
         folded = tf.function(
-            lambda x, low=precision == "bfloat16": fused.apply(loaded, x, bfloat16=low, training=False)
+            lambda x, low=precision == "bfloat16": batch_norm.apply(loaded, x, bfloat16=low, training=False)
         )
         show(f"TensorFlow, batch-norm folded, {precision}", lambda folded=folded: folded(batch).numpy()[:, 0])
 

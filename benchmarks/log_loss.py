@@ -19,11 +19,13 @@ from typing import Annotated, Any
 
 import typer
 
-from catdog import crossval, metrics, storage
-from catdog.cli import run
-from catdog.console import out
+from catdog import storage
+from catdog.cli.display import out
+from catdog.cli.main import run
 from catdog.errors import UsageError
-from catdog.recipes import TrainConfig
+from catdog.evaluation import metrics
+from catdog.experiments import cross_validation
+from catdog.training.recipes import TrainConfig
 
 FOLDS = 5
 
@@ -94,14 +96,14 @@ def variants(
             continue
         run_ = "".join(letter if letter.isalnum() else "-" for letter in name)
         config = TrainConfig(data=data, recipe="fine-tune", weights=weights, runs=runs, name=run_, **(SHORT | options))
-        found[name] = crossval.cross_validate(config, FOLDS, fold)
-        out.print(f"{name}: {crossval.summarise(found[name])['log_loss']:.4f}", markup=False)
+        found[name] = cross_validation.cross_validate(config, FOLDS, fold)
+        out.print(f"{name}: {cross_validation.summarise(found[name])['log_loss']:.4f}", markup=False)
     out.print(f"\n{os.cpu_count()} CPU cores, {time.strftime('%Y-%m-%d')}, fold {fold} of {FOLDS}\n")
     out.print("| with | log loss | uncalibrated | better than with none (95 % interval) | | minutes |")
     out.print("|---|---|---|---|---|---|")
     base = found["none of them"]
     for name, each in found.items():
-        figures, gain = crossval.summarise(each), base.losses - each.losses
+        figures, gain = cross_validation.summarise(each), base.losses - each.losses
         low, high = metrics.difference_interval(gain)
         verdict = "" if each is base else "noise" if low <= 0 <= high else "helps" if low > 0 else "hurts"
         out.print(
@@ -125,12 +127,12 @@ def main(
         if names and entry.recipe not in names:
             continue
         run_ = storage.join(runs, entry.recipe)
-        if storage.exists(storage.join(run_, crossval.REPORT_NAME)):
-            found = crossval.read(run_)
+        if storage.exists(storage.join(run_, cross_validation.REPORT_NAME)):
+            found = cross_validation.read(run_)
         else:
             config = TrainConfig(data=data, recipe=entry.recipe, runs=runs, name=entry.recipe, **entry.options)
-            found = crossval.cross_validate(config, FOLDS, fold)
-        figures = crossval.summarise(found)
+            found = cross_validation.cross_validate(config, FOLDS, fold)
+        figures = cross_validation.summarise(found)
         lines.append(
             f"| {entry.recipe} | {entry.published}: {entry.figure} | **{figures['log_loss']:.4f}** "
             f"({figures['log_loss_low']:.4f} to {figures['log_loss_high']:.4f}) | {figures['log_loss_plain']:.4f} | "

@@ -80,7 +80,7 @@ def ray_recipe(model: Path, folder: Path, out: Path, size: int) -> None:
 
 
 def _decode(paths: list[str], size: int) -> float:
-    from catdog import images
+    from catdog.data import images
 
     images.use_one_thread()
     started = time.perf_counter()
@@ -90,7 +90,7 @@ def _decode(paths: list[str], size: int) -> float:
 
 
 def _forward(model: bytes, size: int, batches: int) -> float:
-    from catdog.engines import OnnxEngine
+    from catdog.inference.engines import OnnxEngine
 
     engine = OnnxEngine(model, threads=1)
     batch = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), dtype=np.uint8)
@@ -124,10 +124,11 @@ def keras_fit(data: str, size: int = 128, epochs: int = 3, cache: bool = False) 
     import keras
     import tensorflow as tf
 
-    from catdog import catalog, models
+    from catdog.data import catalog
+    from catdog.models import registry
 
     rows = catalog.read(data).split("train")
-    model = models.build(models.Spec("mobilenet", size, 0.25))
+    model = registry.build(registry.Spec("mobilenet", size, 0.25))
     model.compile(keras.optimizers.AdamW(1e-3), keras.losses.BinaryCrossentropy(from_logits=True))
     augmentation = keras.Sequential(
         [

@@ -29,8 +29,11 @@ import psutil
 import pyarrow as pa
 import typer
 
-from catdog import bundle, catalog, datasets, images, layouts, models, storage
-from catdog.catalog import Catalog
+from catdog import storage
+from catdog.data import catalog, datasets, images, layouts
+from catdog.data.catalog import Catalog
+from catdog.inference import bundle
+from catdog.models import registry
 
 app = typer.Typer(pretty_exceptions_enable=False)
 RIVALS = Path(__file__).with_name("rivals.py")
@@ -87,8 +90,8 @@ def repeat(data: Catalog, count: int, root: Path, split: str = "test") -> Catalo
 
 def save(folder: Path, alpha: float, weights: str, sample: np.ndarray) -> str:
     """A bundle of MobileNet whose head was never trained."""
-    spec = models.Spec("mobilenet", sample.shape[1], alpha, pretrained=weights != "none")
-    model = models.build(spec, storage.read_bytes(weights) if weights != "none" else None)
+    spec = registry.Spec("mobilenet", sample.shape[1], alpha, pretrained=weights != "none")
+    model = registry.build(spec, storage.read_bytes(weights) if weights != "none" else None)
     info = bundle.save(str(folder), [model], sample, architecture="mobilenet", image_size=sample.shape[1], **_PLAIN)
     if info.onnx != bundle.VERIFIED:
         sys.exit(f"no ONNX: {info.onnx}")
@@ -193,9 +196,10 @@ def score(
 
 _DRIVER = """
 import json, sys
-from catdog import catalog, scoring
+from catdog.data import catalog
+from catdog.scoring import score
 model, data, out = sys.argv[1:]
-scoring.score(scoring.ScoreConfig(model=model, data=data, out=out))
+score.score(score.ScoreConfig(model=model, data=data, out=out))
 table = catalog.read(data).table
 # Not getrusage, which remembers the process that started this one.
 peak = next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -297,7 +301,7 @@ _NODES = """
 import json, os, sys
 import ray
 from ray.cluster_utils import Cluster
-from catdog import scoring
+from catdog.scoring import score
 count, model, data, out = int(sys.argv[1]), *sys.argv[2:]
 cluster = Cluster()
 for core in range(count):
@@ -306,7 +310,7 @@ for core in range(count):
 os.sched_setaffinity(0, set(range(os.cpu_count())))
 ray.init(address=cluster.address, log_to_driver=False)
 parts = []
-scoring.score(scoring.ScoreConfig(model=model, data=data, out=out), parts.append)
+score.score(score.ScoreConfig(model=model, data=data, out=out), parts.append)
 ray.shutdown()
 cluster.shutdown()
 print(json.dumps([part for part in parts if part["kind"] == "part"]))

@@ -19,10 +19,12 @@ import speed
 import typer
 from forward import seconds
 
-from catdog import augment, engines, fused, models
+from catdog.inference import engines
+from catdog.models import batch_norm, registry
+from catdog.training import augmentation
 
 _SIZE, _BATCH, _ROUNDS = 128, 64, 30
-_SETTINGS = augment.Augmentation(mirror=True, rotation=12, zoom=0.12, shift=0.08)
+_SETTINGS = augmentation.Augmentation(mirror=True, rotation=12, zoom=0.12, shift=0.08)
 
 
 def pixels(count: int) -> np.ndarray:
@@ -36,8 +38,8 @@ def step(fuse: bool, threads: int, count: int, together: Barrier) -> float:
     import keras
     import tensorflow as tf
 
-    model = models.build(models.Spec("mobilenet", _SIZE, 0.25))
-    model = fused.fuse_batch_norm(model) if fuse else model
+    model = registry.build(registry.Spec("mobilenet", _SIZE, 0.25))
+    model = batch_norm.fuse_batch_norm(model) if fuse else model
     optimizer = keras.optimizers.AdamW(1e-3)
     optimizer.build(model.trainable_variables)
     batch, labels = tf.constant(pixels(count)), tf.constant(np.arange(count) % 2, tf.float32)
@@ -61,8 +63,8 @@ def change() -> tuple[float, float]:
     engines.set_up(1, gpu=False)
     import tensorflow as tf
 
-    random = np.random.default_rng(0).random((_BATCH, augment.DRAWS))
-    parameters = augment.draw(random, _SETTINGS, _SIZE, _SIZE)
+    random = np.random.default_rng(0).random((_BATCH, augmentation.DRAWS))
+    parameters = augmentation.draw(random, _SETTINGS, _SIZE, _SIZE)
     images, out = pixels(_BATCH), np.empty((_BATCH, _SIZE, _SIZE, 3), np.uint8)
     transforms = tf.constant(np.pad(parameters[:, :6], ((0, 0), (0, 2))))
     floats = tf.constant(images, tf.float32)
@@ -75,7 +77,7 @@ def change() -> tuple[float, float]:
 
     def ours() -> None:
         for image, row, place in zip(images, parameters, out, strict=True):
-            augment.apply(image, row, _SETTINGS, place)
+            augmentation.apply(image, row, _SETTINGS, place)
 
     return seconds(theirs, _ROUNDS) / _BATCH, seconds(ours, _ROUNDS) / _BATCH
 

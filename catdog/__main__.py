@@ -13,9 +13,9 @@ def main() -> NoReturn:
 
 def _main() -> None:
     # Only now: what the command imports takes long enough to be interrupted.
-    from catdog import cli
+    from catdog.cli import main
 
-    cli.main()
+    main.main()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ STAGES = {
 
 
 def _run() -> None:
-    from catdog.cli import run
+    from catdog.cli.main import run
 
     run(main)
 
@@ -25,8 +25,8 @@ def _run() -> None:
 def main() -> None:
     """Runs the stages and says how long each took."""
     from catdog import cluster
-    from catdog.cli import app
-    from catdog.console import out
+    from catdog.cli.display import out
+    from catdog.cli.main import app
 
     seconds = {}
     with cluster.connect():

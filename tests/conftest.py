@@ -23,20 +23,20 @@ os.environ.pop("RAY_ADDRESS", None)
 import pytest
 from helpers import SHARED, Outcome, save_untrained
 
-from catdog import synthetic
-from catdog.catalog import Catalog
+from catdog.data import synthetic
+from catdog.data.catalog import Catalog
 
 
 @pytest.fixture
 def catdog(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Runs the `catdog` command in this process."""
-    from catdog import cli
+    from catdog.cli import main
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["catdog", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            main.main()
         printed = capsys.readouterr()
         return Outcome(int(stop.value.code or 0), printed.out, printed.err)
 

@@ -16,8 +16,10 @@ import keras
 import numpy as np
 from PIL import Image
 
-from catdog import bundle, calibration, models
-from catdog.catalog import Catalog
+from catdog.data.catalog import Catalog
+from catdog.evaluation import calibration
+from catdog.inference import bundle
+from catdog.models import registry
 
 # Labelled images of a class: enough that a tenth of them is somewhere in both splits.
 COUNT = 40
@@ -120,7 +122,7 @@ def save_untrained(uri: str, data: Catalog, size: int = 32, members: int = 1, **
     built = []
     for seed in range(members):
         keras.utils.set_random_seed(seed)
-        built.append(models.build(models.Spec("small_resnet", size)))
+        built.append(registry.build(registry.Spec("small_resnet", size)))
     sample = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
     return bundle.save(uri, built, sample, **(_fields(data, size) | fields))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from catdog import models
-from catdog.catalog import Catalog
+from catdog.data.catalog import Catalog
+from catdog.models import registry
 
 COMMANDS = {
     "data prepare": ["--valid-fraction", "--split-seed"],
@@ -46,11 +46,13 @@ def test_the_version_is_the_installed_one(catdog) -> None:
 
 def test_models_lists_the_registry(catdog) -> None:
     shown = catdog("models").out
-    assert all(name in shown for name in models.ARCHITECTURES)
+    assert all(name in shown for name in registry.ARCHITECTURES)
 
 
 def test_python_m_catdog_is_the_command_and_imports_nothing_heavy() -> None:
-    script = "import sys, catdog.cli; print([m for m in ('tensorflow', 'keras', 'ray', 'cv2') if m in sys.modules])"
+    script = (
+        "import sys, catdog.cli.main; print([m for m in ('tensorflow', 'keras', 'ray', 'cv2') if m in sys.modules])"
+    )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
     command = [sys.executable, "-m", "catdog", "--help"]

@@ -13,8 +13,8 @@ import ray
 import yaml
 
 from catdog import cluster, resources
-from catdog.engines import EngineName
 from catdog.errors import CatdogError, UsageError
+from catdog.inference.engines import EngineName
 
 ROOT = Path(__file__).parents[1]
 

@@ -37,7 +37,7 @@ def test_python_m_catdog_imports_nothing_from_the_working_folder(folder: Path) -
 def test_a_file_that_hides_a_package_is_named(tmp_path: Path) -> None:
     script = tmp_path / "jobs" / "x.py"
     script.parent.mkdir()
-    script.write_text("from catdog.cli import main\nmain()\n")
+    script.write_text("from catdog.cli.main import main\nmain()\n")
     (tmp_path / "keras.py").write_text("")
     refused = run(tmp_path, str(script), "models", PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
     assert refused.returncode == 2

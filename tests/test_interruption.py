@@ -13,7 +13,7 @@ import pytest
 from helpers import jpeg
 
 from catdog import lease
-from catdog.catalog import Catalog
+from catdog.data.catalog import Catalog
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,10 +12,10 @@ import pytest
 from pyarrow import fs
 
 from catdog import storage
-from catdog.catalog import Catalog
+from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
-from catdog.recipes import TrainConfig
 from catdog.run_directory import RunDirectory
+from catdog.training.recipes import TrainConfig
 
 CONTENT = {"options": TrainConfig(data="d").model_dump(mode="json"), "catalog_fingerprint": "f"}
 # What training leaves, and a fold's run, and a cross-validation and a search of the same name.

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from catdog import images, storage
+from catdog import storage
+from catdog.data import images
 from catdog.errors import CatdogError, UsageError
 
 

@@ -12,10 +12,12 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
-from catdog import audit, catalog, cluster, datasets
-from catdog.catalog import Catalog
-from catdog.crossval import OutOfFold
+from catdog import cluster
+from catdog.data import catalog, datasets
+from catdog.data.catalog import Catalog
 from catdog.errors import UsageError
+from catdog.experiments import audit
+from catdog.experiments.cross_validation import OutOfFold
 
 
 @pytest.fixture(scope="module")

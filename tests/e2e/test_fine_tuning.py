@@ -18,12 +18,18 @@ from scipy import optimize
 from sklearn import metrics as sklearn_metrics
 from sklearn.linear_model import LogisticRegression
 
-from catdog import bundle, catalog, crossval, features, images, metrics, models, scoring, training
-from catdog.bundle import ModelBundle
-from catdog.catalog import Catalog
+from catdog.data import catalog, images
+from catdog.data.catalog import Catalog
 from catdog.errors import UsageError
-from catdog.recipes import PROBE, TrainConfig
+from catdog.evaluation import metrics
+from catdog.experiments import cross_validation
+from catdog.inference import bundle
+from catdog.inference.bundle import ModelBundle
+from catdog.models import registry
 from catdog.run_directory import RunDirectory
+from catdog.scoring import score
+from catdog.training import feature_cache, train
+from catdog.training.recipes import PROBE, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
 SIZE = 64
@@ -78,7 +84,7 @@ def test_fine_tuning_with_everything_on_keeps_workers_equal_and_scores_as_it_val
     # Trained at 55 pixels, saved for 64; the lower blocks are the file's, the upper ones are not.
     model = keras.saving.load_model(tmp_path / "all" / "model" / "model.keras")
     assert model.input_shape == (None, SIZE, SIZE, 3)
-    before = models.build(models.Spec("mobilenet", SIZE, 0.25, pretrained=True), Path(weights).read_bytes())
+    before = registry.build(registry.Spec("mobilenet", SIZE, 0.25, pretrained=True), Path(weights).read_bytes())
     for layer, same in (("conv_pw_3", True), ("conv_pw_4", False)):
         ours, theirs = (m.get_layer("backbone").get_layer(layer).get_weights()[0] for m in (model, before))
         assert np.array_equal(ours, theirs) == same
@@ -103,7 +109,7 @@ def test_a_dense_head_is_fitted_to_cached_features(tmp_path: Path) -> None:
     (tmp_path / ".being-written.parquet.1-2.tmp").write_bytes(b"")
     spec = TrainConfig(data="d", recipe="little-data", weights="none", image_size=32).resolve().spec
     rows = pa.table({"key": keys, "label": labels})
-    found = features.fit_head(str(tmp_path), rows, spec, 0, ["identity"])
+    found = feature_cache.fit_head(str(tmp_path), rows, spec, 0, ["identity"])
     assert [value.shape for value in found] == [(512, 256), (256,), (256, 1), (1,)]
     hidden = np.maximum(values @ found[0] + found[1], 0)
     logits = (hidden @ found[2] + found[3])[:, 0]
@@ -117,13 +123,13 @@ def test_an_image_that_cannot_be_read_has_no_features_and_costs_no_second_run(
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     uris = [*rows["uri"].to_pylist()[:5], str(tmp_path / "broken.jpg")]
     rows = rows.set_column(2, "uri", pa.array(uris))
-    spec = models.Spec("mobilenet", SIZE, 0.25, freeze=True, pretrained=True)
+    spec = registry.Spec("mobilenet", SIZE, 0.25, freeze=True, pretrained=True)
     loaded = ray.put(Path(weights).read_bytes())
     said: list[dict] = []
     for _ in range(2):
-        features.compute(rows, spec, loaded, 0, ["identity"], str(tmp_path / "cache"), said.append)
+        feature_cache.compute(rows, spec, loaded, 0, ["identity"], str(tmp_path / "cache"), said.append)
     assert [event["images"] for event in said] == [6, 1]
-    _, at = features.read(str(tmp_path / "cache"), rows["key"].to_pylist(), "identity")
+    _, at = feature_cache.read(str(tmp_path / "cache"), rows["key"].to_pylist(), "identity")
     assert at.tolist() == [0, 1, 2, 3, 4]
 
 
@@ -136,7 +142,7 @@ def test_several_models_are_averaged_in_logit_space(drawn: Catalog, untrained: s
     command = ["score", "--model", untrained, "--model", other, "--data", drawn.root, "--out", out]
     done = catdog(*command)
     assert done.code == 0, done.err
-    parts = scoring.read_parts(str(out)).sort_by("key")
+    parts = score.read_parts(str(out)).sort_by("key")
     places = dict(zip(drawn.table["key"].to_pylist(), drawn.table["uri"].to_pylist(), strict=True))
     each = []
     for uri, size in ((untrained, 32), (other, 48)):
@@ -183,16 +189,16 @@ def test_several_models_are_averaged_in_logit_space(drawn: Catalog, untrained: s
 @pytest.fixture(scope="module")
 def probed(
     drawn: Catalog, weights: str, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[TrainConfig, crossval.OutOfFold]:
+) -> tuple[TrainConfig, cross_validation.OutOfFold]:
     config = TrainConfig(
         data=drawn.root, recipe="linear-probe", arch="mobilenet", alpha=0.25, weights=weights, image_size=SIZE,
         name="probe", runs=str(tmp_path_factory.mktemp("runs")),
     )  # fmt: skip
-    return config, crossval.cross_validate(config, 3)
+    return config, cross_validation.cross_validate(config, 3)
 
 
 def test_cached_features_are_what_keras_computes(
-    drawn: Catalog, weights: str, probed: tuple[TrainConfig, crossval.OutOfFold]
+    drawn: Catalog, weights: str, probed: tuple[TrainConfig, cross_validation.OutOfFold]
 ) -> None:
     (folder,) = (Path(probed[0].runs) / ".features").iterdir()
     rows = drawn.split("valid")
@@ -203,13 +209,13 @@ def test_cached_features_are_what_keras_computes(
     )
     backbone.load_weights(weights)
     for view, shown in (("identity", pixels), ("mirror", pixels[:, :, ::-1])):
-        found, at = features.read(str(folder), keys, view)
+        found, at = feature_cache.read(str(folder), keys, view)
         assert at.tolist() == list(range(len(keys)))
         assert found == pytest.approx(backbone.predict(shown / 127.5 - 1, verbose=0), rel=1e-3, abs=1e-6)
 
 
 def test_out_of_fold_predictions_are_those_of_models_that_never_saw_the_image(
-    drawn: Catalog, probed: tuple[TrainConfig, crossval.OutOfFold]
+    drawn: Catalog, probed: tuple[TrainConfig, cross_validation.OutOfFold]
 ) -> None:
     config, found = probed
     labelled = drawn.count("train") + drawn.count("valid")
@@ -218,8 +224,8 @@ def test_out_of_fold_predictions_are_those_of_models_that_never_saw_the_image(
         assert abs(found.labels[found.folds == fold].mean() - 0.5) < 0.05
     # scikit-learn alone, on the same features, folds and penalties, comes to the same.
     (folder,) = (Path(config.runs) / ".features").iterdir()
-    plain, _ = features.read(str(folder), found.keys, "identity")
-    mirrored, _ = features.read(str(folder), found.keys, "mirror")
+    plain, _ = feature_cache.read(str(folder), found.keys, "identity")
+    mirrored, _ = feature_cache.read(str(folder), found.keys, "mirror")
     candidates = []
     for strength in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0):
         rest, held_out = found.folds != 1, found.folds == 1
@@ -228,29 +234,29 @@ def test_out_of_fold_predictions_are_those_of_models_that_never_saw_the_image(
         candidates.append((model.decision_function(plain[held_out]) + model.decision_function(mirrored[held_out])) / 2)
     assert min(np.abs(found.logits[held_out] - each).max() for each in candidates) < 1e-3
 
-    again = crossval.read(str(Path(config.runs) / "probe"))
+    again = cross_validation.read(str(Path(config.runs) / "probe"))
     assert again.keys == sorted(found.keys)
-    summary = crossval.summarise(again)
+    summary = cross_validation.summarise(again)
     assert summary["log_loss"] == pytest.approx(sklearn_metrics.log_loss(again.labels, again.probabilities))
     with pytest.raises(UsageError, match="--folds received 200, but .* has 48"):
-        crossval.assign(drawn, 200, 0)
+        cross_validation.assign(drawn, 200, 0)
 
 
 def test_listed_images_are_left_out_of_training_and_still_judged(
-    probed: tuple[TrainConfig, crossval.OutOfFold], tmp_path: Path
+    probed: tuple[TrainConfig, cross_validation.OutOfFold], tmp_path: Path
 ) -> None:
     config, before = probed
     listed = tmp_path / "out.csv"
     # As the audit writes it: a column `key` among others, and unlabelled images too.
     listed.write_text("split,key\n" + "".join(f"train,{key}\n" for key in [*before.keys[::4], "test/1.jpg"]))
-    found = crossval.cross_validate(config.model_copy(update={"name": "fewer", "leave_out": str(listed)}), 3)
+    found = cross_validation.cross_validate(config.model_copy(update={"name": "fewer", "leave_out": str(listed)}), 3)
     assert found.keys == before.keys
     assert np.abs(found.logits - before.logits).max() > 1e-3
     listed.write_text("train/nobody.jpg\n")
     with pytest.raises(
         UsageError, match="1 unknown keys such as 'train/nobody.jpg'; expected keys of .* such as 'train/"
     ):
-        training.train(config.model_copy(update={"leave_out": str(listed), "name": "x"}))
+        train.train(config.model_copy(update={"leave_out": str(listed), "name": "x"}))
 
 
 def test_folds_are_trained_one_by_one_and_a_second_call_does_nothing_twice(drawn: Catalog, tmp_path: Path) -> None:
@@ -261,7 +267,7 @@ def test_folds_are_trained_one_by_one_and_a_second_call_does_nothing_twice(drawn
         workers=1, members=[{"seed": 1}, {"seed": 2}], leave_out=str(listed),
     )  # fmt: skip
     events: list[dict] = []
-    found = crossval.cross_validate(config, 2, only=2, on_event=events.append)
+    found = cross_validation.cross_validate(config, 2, only=2, on_event=events.append)
     assert set(found.folds) == {2}
     assert len(found.keys) == 48
     # It keeps its best epoch, so that was chosen on images of neither fold.
@@ -286,7 +292,7 @@ def test_folds_are_trained_one_by_one_and_a_second_call_does_nothing_twice(drawn
     expected = sklearn_metrics.log_loss(each[0]["label"].to_numpy(), metrics.calibrated(mean))
     assert said["validation"]["log_loss"] == pytest.approx(expected)
     second: list[dict] = []
-    again = crossval.cross_validate(config, 2, only=2, on_event=second.append)
+    again = cross_validation.cross_validate(config, 2, only=2, on_event=second.append)
     assert (again.logits == found.logits).all()
     assert again.seconds == found.seconds
     assert {event["kind"] for event in second} == {"fold"}

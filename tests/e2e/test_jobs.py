@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from catdog import submission, synthetic
-from catdog.catalog import Catalog
+from catdog.data import synthetic
+from catdog.data.catalog import Catalog
+from catdog.reporting import submission
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

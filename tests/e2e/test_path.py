@@ -16,13 +16,17 @@ import pytest
 from helpers import Outcome, bundle_json, in_process, save_untrained, wait_for_checkpoint
 from sklearn import metrics as sklearn_metrics
 
-from catdog import bundle, catalog, images, packing, scoring, submission, training
-from catdog.bundle import ModelBundle
-from catdog.catalog import Catalog
+from catdog.data import catalog, images, packing
+from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
-from catdog.provenance import Provenance
-from catdog.scoring import ScoreConfig
-from catdog.training import TrainConfig
+from catdog.inference import bundle
+from catdog.inference.bundle import ModelBundle
+from catdog.inference.provenance import Provenance
+from catdog.reporting import submission
+from catdog.scoring import score
+from catdog.scoring.score import ScoreConfig
+from catdog.training import train
+from catdog.training.train import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
 
@@ -39,7 +43,7 @@ def own(drawn: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
 
 
 @pytest.fixture(scope="module")
-def trained(own: Catalog, tmp_path_factory: pytest.TempPathFactory) -> tuple[training.TrainResult, list[dict]]:
+def trained(own: Catalog, tmp_path_factory: pytest.TempPathFactory) -> tuple[train.TrainResult, list[dict]]:
     """A batch-normalised model trained on two workers, of which one is killed in the second epoch."""
     events: list[dict] = []
 
@@ -56,7 +60,7 @@ def trained(own: Catalog, tmp_path_factory: pytest.TempPathFactory) -> tuple[tra
         data=own.root, image_size=32, epochs=5, batch_size=16, workers=2, name="bn",
         runs=str(tmp_path_factory.mktemp("runs")),
     )  # fmt: skip
-    return training.train(config, watch), events
+    return train.train(config, watch), events
 
 
 def processes() -> dict[int, str]:
@@ -79,7 +83,7 @@ def config_for(run: str, data: Catalog, out: Path, **options: object) -> ScoreCo
     return ScoreConfig(model=run, data=data.root, out=str(out), **options)
 
 
-def test_a_killed_worker_costs_no_epoch(trained: tuple[training.TrainResult, list[dict]]) -> None:
+def test_a_killed_worker_costs_no_epoch(trained: tuple[train.TrainResult, list[dict]]) -> None:
     result, events = trained
     starts = [event["epoch"] for event in events if event["kind"] == "start"]
     assert starts[0] == 0
@@ -91,7 +95,7 @@ def test_a_killed_worker_costs_no_epoch(trained: tuple[training.TrainResult, lis
     assert [line.split(": ")[1] for line in left_out] == ["is empty (0 bytes)"] * 2
 
 
-def test_all_variables_of_both_workers_are_equal_to_the_bit(trained: tuple[training.TrainResult, list[dict]]) -> None:
+def test_all_variables_of_both_workers_are_equal_to_the_bit(trained: tuple[train.TrainResult, list[dict]]) -> None:
     kept = bundle_json(trained[0].run)["training"]
     for digests in [*(entry["variables_sha256"] for entry in kept["history"]), kept["variables_sha256"]]:
         assert len(digests) == 2
@@ -101,17 +105,17 @@ def test_all_variables_of_both_workers_are_equal_to_the_bit(trained: tuple[train
 
 @pytest.fixture(scope="module")
 def scored(
-    trained: tuple[training.TrainResult, list[dict]], own: Catalog, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[scoring.ScoreResult, Path]:
+    trained: tuple[train.TrainResult, list[dict]], own: Catalog, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[score.ScoreResult, Path]:
     """Both splits scored, while one test image could not be had, and where the CSV is."""
     gone = Path(own.split("test")["uri"][2].as_py())
     gone.rename(gone.with_suffix(".away"))
     out = tmp_path_factory.mktemp("scored") / "results.csv"
-    return scoring.score(config_for(trained[0].run, own, out, max_unreadable=0.1)), out
+    return score.score(config_for(trained[0].run, own, out, max_unreadable=0.1)), out
 
 
 def test_scoring_agrees_with_training_and_with_scikit_learn(
-    trained: tuple[training.TrainResult, list[dict]], own: Catalog, scored: tuple[scoring.ScoreResult, Path]
+    trained: tuple[train.TrainResult, list[dict]], own: Catalog, scored: tuple[score.ScoreResult, Path]
 ) -> None:
     result, out = scored
     tmp_path = out.parent
@@ -120,7 +124,7 @@ def test_scoring_agrees_with_training_and_with_scikit_learn(
     assert report == result.report
     # No train/score skew: the loop's figure and the job's, for the same weights.
     assert report["log_loss_plain"] == pytest.approx(trained[0].validation["log_loss"], abs=1e-4)
-    valid = [row for row in scoring.read_parts(str(out)).to_pylist() if row["label"] is not None]
+    valid = [row for row in score.read_parts(str(out)).to_pylist() if row["label"] is not None]
     labels, probabilities = ([row[name] for row in valid] for name in ("label", "probability"))
     assert report["n"] == len(valid) == own.count("valid")
     assert report["log_loss"] == pytest.approx(sklearn_metrics.log_loss(labels, probabilities), abs=1e-9)
@@ -144,9 +148,9 @@ def test_scoring_agrees_with_training_and_with_scikit_learn(
 
 
 def test_too_many_unreadable_images_are_written_and_then_told(
-    trained: tuple[training.TrainResult, list[dict]],
+    trained: tuple[train.TrainResult, list[dict]],
     own: Catalog,
-    scored: tuple[scoring.ScoreResult, Path],
+    scored: tuple[score.ScoreResult, Path],
     catdog: Callable[..., Outcome],
 ) -> None:
     out = scored[1]
@@ -159,23 +163,23 @@ def test_too_many_unreadable_images_are_written_and_then_told(
     # One split alone, of the same model: what is said of the other one stays.
     before = {name: out.with_name(f"results.{name}").read_text() for name in ("rejected.csv", "report.json")}
     assert "test/3.jpg" in before["rejected.csv"]
-    scoring.score(config_for(trained[0].run, own, out, split="valid", max_unreadable=0.1))
+    score.score(config_for(trained[0].run, own, out, split="valid", max_unreadable=0.1))
     assert before == {name: out.with_name(f"results.{name}").read_text() for name in before}
 
     # What the storage did not give then is scored once it is back, by the same command.
     gone = Path(own.split("test")["uri"][2].as_py())
     gone.with_suffix(".away").rename(gone)
-    scoring.score(config_for(trained[0].run, own, out, max_unreadable=0.1))
+    score.score(config_for(trained[0].run, own, out, max_unreadable=0.1))
     assert "test/3.jpg" not in out.with_name("results.rejected.csv").read_text()
 
 
 def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
     drawn: Catalog, untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, catdog: Callable[..., Outcome]
 ) -> None:
-    monkeypatch.setattr(scoring, "PART_ROWS", 4)
+    monkeypatch.setattr(score, "PART_ROWS", 4)
     out = tmp_path / "results.csv"
     config = config_for(untrained, drawn, out, split="test", batch_size=1)
-    scoring.score(config)
+    score.score(config)
     first = out.read_bytes()
     parts = sorted((tmp_path / "results.parts").iterdir())
     # Two parts of four rows, and sixteen of one: the last parts of a split are small.
@@ -184,7 +188,7 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
     parts[0].unlink()
     parts[2].write_bytes(parts[2].read_bytes()[:-40])
     events: list[dict] = []
-    scoring.score(config, events.append)
+    score.score(config, events.append)
     assert events[0] == {"kind": "plan", "actors": 2, "parts": 2, "kept": 16}
     assert out.read_bytes() == first
     assert parts[1].stat().st_mtime_ns == kept
@@ -197,10 +201,10 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
     other = str(tmp_path / "other")
     save_untrained(other, drawn, temperature=3.0)
     with pytest.raises(UsageError, match=r"results.csv is of another model, data set or --batch-size"):
-        scoring.score(config_for(other, drawn, out, split="valid"))
+        score.score(config_for(other, drawn, out, split="valid"))
     assert out.read_bytes() == first
     before = {ending: out.with_suffix(ending).read_bytes() for ending in (".csv", ".meta.json")}
-    scoring.score(config_for(other, drawn, out, split="test"))
+    score.score(config_for(other, drawn, out, split="test"))
     assert out.read_bytes() != first
     assert not set(parts) & set((tmp_path / "results.parts").iterdir())
 
@@ -214,8 +218,8 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
             assert f"{out} is not the file that results.meta.json was written for" in refused.err
             assert "run the same `catdog score` again" in refused.err
         with pytest.raises(UsageError, match=r"results.csv is .* of a run that was killed"):
-            scoring.score(config_for(other, drawn, out, split="valid"))
-        scoring.score(config_for(other, drawn, out, split="test"))
+            score.score(config_for(other, drawn, out, split="valid"))
+        score.score(config_for(other, drawn, out, split="test"))
         assert submission.check(str(out), drawn) == submission.Checked(24)
     # The other files of the set count as well; one that was taken away is told.
     rejected = out.with_suffix(".rejected.csv")
@@ -229,7 +233,7 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
 def test_an_actor_that_dies_costs_its_part_and_nothing_else(
     drawn: Catalog, untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "PART_ROWS", 2)
+    monkeypatch.setattr(score, "PART_ROWS", 2)
     killed = []
 
     def watch(event: dict) -> None:
@@ -238,7 +242,7 @@ def test_an_actor_that_dies_costs_its_part_and_nothing_else(
             os.kill(killed[0], signal.SIGKILL)
 
     out = tmp_path / "results.csv"
-    scoring.score(config_for(untrained, drawn, out, split="test"), watch)
+    score.score(config_for(untrained, drawn, out, split="test"), watch)
     assert killed
     bundle = ModelBundle.load(untrained)
     pixels = np.stack([images.read(uri, 32).pixels for uri in drawn.split("test")["uri"].to_pylist()])
@@ -258,24 +262,24 @@ def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
         more = ["--engine", "tensorflow"] if name == "tensorflow" else []
         assert catdog("score", "--model", untrained, "--data", data, "--out", out, *more).code == 0
     assert outs["packed"].read_bytes() == outs["auto"].read_bytes()
-    parts = {name: scoring.read_parts(str(out)).sort_by("key") for name, out in outs.items()}
+    parts = {name: score.read_parts(str(out)).sort_by("key") for name, out in outs.items()}
     assert parts["auto"]["logit"].to_numpy() == pytest.approx(parts["tensorflow"]["logit"].to_numpy(), abs=1e-4)
     engines = {name: json.loads((tmp_path / name / "results.meta.json").read_text())["engine"] for name in outs}
     assert engines == {"auto": "onnx", "tensorflow": "tensorflow", "packed": "onnx"}
     # What TensorFlow began, TensorFlow has finished: nothing is done again.
     events: list[dict] = []
-    scoring.score(config_for(untrained, drawn, outs["tensorflow"]), events.append)
+    score.score(config_for(untrained, drawn, outs["tensorflow"]), events.append)
     assert events == []
     # One split again with the other engine: the set of files still speaks of both.
     for part in outs["tensorflow"].with_suffix(".parts").glob("valid-*"):
         shutil.copy(part, outs["auto"].with_suffix(".parts"))
-    scoring.score(config_for(untrained, drawn, outs["auto"], split="valid", engine="tensorflow"), events.append)
+    score.score(config_for(untrained, drawn, outs["auto"], split="valid", engine="tensorflow"), events.append)
     assert events == []
     counts = json.loads((tmp_path / "auto" / "results.meta.json").read_text())["counts"]
     assert (sum(counts["valid"].values()), sum(counts["test"].values())) == (drawn.count("valid"), 24)
     assert submission.check(str(outs["auto"]), drawn) == submission.Checked(24)
     assert outs["packed"].read_bytes() == outs["auto"].read_bytes()
-    assert len(scoring.read_parts(str(outs["auto"]))) == drawn.count("valid") + 24
+    assert len(score.read_parts(str(outs["auto"]))) == drawn.count("valid") + 24
 
     explained = catdog("score", "--model", untrained, "--data", drawn.root, "--out", tmp_path / "new.csv", "--explain")
     assert "engine    onnx: the fastest on CPUs" in explained.out
@@ -306,7 +310,7 @@ def test_images_that_the_model_was_trained_on_judge_nothing(
     assert "all 12 images were trained on" in said
     assert "nothing is left to judge the model by" in said
     report = json.loads((tmp_path / "results.report.json").read_text())
-    parts = scoring.read_parts(str(out)).to_pylist()
+    parts = score.read_parts(str(out)).to_pylist()
     fresh = [row for row in parts if row["key"] in valid["key"].to_pylist()]
     labels, probabilities = ([row[name] for row in fresh] for name in ("label", "probability"))
     assert report["n"] == len(valid) == len(fresh)
@@ -334,13 +338,13 @@ def test_a_damaged_model_is_found_before_actors_start(
 
 CLUSTERS = """
 import json, sys, ray
-from catdog import scoring
-scoring.PART_ROWS = 4
+from catdog.scoring import score
+score.PART_ROWS = 4
 actors = []
 for cpus, gpus, gpu, model, data, out in JOBS:
     ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
     events = []
-    scoring.score(scoring.ScoreConfig(model=model, data=data, out=out, gpu=gpu), events.append)
+    score.score(score.ScoreConfig(model=model, data=data, out=out, gpu=gpu), events.append)
     actors.append(events[0]["actors"])
     ray.shutdown()
 assert "tensorflow" not in sys.modules  # which takes seconds to import, and the driver has no use for it
@@ -378,7 +382,7 @@ def test_no_cluster_starves(drawn: Catalog, untrained: str, tmp_path: Path) -> N
     assert not outs["one"].exists()
     assert report("one")["n"] == drawn.count("valid")
     with pytest.raises(CatdogError, match="has no test images"):
-        scoring.score(config_for(untrained, bare, outs["one"], split="test"))
+        score.score(config_for(untrained, bare, outs["one"], split="test"))
     assert report("four")["n"] == drawn.count("valid")
     assert outs["three"].read_bytes() == outs["four"].read_bytes()
     assert report("four")["test"]["n"] == submission.check(str(outs["four"]), labelled).rows == 24

@@ -16,9 +16,12 @@ import psutil
 import pytest
 from helpers import bundle_json, wait_for_checkpoint, weights
 
-from catdog import images, models, packing, rng, synthetic, training
-from catdog.catalog import Catalog
-from catdog.training import TrainConfig
+from catdog import rng
+from catdog.data import images, packing, synthetic
+from catdog.data.catalog import Catalog
+from catdog.models import registry
+from catdog.training import train
+from catdog.training.train import TrainConfig
 
 SIZE, BATCH, EPOCHS, RATE = 32, 8, 1, 1e-3
 
@@ -31,7 +34,7 @@ def by_plain_keras(data: Catalog) -> list[np.ndarray]:
     hashes = rng.key_hash(rows["key"].to_pylist())
     steps = len(labels) // BATCH
     keras.utils.set_random_seed(0)
-    model = models.build(models.Spec("workshop_cnn", SIZE))
+    model = registry.build(registry.Spec("workshop_cnn", SIZE))
     total = steps * EPOCHS
     warm_up = max(1, total // 20)
     schedule = keras.optimizers.schedules.CosineDecay(0.0, total - warm_up, warmup_target=RATE, warmup_steps=warm_up)
@@ -66,10 +69,10 @@ def test_one_worker_two_workers_and_plain_keras_end_with_the_same_weights(drawn:
             runs=str(tmp_path),
         )
         events: list[dict] = []
-        result = training.train(config, events.append)
+        result = train.train(config, events.append)
         assert [event["workers"] for event in events if event["kind"] == "start"] == [workers]
         runs[workers] = result
-    start = models.build(models.Spec("workshop_cnn", SIZE))
+    start = registry.build(registry.Spec("workshop_cnn", SIZE))
     expected = by_plain_keras(drawn)
     for result in runs.values():
         for ours, theirs, initial in zip(weights(result.run), expected, start.weights, strict=True):

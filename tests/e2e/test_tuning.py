@@ -15,8 +15,9 @@ import pytest
 from helpers import bundle_json
 from sklearn import metrics as sklearn_metrics
 
-from catdog import calibration, metrics, tuning
-from catdog.catalog import Catalog
+from catdog.data.catalog import Catalog
+from catdog.evaluation import calibration, metrics
+from catdog.experiments import tuning
 from catdog.run_directory import RunDirectory
 
 

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from helpers import in_process
 
-from catdog import submission, synthetic
+from catdog.data import synthetic
+from catdog.reporting import submission
 
 ROOT = Path(__file__).parents[2]
 KERAS = {"backend": "jax", "floatx": "float16", "epsilon": 0.1, "image_data_format": "channels_first"}
 SCRIPT = """
 import json, os, ray
 from ray.cluster_utils import Cluster
-from catdog import scoring, training
+from catdog.scoring import score
+from catdog.training import train
 
 node = dict(num_cpus=1, object_store_memory=200_000_000)
 cluster = Cluster(initialize_head=True, head_node_args=dict(node, include_dashboard=False, temp_dir=TEMPORARY))
@@ -22,11 +24,11 @@ cluster.add_node(**node)
 cluster.wait_for_nodes()
 os.environ["RAY_ADDRESS"] = cluster.address
 events = []
-config = training.TrainConfig(data=DATA, arch="workshop_cnn", image_size=32, epochs=40, patience=2, learning_rate=0.003,
+config = train.TrainConfig(data=DATA, arch="workshop_cnn", image_size=32, epochs=40, patience=2, learning_rate=0.003,
                               batch_size=16, name="two", runs=RUNS)
-result = training.train(config, events.append)
-scoring.PART_ROWS = 2
-scoring.score(scoring.ScoreConfig(model=result.run, data=DATA, out=OUT), events.append)
+result = train.train(config, events.append)
+score.PART_ROWS = 2
+score.score(score.ScoreConfig(model=result.run, data=DATA, out=OUT), events.append)
 start = next(event for event in events if event["kind"] == "start")
 plan = next(event for event in events if event["kind"] == "plan")
 nodes = {event["node"] for event in events if event["kind"] == "part"}

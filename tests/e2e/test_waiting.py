@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from catdog import submission, waiting
-from catdog.catalog import Catalog
+from catdog import waiting
+from catdog.data.catalog import Catalog
+from catdog.reporting import submission
 
 
 def hold(cpus: int) -> ray.actor.ActorHandle:

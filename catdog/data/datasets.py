@@ -1,0 +1,358 @@
+"""Real data sets in, catalog out: what people have is surveyed, copied, split and written down once.
+
+`prepare` copies every image's bytes unchanged to `DEST/images/KEY` and writes the catalog last, so a folder without a
+catalog is not a data set yet, and one with a catalog is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from catdog import lease, storage
+from catdog.data import catalog, layouts, sources, splits
+from catdog.data.catalog import Catalog
+from catdog.data.layouts import Layout, Row
+from catdog.data.splits import Duplicates, Remark
+from catdog.errors import CatdogError, UsageError
+
+# Files that are written at once, and how much of them is held in memory.
+_WRITE_BATCH, _WRITE_BYTES = 64, 64 << 20
+# Lies in DEST while it is being filled; with it and without a catalog, what is there is a set cut short.
+_LEASE_NAME = "preparing.json"
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """An image in place: SHA-256 and size of its bytes; None for a folder."""
+
+    sha256: bytes
+    size: int | None
+
+
+def prepare(
+    source: str,
+    dest: str,
+    valid_fraction: float = 0.1,
+    split_seed: int = 0,
+    *,
+    positive: str | None = None,
+    duplicates: Duplicates | None = None,
+    ignore: list[str] | None = None,
+    on_remark: Callable[[Remark], None] | None = None,
+) -> Catalog:
+    """Turns what people have (Kaggle's zips, PetImages, class folders, a flat folder) into a prepared data set.
+
+    Doing it again is harmless: the same source changes nothing, a source with more images adds them, and no image
+    ever moves between the splits. Anything else that is already in `dest` is refused, not overwritten.
+
+    Args:
+        source: URI of a zip, a tar or a folder.
+        dest: URI of the folder to make.
+        valid_fraction: share of each class's labelled images for validation, in (0, 1); unused where the source has
+            a validation folder of its own.
+        split_seed: seed of the hash that splits.
+        positive: the class to be label 1, whose probability is predicted; None is dog, or the second by alphabet.
+        duplicates: what becomes of byte-equal copies, as for `splits.settle`.
+        ignore: patterns of files and folders to leave out, as of a shell.
+        on_remark: told what was left out, and what is odd about the images.
+
+    Returns:
+        The catalog, already written.
+
+    Raises:
+        UsageError: no such source, or a value out of range.
+        CatdogError: what was found cannot be a data set, or could not be written.
+    """
+    on_remark = on_remark or (lambda _remark: None)
+    source, dest = storage.absolute(source), storage.absolute(dest)
+    if not 0 < valid_fraction < 1:
+        raise UsageError(f"--valid-fraction received {valid_fraction}, expected a number between 0 and 1")
+    if storage.kind(source) == "absent":
+        raise UsageError(
+            f"SOURCE received {source!r}, which does not exist; expected a zip, a tar or a folder of images"
+        )
+    if source == dest:
+        raise UsageError(f"SOURCE and DEST are the same folder ({source}); give another DEST")
+    if storage.relative(dest, source) != dest:
+        raise UsageError(f"DEST {dest} lies inside SOURCE {source}, whose images it would add to; give another DEST")
+    options: dict[str, object] = {"split_seed": split_seed, "valid_fraction": valid_fraction}
+    with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
+        found = sources.survey(source, Path(scratch), ignore)
+        for remark in _remarks_on_files(found):
+            on_remark(remark)
+        layout = layouts.lay_out(found.images, source, positive)
+        with contextlib.ExitStack() as stack:
+            if catalog.is_there(dest):
+                held = stack.enter_context(lease.hold(storage.join(dest, _LEASE_NAME), "`catdog data prepare`"))
+            else:
+                held = stack.enter_context(making(dest, ["images", catalog.SAMPLE_NAME], "`catdog data prepare`"))
+            previous = _previous(dest, options)
+            if previous is not None:
+                if positive is None and previous.class_names == layout.class_names[::-1]:
+                    layout = layout.swapped()
+                _require_addition(previous, layout)
+            known = {} if previous is None else _columns(previous, "key", "split")
+            copied = _copy(sources.read_images(source, Path(scratch), set(layout.rows)), layout, dest, known)
+            rows = [dataclasses.replace(row, digest=_digest(copied[row.key])) for row in layout.rows.values()]
+            settled = splits.settle(rows, layout.own_valid, valid_fraction, split_seed, duplicates, known, on_remark)
+            kept = {row.key for row in settled}
+            for row in rows:
+                if row.key not in kept:
+                    storage.delete_file(storage.join(dest, "images", row.key))
+            settled.sort(key=lambda row: (catalog.SPLITS.index(row.split), layouts.natural_order(row.key)))
+            content = options | {"content_sha256": _content_sha256(copied, kept)}
+            result = build(dest, settled, layout.class_names, content, folder="images")
+            _require_copied(dest, {row.key: copied[row.key] for row in settled})
+            for remark in _remarks_on_ids(result, found.sample):
+                on_remark(remark)
+            if previous is not None and previous.options == result.options and previous.table.equals(result.table):
+                return previous
+            held.require_held()
+            if found.sample is not None:
+                storage.write_bytes(storage.join(dest, catalog.SAMPLE_NAME), found.sample)
+            result.write()
+    return result
+
+
+@contextlib.contextmanager
+def making(dest: str, names: list[str], what: str) -> Iterator[lease.Lease]:
+    """Holds a new or empty folder while a data set is made in it, and leaves nothing behind where that fails.
+
+    Args:
+        dest: URI of the folder; what a process that died had begun to make there is deleted.
+        names: of the files and folders that will be made in it, but for the catalog.
+        what: is being done, for messages.
+
+    Yields:
+        The lease.
+
+    Raises:
+        CatdogError: it holds something else, which is left alone, is a file, or another process is making one there.
+    """
+    if storage.kind(dest) == "file":
+        raise CatdogError(f"DEST {dest} is a file; give a new or empty folder")
+    there = storage.list_names(dest)
+    if there and _LEASE_NAME not in there:
+        raise CatdogError(f"DEST {dest} is not empty and holds no data set; give a new or empty folder")
+
+    def delete() -> None:
+        for name in names:
+            uri = storage.join(dest, name)
+            (storage.delete_folder if storage.kind(uri) == "folder" else storage.delete_file)(uri)
+
+    with lease.hold(storage.join(dest, _LEASE_NAME), what) as held:
+        delete()
+        try:
+            yield held
+        except BaseException:
+            with contextlib.suppress(CatdogError):  # another process has the folder now, and its files stay
+                held.require_held()
+                delete()
+            raise
+
+
+def build(
+    root: str, rows: list[Row], class_names: tuple[str, str], options: dict[str, object], folder: str = ""
+) -> Catalog:
+    """Makes a catalog of rows whose files already lie in place.
+
+    Args:
+        root: URI of the data set's folder.
+        rows: the images, in catalog order.
+        class_names: names of labels 0 and 1.
+        options: what the catalog remembers of its making.
+        folder: the folder below `root` that keys are relative to.
+
+    Returns:
+        The catalog, not yet written.
+
+    Raises:
+        CatdogError: two unlabelled test files have one id.
+    """
+    ids = layouts.ids_of(rows)
+    base = storage.join(root, folder) if folder else root
+    table = pa.Table.from_pydict(
+        {
+            "key": [row.key for row in rows],
+            "id": ids,
+            "uri": [storage.join(base, row.key) for row in rows],
+            "label": [row.label for row in rows],
+            "split": [row.split for row in rows],
+            "digest": [row.digest for row in rows],
+        },
+        schema=catalog.SCHEMA,
+    )
+    return Catalog(table, class_names, root, options)
+
+
+def _columns(data: Catalog, first: str, second: str) -> dict[str, str]:
+    return dict(zip(data.table[first].to_pylist(), data.table[second].to_pylist(), strict=True))
+
+
+def _previous(dest: str, options: dict[str, object]) -> Catalog | None:
+    """The data set that `dest` already holds, if its split was made the same way."""
+    if not catalog.is_there(dest):
+        return None
+    previous = catalog.read(dest)
+    for option, value in options.items():
+        if previous.options.get(option) != value:
+            raise CatdogError(
+                f"DEST {dest} is split with {option.replace('_', '-')} {previous.options.get(option)}, received "
+                f"{value}; a split is made once: prepare into a new folder"
+            )
+    return previous
+
+
+def _require_addition(previous: Catalog, layout: Layout) -> None:
+    """Makes sure that a data set is only added to: every image it has is there still, in its split, with its label."""
+    now = {row.key: (row.split, row.label) for row in layout.rows.values()}
+    if previous.class_names != layout.class_names:
+        raise CatdogError(
+            f"DEST {previous.root} holds {previous.class_names}, SOURCE {layout.class_names}; use a new folder"
+        )
+    for old in previous.table.select(["key", "split", "label"]).to_pylist():
+        key, before = old["key"], (old["split"], old["label"])
+        # Where the source has no validation folder, all that it has is in train as yet.
+        drawn = not layout.own_valid and now.get(key) == ("train", old["label"]) and old["split"] == "valid"
+        if now.get(key) != before and not drawn:
+            change = "is not in SOURCE" if key not in now else f"would move from {before[0]} to {now[key][0]}"
+            if key in now and before[0] == now[key][0]:
+                change = "would have another label"
+            raise CatdogError(
+                f"DEST {previous.root} already holds another data set: {key} {change}; prepare into a new folder"
+            )
+
+
+# --- writing the data set ----------------------------------------------------------------------------------------
+
+
+def _copy(
+    files: Iterator[tuple[str, bytes | None]], layout: Layout, dest: str, known: dict[str, str]
+) -> dict[str, _Copied]:
+    """Copies the images into place, several at a time (a bucket answers slowly).
+
+    Returns:
+        By key, what was copied; where the set has it already, what is there.
+    """
+    images = storage.join(dest, "images")
+    copied: dict[str, _Copied] = {}
+
+    def place(file: tuple[str, bytes | None]) -> None:
+        key, data = layout.rows[file[0]].key, file[1]
+        target = storage.join(images, key)
+        copied[key] = _Copied(hashlib.sha256(data or b"").digest(), None if data is None else len(data))
+        # An image that the set has lost since is put back.
+        if key in known and storage.exists(target):
+            if data is not None and storage.read_bytes(target) != data:
+                raise CatdogError(
+                    f"DEST {dest} already holds another {key} than SOURCE does; prepare into a new folder"
+                )
+        elif data is None and storage.is_local(target):
+            Path(target).mkdir(parents=True, exist_ok=True)
+        elif data is not None and storage.is_local(target):
+            # No sync here: the catalog, written last and synced, is what makes the set whole.
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            Path(target).write_bytes(data)
+        else:
+            storage.write_bytes(target, data or b"")
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            batch: list[tuple[str, bytes | None]] = []
+            for file in files:
+                batch.append(file)
+                size = sum(len(data or b"") for _, data in batch)
+                if len(batch) == _WRITE_BATCH or size > _WRITE_BYTES:
+                    sources.require_space(dest, size)
+                    list(pool.map(place, batch))
+                    batch.clear()
+            list(pool.map(place, batch))
+    except OSError as error:
+        kept = "the data set is as it was" if known else "nothing was kept"
+        raise CatdogError(f"could not write the images to {dest}: {error.strerror or error}; {kept}") from error
+    return copied
+
+
+def _require_copied(dest: str, expected: dict[str, _Copied]) -> None:
+    """Makes sure that every file is there in its full size, before a catalog says so."""
+    found = storage.list_files(storage.join(dest, "images"))
+    local = storage.is_local(dest)
+    wrong = []
+    for key, file in expected.items():
+        info = found.get(key)
+        is_folder = info is not None and info.type == pafs.FileType.Directory
+        if not (is_folder if file.size is None and local else info is not None and info.size == (file.size or 0)):
+            wrong.append(key)
+    if wrong:
+        raise CatdogError(
+            f"{len(wrong)} of {len(expected)} images in {dest} are not as they were written, e.g. {wrong[0]}; another "
+            "program works in that folder: prepare into a new one"
+        )
+
+
+def _content_sha256(copied: dict[str, _Copied], kept: set[str]) -> str:
+    """SHA-256 (hex) over keys and bytes, whatever order the source came in."""
+    total = hashlib.sha256()
+    for key in sorted(kept):
+        total.update(key.encode() + b"\0" + copied[key].sha256)
+    return total.hexdigest()
+
+
+def _digest(file: _Copied) -> int | None:
+    return int.from_bytes(file.sha256[:8], "big") if file.size else None
+
+
+# --- what should be known about it -------------------------------------------------------------------------------
+
+
+def _remarks_on_files(found: sources.Survey) -> list[Remark]:
+    taken = Counter(_suffix(path) for path in found.images)
+    remarks = []
+    if taken:
+        remarks.append(Remark("Images: " + ", ".join(f"{count:,} {suffix}" for suffix, count in taken.most_common())))
+    skipped = Counter((_suffix(path), reason) for path, reason in found.skipped)
+    for (suffix, reason), count in skipped.most_common():
+        example = next(path for path, why in found.skipped if why == reason and _suffix(path) == suffix)
+        remarks.append(Remark(f"Not taken: {count:,} {suffix} ({reason}), e.g. {example}"))
+    return remarks
+
+
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower() or "without a suffix"
+
+
+def _remarks_on_ids(data: Catalog, sample: bytes | None) -> list[Remark]:
+    if not data.count("test"):
+        return []
+    ids = data.split("test")["id"].to_pylist()
+    remarks = []
+    if gaps := layouts.missing_numbers(ids):
+        named = ", ".join(map(str, gaps[:5]))
+        remarks.append(
+            Remark(f"Numbers missing among the {len(ids):,} test ids: {len(gaps)}, such as {named}", warning=True)
+        )
+    if sample is not None:
+        wanted = {row[0] for row in list(csv.reader(io.StringIO(sample.decode("utf-8-sig", "replace"))))[1:] if row}
+        for lacking, where, holder in (
+            (wanted - set(ids), "the sample submission", "the test files lack"),
+            (set(ids) - wanted, "the test files", "the sample submission lacks"),
+        ):
+            if lacking:
+                example = min(lacking, key=layouts.natural_order)
+                remarks.append(Remark(f"Ids of {where} that {holder}: {len(lacking)}, such as {example}", warning=True))
+        if wanted == set(ids):
+            remarks.append(Remark(f"Sample submission: {len(wanted):,} ids, those of the test files"))
+    return remarks

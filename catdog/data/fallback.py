@@ -1,0 +1,163 @@
+"""Pillow, for the files that the fast decoders do not take: other formats, odd modes, and what is broken."""
+
+from __future__ import annotations
+
+import functools
+import io
+import threading
+import warnings
+
+import numpy as np
+from PIL import AvifImagePlugin, Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from catdog.data import formats, jpeg
+
+# Pillow's tolerance of truncated files is a global switch, and so are warnings; one thread at a time may turn them.
+_lock = threading.Lock()
+
+_SAMPLE_FORMAT, _PHOTOMETRIC = 339, 262  # tags of TIFF 6.0
+_UNSIGNED, _WHITE_IS_ZERO = 1, 0
+
+
+class UnreadableError(Exception):
+    """There is no picture in a file; the message says why."""
+
+
+def decode(data: bytes, most_pixels: int) -> tuple[np.ndarray, str]:
+    """Decodes a file of any format of `formats.PILLOW_FORMATS`, as far as it goes if it is broken.
+
+    Several frames or pages: the first. EXIF orientation is honoured. Transparency is laid on white. Grey of more than
+    8 bits is scaled to 0…255:
+
+    * 16 bits: 65535 is white.
+    * 32-bit integers: 255 is white if no value is beyond 0…255, 65535 if none is beyond 0…65535.
+    * floats: 1 is white if no value is beyond 0…1, 255 if none is beyond 0…255.
+    * any other range: the least value becomes black and the greatest white. Floats that are not finite become black.
+
+    Args:
+        data: the whole file.
+        most_pixels: the largest image to decode, in pixels.
+
+    Returns:
+        uint8, H×W×3, RGB, upright, and what was odd: format, mode, and how it was read.
+
+    Raises:
+        UnreadableError: there is nothing to see.
+    """
+    kind = formats.sniff(data[: formats.HEAD_BYTES])
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there is to say is in the verdict
+        _register_plugins()
+        try:
+            return _decode_whole_or_part(data, most_pixels)
+        except UnidentifiedImageError as error:
+            if kind is None:
+                raise UnreadableError(f"is not an image (it starts with {data[:12]!r})") from error
+            raise UnreadableError(f"{kind} whose structure is truncated, damaged or of a rare kind") from error
+        except (OSError, SyntaxError, EOFError) as error:
+            raise UnreadableError(f"{kind}, truncated or damaged ({error})") from error
+        except Exception as error:  # a broken file can raise anything at all from a decoder
+            raise UnreadableError(f"{kind} that cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def shows_nothing(pixels: np.ndarray) -> bool:
+    """Tells whether 99 % of a broken file's picture, H×W×3, are nothing but what its decoder fills it up with."""
+    corners = (pixels[0, 0], pixels[-1, -1])  # a BMP is filled up at the top
+    return any((pixels != corner).any(axis=2).mean() < 0.01 for corner in corners)
+
+
+@functools.cache
+def _register_plugins() -> None:
+    import pillow_heif
+
+    # One thread each, as everywhere in a worker: the other cores are others'.
+    pillow_heif.register_heif_opener(decode_threads=1)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
+
+def _decode_whole_or_part(data: bytes, most_pixels: int) -> tuple[np.ndarray, str]:
+    try:
+        return _decode(data, most_pixels, whole=True)
+    except UnidentifiedImageError:
+        raise
+    except (OSError, SyntaxError) as error:
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+        try:
+            pixels, detail = _decode(data, most_pixels, whole=False)
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        if shows_nothing(pixels):
+            raise error
+        return pixels, detail
+
+
+def _decode(data: bytes, most_pixels: int, whole: bool) -> tuple[np.ndarray, str]:
+    with Image.open(io.BytesIO(data), formats=formats.PILLOW_FORMATS) as image:
+        width, height = image.size
+        if width * height > most_pixels:
+            raise ValueError(f"{width}×{height} pixels, more than {most_pixels}")
+        image.load()
+        detail = f"{image.format} {image.mode}"
+        upright = ImageOps.exif_transpose(image)
+        if image.mode == "F" or image.mode.startswith("I"):
+            pixels, note = _from_grey(upright, image)
+        elif upright.has_transparency_data:
+            pixels, note = _from_transparent(upright, _transparent_value(image, data))
+        else:
+            pixels, note = np.asarray(upright.convert("RGB")), ""
+    if not whole:
+        note += ", truncated or damaged"
+    elif image.format in ("JPEG", "MPO"):
+        # Pillow says nothing of it, and here comes what `jpeg.decode` did not take.
+        fault = jpeg.cmyk_fault(data) if image.mode == "CMYK" else "of a rare kind, perhaps not whole"
+        note += f", {fault}" if fault else ""
+    return pixels, detail + note
+
+
+def _from_grey(upright: Image.Image, image: ImageFile.ImageFile) -> tuple[np.ndarray, str]:
+    """Scales grey of more than 8 bits, as `decode` says."""
+    values = np.asarray(upright)
+    tags = getattr(image, "tag_v2", {})
+    if image.format == "TIFF" and image.mode == "I" and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED:
+        values = values.view(np.uint32)
+    finite = values[np.isfinite(values)] if image.mode == "F" else values
+    least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    tops = [1, 255] if image.mode == "F" else [255, 65535]
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        tops = [65535]
+    low, high = next(((0.0, float(top)) for top in tops if least >= 0 and most <= top), (least, most))
+    grey = np.empty(values.shape, np.uint8)
+    for row in range(len(values)):  # as floats the whole would be eight times as large
+        floats = np.nan_to_num(values[row].astype(np.float64), nan=low, posinf=low, neginf=low)
+        grey[row] = np.rint((floats - low) * (255 / ((high - low) or 1)))
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        grey = 255 - grey
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return np.repeat(grey[..., None], 3, axis=2), f", shown from {low:g} to {high:g}"
+
+
+def _transparent_value(image: ImageFile.ImageFile, data: bytes) -> tuple[int, ...] | None:
+    """The grey or RGB value that stands for transparency, in 8 bits; None where transparency is told otherwise."""
+    value = image.info.get("transparency")
+    if value is None or image.mode not in ("1", "L", "RGB"):
+        return None
+    values: tuple[int, ...] = value if isinstance(value, tuple) else (value,) * 3
+    # In PNG it has the depth of the file (W3C PNG, section 11.3.2.1), which Pillow leaves as it is.
+    depth = data[24] if image.format == "PNG" else 8
+    return tuple(each >> 8 if depth == 16 else each * 255 // (2**depth - 1) for each in values)
+
+
+def _from_transparent(image: Image.Image, value: tuple[int, ...] | None) -> tuple[np.ndarray, str]:
+    """Lays an image on white."""
+    if value is not None:
+        pixels = np.array(image.convert("RGB"))
+        clear = (pixels == value).all(axis=2)
+        pixels[clear] = 255
+        return pixels, ", laid on white" if clear.any() else ""
+    layer = image.convert("RGBA")
+    if layer.getchannel("A").getextrema()[0] == 255:
+        return np.asarray(layer.convert("RGB")), ""
+    white = Image.new("RGBA", layer.size, "white")
+    white.alpha_composite(layer)
+    return np.asarray(white.convert("RGB")), ", laid on white"

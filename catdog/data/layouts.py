@@ -1,0 +1,244 @@
+"""The layouts that people keep images in, told from paths alone: keys, labels, splits and ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from catdog.data import formats
+from catdog.data.sources import SPLIT_FOLDERS
+from catdog.errors import CatdogError, UsageError
+
+DEFAULT_CLASS_NAMES = ("cat", "dog")
+_CLASS_FOLDERS = {"cat": 0, "cats": 0, "dog": 1, "dogs": 1}
+_CLASS_PREFIX = re.compile(r"^(cat|dog)s?[._ -]*\(?\d", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One image on its way into the catalog.
+
+    Attributes:
+        key: its path relative to the set's root.
+        split: train, valid or test.
+        label: 0 or 1, or None where unknown.
+        digest: of its bytes, from `catalog.digest_of`; None where there are none.
+    """
+
+    key: str
+    split: str
+    label: int | None
+    digest: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What the paths of a source say.
+
+    Attributes:
+        rows: by path. Where there is no validation folder, all labelled images outside of test/ are in train.
+        class_names: of labels 0 and 1.
+        own_valid: whether the source has a validation folder.
+    """
+
+    rows: dict[str, Row]
+    class_names: tuple[str, str]
+    own_valid: bool
+
+    def swapped(self) -> Layout:
+        """The same with labels 0 and 1 exchanged."""
+        rows = {
+            path: row if row.label is None else dataclasses.replace(row, label=1 - row.label)
+            for path, row in self.rows.items()
+        }
+        return Layout(rows, (self.class_names[1], self.class_names[0]), self.own_valid)
+
+
+def lay_out(paths: list[str], source: str, positive: str | None = None) -> Layout:
+    """Gives every path of a source its key, label and, where a folder says it, split.
+
+    Args:
+        paths: of the images.
+        source: URI, for messages.
+        positive: name of the class to be label 1; None is dog, or the second by alphabet.
+
+    Raises:
+        UsageError: there is no class of that name.
+        CatdogError: the paths cannot be a data set; says what was found and what was expected.
+    """
+    if not paths:
+        raise CatdogError(
+            f"{source} holds no images; expected {', '.join(formats.PILLOW_FORMATS)} files in a folder, a zip or a "
+            "tar, or in archives within one"
+        )
+    twice = [path for path, count in Counter(paths).items() if count > 1]
+    if twice:
+        raise CatdogError(f"{source} holds {twice[0]} {paths.count(twice[0])} times; expected every path once")
+    keys = _strip_wrapper(paths)
+    class_folders, class_names = _class_folders(list(keys.values()), source)
+    rows: dict[str, Row] = {}
+    for path, key in keys.items():
+        split, label = _split_of(key), _label_of(key, class_folders)
+        rows[path] = Row(key, split or ("train" if label is not None else "test"), label)
+    _require_labels(rows, source, class_names)
+    ids_of(list(rows.values()))  # better refused now than after all is copied
+    labelled = [row for row in rows.values() if row.split != "test" and row.label is not None]
+    layout = Layout(rows, class_names, any(row.split == "valid" for row in labelled))
+    if labelled:
+        _require_both_classes(labelled, layout, source)
+    if positive is None:
+        return layout
+    names = [name.casefold() for name in class_names]
+    if positive.casefold() not in names:
+        raise UsageError(f"--positive received {positive!r}, expected {class_names[0]} or {class_names[1]}")
+    return layout if names.index(positive.casefold()) == 1 else layout.swapped()
+
+
+def _require_labels(rows: dict[str, Row], source: str, class_names: tuple[str, str]) -> None:
+    """Makes sure that an image without a label is a test image, and not one whose label was overlooked."""
+    unlabelled = [(path, row.key) for path, row in rows.items() if row.label is None]
+    lost = [(path, key) for path, key in unlabelled if _split_of(key) in ("train", "valid")]
+    if len(unlabelled) < len(rows):
+        # Beside cat.0.jpg a bare 7.jpg is a test image; anything else without a label is a mistake.
+        lost += [
+            (path, key)
+            for path, key in unlabelled
+            if _split_of(key) is None and ("/" in key or not PurePosixPath(key).stem.isdecimal())
+        ]
+    if lost:
+        path, key = lost[0]
+        pattern = f"{path.rsplit('/', 1)[0]}" if "/" in path else path
+        raise CatdogError(
+            f"{source}: {len(lost)} images carry no label, e.g. {key}; expected names like {class_names[0]}.0.jpg "
+            f"or folders {class_names[0]}/ and {class_names[1]}/, and unlabelled images in test/ "
+            f"(--ignore {pattern!r} leaves such a folder out)"
+        )
+    test = [row for row in rows.values() if row.split == "test"]
+    known = sum(row.label is not None for row in test)
+    if 0 < known < len(test):
+        raise CatdogError(
+            f"{source}: {known} of {len(test)} test images carry a label; expected all of them or none of them to"
+        )
+
+
+def _strip_wrapper(paths: list[str]) -> dict[str, str]:
+    """Keys are paths relative to the set's root: folders that wrap everything and say nothing are left off."""
+    split = [path.split("/") for path in paths]
+    depth = 0
+    while all(len(parts) > depth + 1 for parts in split):
+        names = {parts[depth] for parts in split}
+        only = next(iter(names)).lower()
+        if len(names) > 1 or only in SPLIT_FOLDERS or only in _CLASS_FOLDERS:
+            break
+        depth += 1
+    return {path: "/".join(parts[depth:]) for path, parts in zip(paths, split, strict=True)}
+
+
+def _split_of(key: str) -> str | None:
+    folders = key.lower().split("/")[:-1]
+    return next((SPLIT_FOLDERS[folder] for folder in folders if folder in SPLIT_FOLDERS), None)
+
+
+def _class_folder(key: str) -> str | None:
+    folders = [folder for folder in key.lower().split("/")[:-1] if folder not in SPLIT_FOLDERS]
+    return folders[0] if folders else None
+
+
+def _class_folders(keys: list[str], source: str) -> tuple[dict[str, int], tuple[str, str]]:
+    """Which folders are classes: cats and dogs where there are any, else the only two that hold training images."""
+    cats_and_dogs = {label for key in keys if (label := _label_of(key, _CLASS_FOLDERS)) is not None}
+    if len(cats_and_dogs) == 2:
+        return _CLASS_FOLDERS, DEFAULT_CLASS_NAMES
+    found = sorted({folder for key in keys if _split_of(key) != "test" and (folder := _class_folder(key))})
+    if len(found) != 2 and cats_and_dogs:
+        return _CLASS_FOLDERS, DEFAULT_CLASS_NAMES
+    if not found:
+        return {}, DEFAULT_CLASS_NAMES
+    if len(found) != 2:
+        hint = "" if len(found) < 2 else f", or leave folders out with --ignore {found[-1]!r}"
+        raise CatdogError(
+            f"{source}: found {len(found)} class folder{'s' * (len(found) != 1)} ({', '.join(found[:5])}); expected "
+            f"two, such as cat/ and dog/{hint}"
+        )
+    return {found[0]: 0, found[1]: 1}, (found[0], found[1])
+
+
+def _label_of(key: str, class_folders: dict[str, int]) -> int | None:
+    folders = key.lower().split("/")[:-1]
+    by_folder = next((class_folders[folder] for folder in folders if folder in class_folders), None)
+    if by_folder is not None or (class_folders and class_folders is not _CLASS_FOLDERS):
+        return by_folder
+    named = _CLASS_PREFIX.match(key.rsplit("/", 1)[-1])
+    return DEFAULT_CLASS_NAMES.index(named.group(1).lower()) if named else None
+
+
+def _require_both_classes(labelled: list[Row], layout: Layout, source: str) -> None:
+    counts = Counter(row.label for row in labelled)
+    for label, name in enumerate(layout.class_names):
+        if not counts[label]:
+            raise CatdogError(
+                f"{source}: class {name!r} is empty ({counts[1 - label]} images of {layout.class_names[1 - label]!r}); "
+                "expected images of both classes"
+            )
+        if not layout.own_valid and counts[label] < 2:
+            raise CatdogError(
+                f"{source}: class {name!r} has 1 image; expected at least 2, one to train on and one for validation"
+            )
+        for split, folder in (("train", "train/"), ("valid", "valid/")) if layout.own_valid else ():
+            if not any(row.split == split and row.label == label for row in labelled):
+                raise CatdogError(
+                    f"{source}: class {name!r} has {counts[label]} images and none of them in {folder}; give images of "
+                    "both classes in each"
+                )
+
+
+def ids_of(rows: list[Row]) -> list[str]:
+    """The id of each row: the numeric stem where the test files are numbered, else the key, as in other splits.
+
+    Raises:
+        CatdogError: two unlabelled test files have one id, or a few of many are not numbered.
+    """
+    test = [row for row in rows if row.split == "test"]
+    stems = {row.key: PurePosixPath(row.key).stem for row in test}
+    numbers = {key: str(int(stem)) for key, stem in stems.items() if stem.isascii() and stem.isdecimal()}
+    if len(stems) / 2 < len(numbers) < len(stems):
+        stray = next(key for key in stems if key not in numbers)
+        raise CatdogError(f"test file {stray} is not numbered as {len(numbers)} others are; rename it or take it out")
+    if len(numbers) < len(stems):
+        numbers = {}
+    first: dict[str, str] = {}
+    for row in test:
+        number = numbers.get(row.key)
+        if number is None:
+            continue
+        if number in first:
+            if row.label is not None:
+                numbers = {}
+                break
+            raise CatdogError(f"test files {first[number]} and {row.key} have the same id {number}; expected one each")
+        first[number] = row.key
+    return [numbers.get(row.key, row.key) if row.split == "test" else row.key for row in rows]
+
+
+def missing_numbers(ids: Iterable[str]) -> list[int]:
+    """The gaps in ids that are numbers in a row; none where they are something else, or too far apart to be a row."""
+    texts = list(ids)
+    if not texts or not all(text.isascii() and text.isdecimal() for text in texts):
+        return []
+    numbers = {int(text) for text in texts}
+    first, last = min(numbers), max(numbers)
+    # Numbers that begin with 5 of 100 most likely lack the first four; those that begin with 90,000 do not.
+    first = 1 if 1 < first <= len(numbers) else first
+    if last - first + 1 - len(numbers) >= len(numbers):
+        return []
+    return [number for number in range(first, last) if number not in numbers]
+
+
+def natural_order(key: str) -> list[tuple[int, int, str]]:
+    """A key to sort by that puts cat.9.jpg before cat.10.jpg."""
+    return [
+        (0, int(part), "") if part.isascii() and part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", key)
+    ]

@@ -1,0 +1,281 @@
+"""Where images come from: a walk over a folder, a bucket or an archive, with the archives in it read in place.
+
+Every file is accounted for: it is an image, or it is named with the reason why not.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from catdog import storage
+from catdog.data import archives, formats
+from catdog.errors import CatdogError
+
+SPLIT_FOLDERS = {
+    name + ending: split
+    for split, names in {
+        "train": ("train", "training"),
+        "valid": ("valid", "validation", "val", "dev"),
+        "test": ("test", "testing", "test1"),
+    }.items()
+    for name in names
+    for ending in ("", "_set")
+}
+# A file is read whole, several at a time; no photo is larger.
+MAX_FILE_BYTES = 512 << 20
+_MAX_ARCHIVE_DEPTH = 2
+_SAMPLE_NAME = re.compile(r"sample_?submission\.csv", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a source.
+
+    Attributes:
+        path: within the source, UTF-8; bytes that are not have been escaped as %XX.
+        size: in bytes, or None for a folder that is named like an image.
+        problem: why it cannot be an image whatever it holds, or "".
+        read: reads its first bytes, or all of them for -1; in a tar only until the next entry is asked for.
+    """
+
+    path: str
+    size: int | None
+    problem: str
+    read: Callable[[int], bytes]
+
+
+@dataclass
+class Survey:
+    """The files of a source.
+
+    Attributes:
+        images: paths of the images.
+        skipped: path and reason of every other file.
+        sample: the bytes of its sample submission, if it has one.
+    """
+
+    images: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    sample: bytes | None = None
+
+
+def survey(source: str, scratch: Path, ignore: list[str] | None = None) -> Survey:
+    """Lists a source's images, told by their names or else by their first bytes, and all that is none.
+
+    Args:
+        source: URI of a folder or of an archive.
+        scratch: a local folder where archives within archives may be kept.
+        ignore: patterns as of a shell; a file is left out if its path or a folder above it matches.
+
+    Raises:
+        CatdogError: a folder, file or archive cannot be read, or an archive is unsafe (`archives.members`).
+    """
+    found, sample_path = Survey(), ""
+    for entry in _walk(source, scratch):
+        name = PurePosixPath(entry.path).name
+        if any(_matches(entry.path, pattern) for pattern in ignore or []):
+            found.skipped.append((entry.path, "ignored"))
+        elif _is_hidden(entry.path):
+            found.skipped.append((entry.path, "hidden"))
+        elif entry.problem:
+            found.skipped.append((entry.path, entry.problem))
+        elif _SAMPLE_NAME.fullmatch(name) and entry.size is not None and entry.size <= MAX_FILE_BYTES:
+            if found.sample is None or len(entry.path) < len(sample_path):
+                found.sample, sample_path = entry.read(-1), entry.path
+        elif PurePosixPath(name).suffix.lower() in formats.SUFFIXES or (
+            entry.size and formats.sniff(entry.read(formats.HEAD_BYTES)) is not None
+        ):
+            if (entry.size or 0) > MAX_FILE_BYTES:
+                raise CatdogError(
+                    f"{entry.path} in {source} has {entry.size:,} bytes, expected an image of {MAX_FILE_BYTES:,} at "
+                    f"most; leave it out with --ignore {entry.path!r}"
+                )
+            found.images.append(entry.path)
+        elif name.lower().endswith(archives.FOREIGN_SUFFIXES):
+            found.skipped.append((entry.path, "an archive of a kind that is not read: unpack it first"))
+        else:
+            found.skipped.append((entry.path, "not an image" if entry.size else "empty"))
+    return found
+
+
+def read_images(source: str, scratch: Path, wanted: set[str]) -> Iterator[tuple[str, bytes | None]]:
+    """Reads images of a source, in its order.
+
+    Args:
+        source: as for `survey`.
+        scratch: as for `survey`.
+        wanted: their paths, from `survey`.
+
+    Yields:
+        Path and bytes of each; None for a folder that is named like an image.
+
+    Raises:
+        CatdogError: as `survey`.
+    """
+    for entry in _walk(source, scratch):
+        if entry.path in wanted:
+            yield entry.path, None if entry.size is None else entry.read(-1)
+
+
+def _walk(source: str, scratch: Path) -> Iterator[Entry]:
+    if storage.kind(source) == "file":
+        yield from _walk_archive(source, storage.name(source), scratch, depth=1)
+        return
+    entries = sorted(_local_entries(source) if storage.is_local(source) else _bucket_entries(source), key=_path)
+    folders = {folder.as_posix().lower() for entry in entries for folder in PurePosixPath(entry.path).parents}
+    for entry in entries:
+        suffix = archives.suffix_of(entry.path)
+        if suffix is None or _is_hidden(entry.path) or entry.problem:
+            yield entry
+        elif entry.path[: -len(suffix)].lower() in folders:
+            # People unpack the inner archives beside themselves; then the folder is what counts.
+            yield replace(entry, problem="unpacked beside it already")
+        else:
+            uri = storage.join(source, entry.path)
+            yield from _beside(entry.path, suffix, _walk_archive(uri, entry.path, scratch, depth=1))
+
+
+def _path(entry: Entry) -> str:
+    return entry.path
+
+
+def _local_entries(source: str) -> Iterator[Entry]:
+    """The files below a folder of this machine, links followed; a folder named like an image counts as a file."""
+
+    def refuse(error: OSError) -> None:
+        raise CatdogError(f"could not read the folder {error.filename}: {error.strerror}") from error
+
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(source, onerror=refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        named_like_images = [name for name in folders if Path(name).suffix.lower() in formats.SUFFIXES]
+        folders[:] = [name for name in folders if name not in named_like_images]
+        for name in files + named_like_images:
+            place = Path(folder) / name
+            relative = os.path.relpath(place, source).replace(os.sep, "/")
+            try:
+                status = place.stat()
+            except OSError as error:
+                raise _cannot_read(str(place), error) from error
+            size = None if stat.S_ISDIR(status.st_mode) else status.st_size
+            regular = size is None or stat.S_ISREG(status.st_mode)
+            yield Entry(_escaped(relative), size, "" if regular else "not a regular file", _local_reader(place))
+
+
+def _local_reader(place: Path) -> Callable[[int], bytes]:
+    def read(count: int) -> bytes:
+        try:
+            with open(place, "rb") as stream:
+                return stream.read(count)
+        except OSError as error:
+            raise _cannot_read(str(place), error) from error
+
+    return read
+
+
+def _bucket_entries(source: str) -> Iterator[Entry]:
+    for path, info in storage.list_files(source).items():
+        if info.is_file:
+            yield Entry(path, info.size, "", _bucket_reader(storage.join(source, path)))
+
+
+def _bucket_reader(uri: str) -> Callable[[int], bytes]:
+    def read(count: int) -> bytes:
+        try:
+            if count < 0:
+                return storage.read_bytes(uri)
+            with storage.open_seekable(uri) as stream:
+                return stream.read(count)
+        except OSError as error:
+            raise _cannot_read(uri, error) from error
+
+    return read
+
+
+def _cannot_read(place: str, error: OSError) -> CatdogError:
+    return CatdogError(f"could not read {_escaped(place)}: {error.strerror or error}")
+
+
+def _beside(path: str, suffix: str, entries: Iterator[Entry]) -> Iterator[Entry]:
+    """Files of an archive as if it were unpacked where it lies: below a folder of its name, unless it has that."""
+    place = PurePosixPath(path[: -len(suffix)])
+    for entry in entries:
+        first = entry.path.split("/", 1)[0].lower() if "/" in entry.path else ""
+        own = first == place.name.lower() or first in SPLIT_FOLDERS
+        yield replace(entry, path=(place.parent if own else place).joinpath(entry.path).as_posix())
+
+
+def _walk_archive(uri: str, name: str, scratch: Path, depth: int) -> Iterator[Entry]:
+    with storage.open_seekable(uri) as stream:
+        for member in archives.members(stream, name):
+            path, suffix = _escaped(member.path), archives.suffix_of(member.path)
+            if suffix is None or _is_hidden(path) or not member.regular:
+                problem = "" if member.regular else "not a regular file"
+                yield Entry(path, member.size, problem, _member_reader(member, name))
+            elif depth >= _MAX_ARCHIVE_DEPTH:
+                yield Entry(path, member.size, "an archive too deep in others: unpack it first", lambda _count: b"")
+            else:
+                copy = _copy_to_scratch(member, name, scratch)
+                yield from _beside(path, suffix, _walk_archive(str(copy), f"{name}/{path}", scratch, depth + 1))
+
+
+def _member_reader(member: archives.Member, name: str) -> Callable[[int], bytes]:
+    return lambda count: archives.read(member, name, count)
+
+
+def _copy_to_scratch(member: archives.Member, name: str, scratch: Path) -> Path:
+    """Unpacks an archive within an archive once, because reading it takes jumping about in it."""
+    copy = scratch / hashlib.sha256(f"{name}/{member.path}".encode(errors="surrogateescape")).hexdigest()
+    if not copy.exists():
+        require_space(str(scratch), member.size)
+        try:
+            with open(copy, "wb") as out:
+                out.writelines(archives.pieces(member, name))
+        except OSError as error:
+            raise CatdogError(f"could not unpack {member.path} to {scratch}: {error.strerror or error}") from error
+    return copy
+
+
+def _matches(path: str, pattern: str) -> bool:
+    pattern = pattern.rstrip("/")
+    above = [parent.as_posix() for parent in PurePosixPath(path).parents][:-1]
+    return any(fnmatch.fnmatchcase(each, pattern) for each in (path, *above)) or any(
+        fnmatch.fnmatchcase(part, pattern) for part in path.split("/")
+    )
+
+
+def _escaped(path: str) -> str:
+    """A path whose bytes are not all UTF-8, with those as %XX; any other as it is."""
+    return re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", path)
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
+def require_space(folder: str, size: int) -> None:
+    """Makes sure that a local disk has room for some bytes.
+
+    Raises:
+        CatdogError: it has not; says how much is missing.
+    """
+    if not storage.is_local(folder):
+        return
+    place = Path(folder)
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise CatdogError(f"the disk of {folder} is full: {size / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")

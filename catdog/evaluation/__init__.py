@@ -1,0 +1,13 @@
+"""What predictions are worth: metrics with their intervals, calibration, and the honest worth of a choice."""
+
+from catdog.exports import lazy
+
+__getattr__, __all__ = lazy(
+    __name__,
+    {
+        "fit_calibration": "calibration",
+        "loss_interval": "metrics",
+        "losses": "metrics",
+        "summarise": "metrics",
+    },
+)

@@ -1,0 +1,131 @@
+"""Calibration: the temperature and the clip that make a model's probabilities honest, and what they are honestly worth.
+
+Both are fitted on predictions of photos that the model was not trained on. What they gain is then judged by
+cross-fitting: each half of those photos is calibrated with what was fitted on the other half.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from catdog import rng
+from catdog.evaluation import metrics
+
+HALVES = 2
+# With fewer images temperature and clip are not fitted, or not judged by halves.
+MIN_IMAGES = 10
+DEFAULT_CLIP = 1e-6
+_TEMPERATURES = np.geomspace(0.5, 3.0, 73)
+_CLIPS = np.geomspace(1e-4, 0.02, 47)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The temperature and the clip of the probabilities that scoring writes.
+
+    Attributes:
+        temperature: what the logit is divided by.
+        clip: how far probabilities stay away from 0 and 1.
+        origin: "none" was fitted; the model's "own"; the "mean" of several models' own; "refitted" on the mean of their
+            logits.
+        digests: uint64, of the images that they were refitted on, null where unknown.
+    """
+
+    temperature: float
+    clip: float
+    origin: Literal["none", "own", "mean", "refitted"]
+    digests: pa.ChunkedArray | None = None
+
+    @property
+    def words(self) -> str:
+        """Says where they come from."""
+        if self.origin == "refitted":
+            assert self.digests is not None
+            return f"refitted on the mean of the models' logits for {len(self.digests)} validation images"
+        return {
+            "none": "none",
+            "own": "the model's own",
+            "mean": "the mean of the models' own, for want of scored validation images to fit them on together",
+        }[self.origin]
+
+
+def fit(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
+    """Finds the temperature and the clip of least log loss, as if one more image had been a certain mistake.
+
+    Without that image a few hundred predictions that happen to be right would ask for no clip at all, and the first
+    wrong one after them would cost without bound (Laplace's rule of succession, on the log loss).
+
+    Args:
+        labels: 0 or 1, N.
+        logits: float, N.
+
+    Returns:
+        Temperature and clip.
+    """
+    labels, logits = np.asarray(labels), np.asarray(logits, np.float64)
+    best = (np.inf, 1.0, _CLIPS[0])
+    for temperature in _TEMPERATURES:
+        probabilities = metrics.calibrated(logits, temperature)
+        right = np.where(labels == 1, probabilities, 1.0 - probabilities)
+        for clip in _CLIPS:
+            loss = -np.log(np.clip(right, clip, 1.0 - clip)).sum() - np.log(clip)
+            if loss < best[0]:
+                best = (loss, temperature, clip)
+    return float(best[1]), float(best[2])
+
+
+def cross_fitted(labels: np.ndarray, logits: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Calibrates each fold with what was fitted on all the others.
+
+    Args:
+        labels: 0 or 1, N.
+        logits: float, N.
+        folds: int, N: the fold of each prediction; at least two.
+
+    Returns:
+        Probabilities, float64, N.
+    """
+    probabilities = np.empty(len(labels))
+    for fold in np.unique(folds):
+        held_out = folds == fold
+        temperature, clip = fit(labels[~held_out], logits[~held_out])
+        probabilities[held_out] = metrics.calibrated(logits[held_out], temperature, clip)
+    return probabilities
+
+
+def halves(keys: list[str]) -> np.ndarray:
+    """Splits keys into two halves at random, but always the same way: int, N, of 0 and 1."""
+    order = np.argsort(rng.uniform(rng.Stream.CROSS_FIT, 0, rng.key_hash(keys), 1)[:, 0], kind="stable")
+    fold = np.empty(len(keys), np.int64)
+    fold[order] = np.arange(len(keys)) % HALVES
+    return fold
+
+
+def conclude(
+    labels: np.ndarray, logits: np.ndarray, keys: list[str], fitted: bool
+) -> tuple[dict[str, float | int], float, float]:
+    """What a bundle is saved with: its figures on validation photos, its temperature and its clip.
+
+    Args:
+        labels: 0 or 1, N.
+        logits: float, N.
+        keys: N.
+        fitted: fit temperature and clip; else they do next to nothing.
+
+    Returns:
+        Figures (n, log_loss and accuracy of the plain logits and, if fitted, log_loss_calibrated, cross-fitted on
+        halves), temperature and clip.
+    """
+    figures: dict[str, float | int] = {
+        "n": len(labels),
+        "log_loss": float(metrics.losses_from_logits(labels, logits).mean()),
+        "accuracy": float(((logits > 0) == (labels == 1)).mean()),
+    }
+    if not fitted:
+        return figures, 1.0, DEFAULT_CLIP
+    figures["log_loss_calibrated"] = float(metrics.losses(labels, cross_fitted(labels, logits, halves(keys))).mean())
+    return figures, *fit(labels, logits)

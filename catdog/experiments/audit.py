@@ -1,0 +1,218 @@
+"""The label audit: which labels are probably wrong, which photos show neither or both, and which are there twice.
+
+Labels are judged by out-of-fold predictions, so by models that never saw the photo; duplicates by perceptual hashes of
+every split, because a photo in training and again in validation or test makes a figure better than it is. The audit
+lists and draws; nothing is changed. Training leaves listed keys out where it is told to.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from catdog import cluster, storage
+from catdog.data import images
+from catdog.data.catalog import Catalog
+from catdog.errors import CatdogError, UsageError
+from catdog.experiments.cross_validation import OutOfFold
+
+COLUMNS = ("key", "split", "label", "issue", "score", "other", "leaks")
+ISSUES = ("label", "ambiguous", "outlier", "duplicate")
+_HASH_SIZE = 32
+_BLOCK_ROWS = 256
+# An outlier is far from as many others; with fewer photos there is no telling.
+_NEIGHBOURS = 10
+_TILE = 144
+_CAPTION = 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the audit.
+
+    Attributes:
+        key: of the image.
+        split: where it is.
+        label: name of its class, or "".
+        issue: "label" (probably wrong), "ambiguous" (both, or not to be told), "outlier" (perhaps neither) or
+            "duplicate".
+        score: of a label, the probability of the class it is given; of an ambiguous one, of its likelier class; of an
+            outlier, how close its features are to those of others (0 to 1); of a duplicate, bits that differ.
+        other: the key it is a duplicate of, or "".
+        leaks: the two are in different splits.
+    """
+
+    key: str
+    split: str
+    label: str
+    issue: str
+    score: float
+    other: str = ""
+    leaks: bool = False
+
+
+def audit(
+    data: Catalog, found: OutOfFold, features: tuple[np.ndarray, list[str]] | None = None, distance: int = 4
+) -> list[Finding]:
+    """Audits a data set.
+
+    Args:
+        data: its catalog.
+        found: out-of-fold predictions of its labelled images.
+        features: float32, M×D, and their M keys, to find outliers by; None looks for none.
+        distance: two images are duplicates if at most so many of the 64 bits of their perceptual hashes differ.
+
+    Returns:
+        Findings by issue, the gravest first.
+
+    Raises:
+        UsageError: the predictions are of another data set.
+        CatdogError: hashing failed.
+    """
+    if found.catalog_fingerprint != data.fingerprint:
+        raise UsageError(f"{found.name} has predictions of another data set than {data.root}; expected this one's")
+    keys = data.table["key"].to_pylist()
+    splits = dict(zip(keys, data.table["split"].to_pylist(), strict=True))
+    numbers = dict(zip(keys, data.table["label"].to_pylist(), strict=True))
+    names = {key: "" if number is None else data.class_names[number] for key, number in numbers.items()}
+
+    def finding(key: str, issue: str, score: float, other: str = "") -> Finding:
+        leaks = bool(other) and splits[key] != splits[other]
+        return Finding(key, splits[key], names[key], issue, round(float(score), 4), other, leaks)
+
+    wrong, ambiguous = _label_issues(found)
+    findings = [finding(found.keys[row], "label", score) for row, score in wrong]
+    findings += [finding(found.keys[row], "ambiguous", score) for row, score in ambiguous]
+    if features is not None and len(features[0]) > _NEIGHBOURS:
+        findings += [finding(features[1][row], "outlier", score) for row, score in _outliers(features[0])]
+    hashes, readable = perceptual_hashes(data)
+    for one, other, bits in near_duplicates(hashes, distance):
+        findings.append(finding(keys[readable[one]], "duplicate", bits, keys[readable[other]]))
+    return findings
+
+
+def _label_issues(found: OutOfFold) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+    """Rows of probably wrong labels by confident learning (Northcutt et al., 2021), and of undecided predictions."""
+    from cleanlab.filter import find_label_issues
+
+    probabilities = np.stack([1 - found.probabilities, found.probabilities], axis=1)
+    wrong = find_label_issues(found.labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
+    given = probabilities[np.arange(len(found.labels)), found.labels]
+    likelier = probabilities.max(axis=1)
+    undecided = [row for row in np.argsort(likelier) if likelier[row] < 0.7 and row not in set(wrong)]
+    return [(int(row), given[row]) for row in wrong], [(int(row), likelier[row]) for row in undecided]
+
+
+def _outliers(features: np.ndarray, share: float = 0.005) -> list[tuple[int, float]]:
+    """Rows whose features are farthest from their nearest neighbours' (Kuan and Mueller, 2022), and their score."""
+    from cleanlab.outlier import OutOfDistribution
+
+    scores = OutOfDistribution({"k": _NEIGHBOURS}).fit_score(features=features, verbose=False)
+    order = np.argsort(scores)[: max(1, int(share * len(scores)))]
+    return [(int(row), scores[row]) for row in order]
+
+
+def perceptual_hashes(data: Catalog) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes every image of every split, in a Ray Data job; joins the cluster that is there.
+
+    Args:
+        data: the catalog.
+
+    Returns:
+        uint64, M, and int, M: the catalog rows they are of. An unreadable image has none.
+
+    Raises:
+        CatdogError: a task failed.
+    """
+    uris = data.table["uri"].combine_chunks()
+    blocks = [
+        pa.table(
+            {"row": np.arange(start, min(start + _BLOCK_ROWS, len(uris))), "uri": uris[start : start + _BLOCK_ROWS]}
+        )
+        for start in range(0, len(uris), _BLOCK_ROWS)
+    ]
+    try:
+        done = ray.data.from_arrow(blocks).map_batches(_hash_block, batch_format="pyarrow", batch_size=None)
+        table = pa.concat_tables(ray.get(done.to_arrow_refs())).sort_by("row")
+    except ray.exceptions.RayError as error:
+        raise CatdogError(f"hashing the images failed: {cluster.cause(error)}") from error
+    return table["hash"].to_numpy(), table["row"].to_numpy()
+
+
+def _hash_block(block: pa.Table) -> pa.Table:
+    import imagehash
+    from PIL import Image
+
+    pixels, statuses, _ = images.read_batch(block["uri"].to_pylist(), [_HASH_SIZE])
+    rows, hashes = [], []
+    for at, row in enumerate(block["row"].to_pylist()):
+        if statuses[at] != "unreadable":
+            bits = imagehash.phash(Image.fromarray(pixels[_HASH_SIZE][at])).hash.ravel()
+            rows.append(row)
+            hashes.append(int.from_bytes(np.packbits(bits).tobytes(), "big"))
+    return pa.table({"row": pa.array(rows, pa.int64()), "hash": pa.array(hashes, pa.uint64())})
+
+
+def near_duplicates(hashes: np.ndarray, distance: int) -> list[tuple[int, int, int]]:
+    """Finds pairs of hashes that differ in few bits.
+
+    Args:
+        hashes: uint64, N.
+        distance: at most so many bits.
+
+    Returns:
+        Earlier row, later row, and how many bits they differ in, nearest first.
+    """
+    pairs = []
+    for row in range(len(hashes) - 1):
+        bits = np.bitwise_count(hashes[row + 1 :] ^ hashes[row])
+        pairs += [(row, row + 1 + int(at), int(bits[at])) for at in np.flatnonzero(bits <= distance)]
+    return sorted(pairs, key=lambda pair: (pair[2], pair[:2]))
+
+
+def write(findings: list[Finding], uri: str) -> None:
+    """Writes the findings as CSV with the columns of `COLUMNS`."""
+    text = io.StringIO()
+    rows = csv.writer(text)  # with its own line ends: only then does it quote a key that has one of them in it
+    rows.writerow(COLUMNS)
+    rows.writerows([[getattr(finding, column) for column in COLUMNS] for finding in findings])
+    storage.write_text(uri, text.getvalue())
+
+
+def draw(findings: list[Finding], data: Catalog, uri: str, each: int = 20) -> None:
+    """Draws the gravest findings of each issue as one PNG: a row of photos an issue, a pair side by side.
+
+    Args:
+        findings: from `audit`.
+        data: the catalog.
+        uri: of the PNG.
+        each: at most so many photos an issue.
+    """
+    from PIL import Image, ImageDraw
+
+    places = dict(zip(data.table["key"].to_pylist(), data.table["uri"].to_pylist(), strict=True))
+    tiles: list[list[tuple[str, str]]] = []
+    for issue in ISSUES:
+        chosen = [finding for finding in findings if finding.issue == issue]
+        row = []
+        for finding in chosen[: each // 2 if issue == "duplicate" else each]:
+            row.append((finding.key, f"{issue}: {finding.label or finding.split} {finding.score:g}"))
+            if finding.other:
+                row.append((finding.other, "= in another split" if finding.leaks else "= in the same split"))
+        tiles += [row[start : start + 10] for start in range(0, len(row), 10)]
+    sheet = Image.new("RGB", (10 * _TILE, max(1, len(tiles)) * (_TILE + _CAPTION)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for y, line in enumerate(tiles):
+        for x, (key, caption) in enumerate(line):
+            corner = (x * _TILE, y * (_TILE + _CAPTION))
+            sheet.paste(Image.fromarray(images.read(places[key], _TILE - 4).pixels), corner)
+            pen.text((corner[0], corner[1] + _TILE - 2), f"{caption}\n{key[-22:]}", fill="black")
+    out = io.BytesIO()
+    sheet.save(out, "PNG")
+    storage.write_bytes(uri, out.getvalue())

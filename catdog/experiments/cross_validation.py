@@ -1,0 +1,343 @@
+"""Stratified K-fold cross-validation: K models, and for every labelled image what the one that never saw it says.
+
+Each fold is a data set of its own, a catalog that names the same files, so training and scoring know nothing of folds.
+A model that stops early or keeps its best epoch chooses on a tenth of its training part, never on the fold it is judged
+by; one that keeps its last epoch uses no photo to choose and trains on all the others.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from catdog import cluster, rng, storage, waiting
+from catdog.data import catalog
+from catdog.data.catalog import Catalog
+from catdog.errors import CatdogError, UsageError
+from catdog.evaluation import calibration, metrics
+from catdog.run_directory import RunDirectory
+from catdog.scoring import score
+from catdog.scoring.score import ScoreConfig
+from catdog.training import feature_cache, train
+from catdog.training.recipes import TrainConfig
+
+OOF_NAME, REPORT_NAME = "oof.parquet", "oof.json"
+_CHOICE_SHARE = 0.1
+
+EventHandler = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Predictions of models for images that they were not trained on.
+
+    Attributes:
+        name: of the run, or of the runs that were averaged.
+        keys: N.
+        labels: 0 or 1, N.
+        folds: int, N.
+        logits: float64, N, before calibration.
+        seconds: that training and scoring took, all folds together.
+        features: URI of the cache that a linear probe was fitted to, or "".
+        catalog_fingerprint: of the data set.
+    """
+
+    name: str
+    keys: list[str]
+    labels: np.ndarray
+    folds: np.ndarray
+    logits: np.ndarray
+    seconds: float
+    features: str = ""
+    catalog_fingerprint: str = ""
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Each fold calibrated with what was fitted on the others; with one fold, halves of it."""
+        groups = self.folds if len(np.unique(self.folds)) > 1 else calibration.halves(self.keys)
+        return calibration.cross_fitted(self.labels, self.logits, groups)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Log loss of each calibrated prediction, in nats: float64, N."""
+        return metrics.losses(self.labels, self.probabilities)
+
+
+def assign(data: Catalog, folds: int, seed: int) -> np.ndarray:
+    """Deals the labelled training and validation images of each class into folds, by a hash of their keys.
+
+    Byte-equal copies of an image, whatever their labels, lie in one fold: no model is judged by what it was trained on.
+
+    Args:
+        data: the catalog.
+        folds: K, at least 2.
+        seed: of the hash.
+
+    Returns:
+        int, one for each row of the catalog: 0 to K-1, or -1 for a row that takes no part.
+
+    Raises:
+        UsageError: fewer different images of a class than folds.
+    """
+    labels = data.table["label"].to_pylist()
+    splits = data.table["split"].to_pylist()
+    drawn = rng.uniform(seed, rng.Stream.FOLD, rng.key_hash(data.table["key"].to_pylist()), 1)[:, 0]
+    first = _first_copies(data)
+    taking_part = [row for row, name in enumerate(splits) if name in ("train", "valid") and labels[row] is not None]
+    copies: dict[int, list[int]] = {}
+    for row in taking_part:
+        copies.setdefault(int(first[row]), []).append(row)
+    fold = np.full(len(labels), -1, np.int64)
+    sizes = [[0] * folds, [0] * folds]
+    for label in (0, 1):
+        mine = np.array([row for row in taking_part if labels[row] == label], np.int64)
+        different = len(np.unique(first[mine]))
+        if different < folds:
+            raise UsageError(
+                f"--folds received {folds}, but {data.root} has {different} different {data.class_names[label]} images"
+            )
+        for row in mine[np.argsort(drawn[mine], kind="stable")]:
+            if fold[row] < 0:
+                # The first of the smallest, which without copies is each in turn.
+                smallest = sizes[label].index(min(sizes[label]))
+                for copy in copies[int(first[row])]:
+                    fold[copy] = smallest
+                    sizes[labels[copy]][smallest] += 1
+    return fold
+
+
+def _first_copies(data: Catalog) -> np.ndarray:
+    """The first row with the same bytes as each labelled row of training and validation; its own where it has no copy.
+
+    Returns:
+        int, one for each row of the catalog.
+    """
+    digests = data.table["digest"].to_pylist()
+    splits = data.table["split"].to_pylist()
+    seen: dict[int, int] = {}
+    return np.array(
+        [
+            row if digest is None or splits[row] == "test" else seen.setdefault(digest, row)
+            for row, digest in enumerate(digests)
+        ],
+        np.int64,
+    )
+
+
+def cross_validate(
+    config: TrainConfig, folds: int, only: int | None = None, on_event: EventHandler | None = None
+) -> OutOfFold:
+    """Trains and judges a model for each fold; a second call with the same arguments goes on where the first ended.
+
+    Args:
+        config: of each training run; `name` is the folder of the fold's runs.
+        folds: K, at least 2.
+        only: train this fold alone, counted from 1.
+        on_event: told what training tells, and `{"kind": "fold", "fold", "folds"}`.
+
+    Returns:
+        The out-of-fold predictions, which are also in `RUNS/NAME/oof.parquet`, unless that has those of all folds.
+
+    Raises:
+        UsageError, CatdogError: as training and scoring do.
+    """
+    if folds < 2 or (only is not None and not 1 <= only <= folds):
+        raise UsageError(f"--folds received {folds}, --fold {only}; expected at least 2 folds, and one of them")
+    on_event = on_event or (lambda _event: None)
+    config = config.resolve()
+    data = catalog.read(config.data)
+    fold_of = assign(data, folds, int(data.options.get("split_seed", 0)))  # type: ignore[call-overload]
+    config = config.model_copy(update={"leave_out": _list_for_folds(config, data)})
+    chosen, folder = list(range(folds)) if only is None else [only - 1], ""
+    with cluster.connect(config.address, config.debug) as may_grow:
+        if config.head_first and not config.epochs and not config.members:
+            merged, seconds, folder = _probe(config, data, fold_of, on_event, may_grow)
+            merged = merged.filter(pc.is_in(merged["fold"], pa.array([fold + 1 for fold in chosen])))
+        else:
+            done = []
+            for fold in chosen:
+                on_event({"kind": "fold", "fold": fold + 1, "folds": folds})
+                done.append(_run_fold(config, data, fold_of, fold, on_event))
+            merged, seconds = pa.concat_tables([table for table, _ in done]), sum(spent for _, spent in done)
+    merged = merged.sort_by("key")  # as they are read again
+    labels, logits = merged["label"].to_numpy(), merged["logit"].to_numpy()
+    found = OutOfFold(
+        config.name or "",
+        merged["key"].to_pylist(),
+        labels,
+        merged["fold"].to_numpy(),
+        logits,
+        seconds,
+        folder,
+        data.fingerprint,
+    )
+    merged = merged.append_column("probability", pa.array(found.probabilities))
+    if only is not None and _holds_more(config.run, folds):
+        return found
+    sink = pa.BufferOutputStream()
+    pq.write_table(merged, sink, compression="zstd")
+    storage.write_bytes(storage.join(config.run, OOF_NAME), sink.getvalue().to_pybytes())
+    content = {
+        "catalog_fingerprint": data.fingerprint,
+        "folds": folds,
+        "fold": only,
+        "seconds": seconds,
+        "features": folder,
+    }
+    storage.write_text(storage.join(config.run, REPORT_NAME), json.dumps(content | summarise(found), indent=2) + "\n")
+    return found
+
+
+def _holds_more(run: str, folds: int) -> bool:
+    """Tells whether a run's out-of-fold predictions are of all folds already; one fold is not to replace them."""
+    path = storage.join(run, REPORT_NAME)
+    if not storage.exists(path):
+        return False
+    report = json.loads(storage.read_bytes(path))
+    return report["folds"] == folds and report["fold"] is None
+
+
+def summarise(found: OutOfFold) -> dict[str, Any]:
+    """The figures of out-of-fold predictions: those of a report, and the log loss of the plain logits."""
+    plain = float(metrics.losses_from_logits(found.labels, found.logits).mean())
+    return {**metrics.summarise(found.labels, found.probabilities), "log_loss_plain": plain}
+
+
+def read(run: str) -> OutOfFold:
+    """Reads the out-of-fold predictions of a finished cross-validation.
+
+    Args:
+        run: URI of its folder.
+
+    Raises:
+        UsageError: there are none.
+    """
+    run = storage.absolute(run)
+    path = storage.join(run, OOF_NAME)
+    if storage.kind(path) != "file":
+        raise UsageError(f"{run} received, which holds no {OOF_NAME}; make it with `catdog train --folds K --name …`")
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(path))).sort_by("key")
+    report = json.loads(storage.read_bytes(storage.join(run, REPORT_NAME)))
+    labels, folds, logits = (table[name].to_numpy() for name in ("label", "fold", "logit"))
+    keys = table["key"].to_pylist()
+    origin = report["features"], report["catalog_fingerprint"]
+    return OutOfFold(storage.name(run), keys, labels, folds, logits, report["seconds"], *origin)
+
+
+def average(found: list[OutOfFold]) -> OutOfFold:
+    """What a bundle of all these runs' models predicts: the mean of their logits, image by image.
+
+    Raises:
+        UsageError: they are not of the same images in the same folds.
+    """
+    first = found[0]
+    for other in found[1:]:
+        same = other.catalog_fingerprint == first.catalog_fingerprint and other.keys == first.keys
+        if not same or not np.array_equal(other.folds, first.folds):
+            raise UsageError(f"{first.name} and {other.name} are not of the same images and folds; expected the same")
+    name = " + ".join(one.name for one in found)
+    logits = np.mean([one.logits for one in found], axis=0)
+    return OutOfFold(name, first.keys, first.labels, first.folds, logits, sum(one.seconds for one in found))
+
+
+def _list_for_folds(config: TrainConfig, data: Catalog) -> str | None:
+    """The list of what to leave out, less the test split, which no fold has."""
+    if config.leave_out is None:
+        return None
+    labelled = set(data.table.filter(pc.not_equal(data.table["split"], "test"))["key"].to_pylist())
+    text = io.StringIO()
+    csv.writer(text).writerows([("key",), *((key,) for key in sorted(train.left_out(config, data) & labelled))])
+    uri = storage.join(config.run, "data", "left-out.csv")
+    storage.write_text(uri, text.getvalue())
+    return uri
+
+
+def _probe(
+    config: TrainConfig, data: Catalog, fold_of: np.ndarray, on_event: EventHandler, may_grow: bool
+) -> tuple[pa.Table, float, str]:
+    """All folds of a head on cached features at once: the features are computed once, and no bundle is made of a fold.
+
+    Returns:
+        As `_run_fold`, and the folder of the features.
+    """
+    started = time.perf_counter()
+    rows = data.table.filter(pa.array(fold_of >= 0))
+    folds = fold_of[fold_of >= 0]
+    waiting.wait_for([{"CPU": 1}], on_event, config.wait)
+    weights = train.load_weights(config)
+    folder = feature_cache.cache(config.features or "", data, config.spec, weights, config.seed)
+    feature_cache.compute(
+        rows, config.spec, weights, config.seed, config.views, folder, on_event, config.gpu, may_grow, config.wait
+    )
+    fitted = ~np.isin(rows["key"].to_pylist(), list(train.left_out(config, data)))
+    logits = feature_cache.out_of_fold(folder, rows, folds, fitted, config.spec, config.seed, config.views)
+    labels = rows["label"].to_numpy().astype(np.int64)
+    for fold in np.unique(folds):
+        prior = labels[folds != fold].mean()
+        logits[np.isnan(logits) & (folds == fold)] = np.log(prior / (1 - prior))
+    columns = {"key": rows["key"], "label": rows["label"], "logit": logits, "fold": folds + 1}
+    return pa.table(columns), time.perf_counter() - started, folder
+
+
+def _run_fold(
+    config: TrainConfig, data: Catalog, fold_of: np.ndarray, fold: int, on_event: EventHandler
+) -> tuple[pa.Table, float]:
+    """Trains one fold's model and scores the fold with it.
+
+    Returns:
+        Columns key, label, logit and fold, and the seconds both took.
+    """
+    run = RunDirectory(config.run).part("fold", fold + 1).uri
+    out = storage.join(run, "oof.csv")
+    clock = storage.join(run, "seconds.json")
+    judged = _fold_catalog(config, data, fold_of, fold, storage.join(config.run, "data", f"fold-{fold + 1}"))
+    split: Literal["valid", "test"] = "valid" if config.keep == "last" else "test"
+    started = time.perf_counter()
+    resume = RunDirectory(run).exists
+    train.train(
+        config.model_copy(
+            update={"data": judged.root, "runs": config.run, "name": storage.name(run), "resume": resume}
+        ),
+        on_event,
+    )
+    request = ScoreConfig(
+        model=[run], data=judged.root, split=split, out=out, max_unreadable=1, gpu=config.gpu, wait=config.wait
+    )
+    score.score(request, on_event)
+    if storage.exists(clock):
+        spent = json.loads(storage.read_bytes(clock))
+    else:
+        spent = time.perf_counter() - started
+        storage.write_text(clock, json.dumps(spent))
+    parts = score.read_parts(out)
+    prior = judged.table.filter(pc.equal(judged.table["split"], "train"))["label"].to_numpy().mean()
+    logits = parts["logit"].fill_null(float(np.log(prior / (1 - prior)))).cast(pa.float64())
+    columns = {"key": parts["key"], "label": parts["label"], "logit": logits, "fold": [fold + 1] * len(parts)}
+    return pa.table(columns), spent
+
+
+def _fold_catalog(config: TrainConfig, data: Catalog, fold_of: np.ndarray, fold: int, root: str) -> Catalog:
+    """Writes one fold's data set: the same files, split anew; without the unlabelled images."""
+    keys = data.table["key"].to_pylist()
+    drawn = rng.uniform(fold, rng.Stream.CHOICE, rng.key_hash(keys), 1)[:, 0]
+    chosen = drawn[_first_copies(data)] < _CHOICE_SHARE
+    last = config.keep == "last"
+    split = np.where(fold_of == fold, "valid" if last else "test", np.where(chosen & (not last), "valid", "train"))
+    table = data.table.set_column(4, catalog.SCHEMA.field("split"), pa.array(split, pa.string()))
+    table = table.filter(pa.array(fold_of >= 0))
+    made = Catalog(table, data.class_names, root, data.options | {"fold": fold})
+    for name in catalog.SPLITS[:2]:
+        if not made.count(name):
+            raise CatdogError(f"fold {fold + 1} has no {name} images; give more images or fewer folds")
+    made.write()
+    return made

@@ -1,0 +1,421 @@
+"""The model bundle: Keras models, how to read their output, and what they were trained on, in one folder.
+
+`model.keras` (and `model-2.keras` … for further members) are plain Keras files, `model.onnx` … the same for ONNX
+Runtime; `images.parquet` names the images that made it; `bundle.json` says the rest and holds a checksum for each. It
+is written last: a folder without it is not a bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import pydantic
+
+from catdog import run_directory, storage
+from catdog.errors import CatdogError, UsageError
+from catdog.evaluation import metrics
+from catdog.inference import engines
+from catdog.inference.engines import Engine
+from catdog.inference.provenance import Provenance
+from catdog.inference.views import View, apply_view
+from catdog.models.registry import use_keras_defaults
+from catdog.resources import EngineName
+from catdog.run_directory import RunDirectory
+from catdog.versions import package_versions
+
+if TYPE_CHECKING:
+    import keras
+
+FILE_NAME = run_directory.BUNDLE
+IMAGES_NAME = "images.parquet"
+SCHEMA_VERSION = 3
+# Version 2 names no images.
+_READABLE = (2, 3)
+VERIFIED = "verified"
+
+
+class BundleInfo(pydantic.BaseModel):
+    """What `bundle.json` holds.
+
+    Attributes:
+        schema_version: of this file's shape.
+        architecture: name in the registry.
+        image_size: S, in pixels.
+        class_names: of labels 0 and 1; probabilities are of the second.
+        members: file names of the models, averaged in logit space.
+        onnx: "verified" where each member has an ONNX file beside it, or why not.
+        views: how each image is shown to each member, averaged likewise.
+        calibration: what temperature and clip were fitted on.
+        temperature: what the averaged logit is divided by.
+        clip: how far probabilities stay away from 0 and 1.
+        prior: share of label 1 in the training split; what an unreadable image gets.
+        validation: figures of the validation split with the kept weights, from plain logits. `log_loss_cross_chosen`
+            and `log_loss_cross_searched`: each half of it judged by the epoch, or the trial, that is best on the other.
+        chosen_on: what chose the kept epoch, or this model among others.
+        catalog_fingerprint: of the data set it was trained on.
+        seed: of the run.
+        training: the run's options and its history.
+        versions: of the packages that made it.
+        images_known: `images.parquet` names all the images that it was trained, chosen and calibrated on.
+        checksums: SHA-256 (hex) of each member's files, and of `images.parquet` where there is one.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=False)
+
+    schema_version: int = SCHEMA_VERSION
+    architecture: str
+    image_size: Annotated[int, pydantic.Field(gt=0)]
+    class_names: tuple[str, str]
+    members: Annotated[list[str], pydantic.Field(min_length=1)]
+    onnx: str
+    views: Annotated[list[View], pydantic.Field(min_length=1)]
+    calibration: Literal["none", "validation"]
+    temperature: Annotated[float, pydantic.Field(gt=0)]
+    clip: Annotated[float, pydantic.Field(gt=0, lt=0.5)]
+    prior: Annotated[float, pydantic.Field(gt=0, lt=1)]
+    validation: dict[str, float | int]
+    chosen_on: Literal["none", "validation"]
+    catalog_fingerprint: str
+    seed: int
+    training: dict[str, Any]
+    versions: dict[str, str]
+    images_known: bool
+    checksums: dict[str, str]
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_version_2(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("schema_version") != 2:
+            return values
+        training = values.get("training")
+        options = training.get("options") if isinstance(training, dict) else None
+        best = isinstance(options, dict) and options.get("keep") == "best"
+        return {"chosen_on": "validation" if best else "none", "images_known": False} | values
+
+    @property
+    def engines(self) -> tuple[EngineName, ...]:
+        """What can predict with it, the fastest on a CPU first."""
+        return ("onnx", "tensorflow") if self.onnx == VERIFIED else ("tensorflow",)
+
+
+class ModelBundle:
+    """A loaded bundle.
+
+    Attributes:
+        info: what `bundle.json` holds.
+        uri: its folder.
+    """
+
+    def __init__(self, info: BundleInfo, engines: list[Engine], uri: str) -> None:
+        self.info = info
+        self.uri = uri
+        self._engines = engines
+
+    @classmethod
+    def load(cls, model: str, engine: EngineName | None = None, threads: int = 1) -> ModelBundle:
+        """Loads a bundle and its members, checksums verified, in Keras's safe mode: no code in a file is run.
+
+        Args:
+            model: URI of a run or of a bundle.
+            engine: what predicts; None is the fastest on a CPU that the bundle has.
+            threads: of ONNX Runtime; TensorFlow's are the whole process's (`engines.set_up`).
+
+        Raises:
+            UsageError: there is none.
+            CatdogError: it is of another version, incomplete or damaged.
+        """
+        uri, info = read_info(model)
+        engine = engine or info.engines[0]
+        if engine not in info.engines:
+            raise UsageError(f"--engine received {engine}, but {uri} has no ONNX model: {info.onnx}")
+        if engine == "onnx":
+            files = [_read_file(uri, info, onnx_name(member)) for member in info.members]
+            return cls(info, [engines.OnnxEngine(data, threads) for data in files], uri)
+        return cls(info, [engines.TensorFlowEngine(_load_member(uri, info, member)) for member in info.members], uri)
+
+    def logits(self, batch: np.ndarray) -> np.ndarray:
+        """Predicts the plain logit of each image: the mean over members and views, before temperature and clip.
+
+        Args:
+            batch: uint8, N×S×S×3, RGB.
+
+        Returns:
+            float32, N.
+        """
+        views = [apply_view(batch, view) for view in self.info.views]
+        return np.stack([engine.logits(view) for engine in self._engines for view in views]).mean(axis=0)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Turns plain logits into calibrated, clipped probabilities of the second class.
+
+        Args:
+            logits: float32, N.
+
+        Returns:
+            float64 in [clip, 1 - clip], N.
+        """
+        return metrics.calibrated(logits, self.info.temperature, self.info.clip)
+
+
+def read_info(model: str) -> tuple[str, BundleInfo]:
+    """Finds a bundle and reads what `bundle.json` says, without loading a model.
+
+    Args:
+        model: URI of a run (with the bundle in `model/`) or of a bundle.
+
+    Returns:
+        The bundle's URI, and what it says.
+
+    Raises:
+        UsageError: there is no bundle.
+        CatdogError: another schema version, a field missing or out of range.
+    """
+    model = storage.absolute(model)
+    for uri in (model, RunDirectory(model).model):
+        path = storage.join(uri, FILE_NAME)
+        if storage.kind(path) == "file":
+            break
+    else:
+        unfinished = RunDirectory(model).exists
+        hint = "the run is not finished: continue it with `catdog train --resume`" if unfinished else "train one first"
+        raise UsageError(f"--model received {model}, which holds no {FILE_NAME}, nor does its model/ folder; {hint}")
+    raw = storage.read_bytes(path)
+    try:
+        header = pydantic.TypeAdapter(dict[str, Any]).validate_json(raw)
+        version = header.get("schema_version")
+        if version not in _READABLE:
+            raise CatdogError(f"{path} has schema version {version}, expected {SCHEMA_VERSION}; train the model again")
+        info = BundleInfo.model_validate_json(raw)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise CatdogError(f"{path} is not a valid bundle: {field}: {first['msg']}; train the model again") from error
+    for member in info.members:
+        files = [member, onnx_name(member)] if info.onnx == VERIFIED else [member]
+        if "/" in member or "\\" in member or not info.checksums.keys() >= set(files):
+            raise CatdogError(f"{path} names the member {member!r} without a checksum or outside its folder")
+    return uri, info
+
+
+def read_provenance(uri: str, info: BundleInfo) -> Provenance:
+    """Reads which images made a bundle; of a bundle that names none, nothing is known.
+
+    Args:
+        uri: of the bundle, from `read_info`.
+        info: likewise.
+
+    Raises:
+        CatdogError: the file is absent or damaged.
+    """
+    if IMAGES_NAME not in info.checksums:
+        return Provenance()
+    return Provenance.from_bytes(_read_file(uri, info, IMAGES_NAME), info.images_known)
+
+
+def onnx_name(member: str) -> str:
+    """The name of a member's ONNX file."""
+    return f"{member.removesuffix('.keras')}.onnx"
+
+
+def merge(infos: list[BundleInfo]) -> BundleInfo:
+    """Describes several bundles as one whose logit is the mean of theirs.
+
+    Args:
+        infos: of bundles that tell the same classes apart; one is given back as it is.
+
+    Returns:
+        Members of all, named by their bundle's number; temperature, clip and prior are means.
+
+    Raises:
+        UsageError: their classes differ.
+    """
+    first = infos[0]
+    if len(infos) == 1:
+        return first
+    for info in infos[1:]:
+        if info.class_names != first.class_names:
+            raise UsageError(
+                f"--model received models of {first.class_names} and of {info.class_names}; expected the same classes"
+            )
+    named = {
+        f"{number}/{member}": info.checksums[member] for number, info in enumerate(infos) for member in info.members
+    }
+    return first.model_copy(
+        update={
+            "architecture": " + ".join(dict.fromkeys(info.architecture for info in infos)),
+            "members": list(named),
+            "onnx": next((info.onnx for info in infos if info.onnx != VERIFIED), VERIFIED),
+            "checksums": named,
+            "views": list(dict.fromkeys(view for info in infos for view in info.views)),
+            "calibration": "validation" if any(info.calibration == "validation" for info in infos) else "none",
+            "temperature": float(np.exp(np.mean([np.log(info.temperature) for info in infos]))),
+            "clip": float(np.mean([info.clip for info in infos])),
+            "prior": float(np.mean([info.prior for info in infos])),
+            "catalog_fingerprint": "+".join(dict.fromkeys(info.catalog_fingerprint for info in infos)),
+            "chosen_on": "validation" if any(info.chosen_on == "validation" for info in infos) else "none",
+            "images_known": all(info.images_known for info in infos),
+            "validation": {},
+            "training": {"bundles": [fingerprint(info) for info in infos]},
+        }
+    )
+
+
+def fingerprint(info: BundleInfo) -> str:
+    """SHA-256 (hex) over everything a bundle says, its members' checksums included."""
+    return hashlib.sha256(info.model_dump_json().encode()).hexdigest()
+
+
+def save(
+    uri: str,
+    models: list[keras.Model],
+    sample: np.ndarray | None = None,
+    provenance: Provenance | None = None,
+    **fields: Any,
+) -> BundleInfo:
+    """Writes a bundle: the members first, `bundle.json` last.
+
+    Args:
+        uri: its folder.
+        models: the members, from uint8 N×S×S×3 to one logit.
+        sample: uint8, N×S×S×3: real images to verify the members' ONNX files with; without them none are made.
+        provenance: the images that made it, where they are known.
+        **fields: what `BundleInfo` holds beyond members, ONNX, images, checksums and versions.
+
+    Returns:
+        What was written to `bundle.json`.
+    """
+    import keras
+
+    files: list[bytes] = []
+    onnx: list[bytes] = []
+    why_not = "" if sample is not None and len(sample) else "no image to verify it with"
+    for model in models:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.keras"
+            model.save(path)
+            files.append(path.read_bytes())
+            if sample is None or why_not:
+                continue
+            try:
+                # Loaded anew, because a model built for several workers cannot be translated.
+                onnx.append(engines.translate(keras.saving.load_model(path, compile=False), sample))
+            except CatdogError as error:
+                why_not = str(error)
+    return _write(uri, files, onnx, why_not, provenance or Provenance(), fields)
+
+
+def assemble(uri: str, bundles: list[str], **fields: Any) -> BundleInfo:
+    """Writes a bundle whose members are those of others, of one image size; what made them made it.
+
+    Args:
+        uri: its folder.
+        bundles: URIs of the others.
+        **fields: as for `save`.
+
+    Returns:
+        What was written to `bundle.json`.
+
+    Raises:
+        CatdogError: their image sizes differ, or one is damaged.
+    """
+    files: list[bytes] = []
+    onnx: list[bytes] = []
+    why_not = ""
+    provenances = []
+    for one in bundles:
+        place, info = read_info(one)
+        provenances.append(read_provenance(place, info))
+        if info.image_size != fields["image_size"]:
+            raise CatdogError(f"{place} takes {info.image_size} pixels, expected {fields['image_size']} as the others")
+        files += [_read_file(place, info, member) for member in info.members]
+        if info.onnx == VERIFIED:
+            onnx += [_read_file(place, info, onnx_name(member)) for member in info.members]
+        else:
+            why_not = info.onnx
+    return _write(uri, files, onnx, why_not, Provenance.union(provenances), fields)
+
+
+def _write(
+    uri: str, files: list[bytes], onnx: list[bytes], why_not: str, provenance: Provenance, fields: dict[str, Any]
+) -> BundleInfo:
+    members = ["model.keras", *(f"model-{number}.keras" for number in range(2, len(files) + 1))]
+    content = dict(zip(members, files, strict=True))
+    if not why_not:
+        content |= {onnx_name(member): data for member, data in zip(members, onnx, strict=True)}
+    if len(provenance.train) or len(provenance.valid):
+        content[IMAGES_NAME] = provenance.to_bytes()
+    for name, data in content.items():
+        storage.write_bytes(storage.join(uri, name), data)
+    checksums = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
+    info = BundleInfo(
+        members=members,
+        onnx=why_not or VERIFIED,
+        images_known=provenance.known,
+        checksums=checksums,
+        versions=package_versions(),
+        **fields,
+    )
+    storage.write_text(storage.join(uri, FILE_NAME), info.model_dump_json(indent=2) + "\n")
+    return info
+
+
+def mark_chosen(model: str, **figures: float) -> None:
+    """Writes into a bundle that it was chosen among others on its validation images.
+
+    Args:
+        model: URI of a run or of a bundle.
+        **figures: of the choice, for `BundleInfo.validation`.
+    """
+    uri, info = read_info(model)
+    marked = info.model_copy(update={"chosen_on": "validation", "validation": info.validation | figures})
+    if marked != info:
+        storage.write_text(storage.join(uri, FILE_NAME), marked.model_dump_json(indent=2) + "\n")
+
+
+def require_intact(model: str, engine: EngineName) -> None:
+    """Makes sure that all files that an engine will load are there and whole, before anybody waits for actors.
+
+    Args:
+        model: URI of a run or of a bundle.
+        engine: one of those that the bundle has.
+
+    Raises:
+        CatdogError: a file is absent, or not the one that was saved.
+    """
+    uri, info = read_info(model)
+    for member in info.members:
+        _read_file(uri, info, onnx_name(member) if engine == "onnx" else member)
+
+
+def _read_file(uri: str, info: BundleInfo, name: str) -> bytes:
+    path = storage.join(uri, name)
+    try:
+        data = storage.read_bytes(path)
+    except OSError as error:
+        raise CatdogError(f"could not read the bundle's {path}: {error.strerror or error}") from error
+    if hashlib.sha256(data).hexdigest() != info.checksums[name]:
+        raise CatdogError(f"{path} is not the file that bundle.json was written for (its checksum differs)")
+    return data
+
+
+def _load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
+    import keras
+
+    use_keras_defaults()
+    path, data = storage.join(uri, member), _read_file(uri, info, member)
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / member
+        local.write_bytes(data)
+        try:
+            model = keras.saving.load_model(local, compile=False, safe_mode=True)
+        except Exception as error:  # Keras, zipfile and h5py each have their own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CatdogError(f"{path} cannot be loaded in Keras's safe mode: {reason}") from error
+    expected = (None, info.image_size, info.image_size, 3)
+    if tuple(model.input_shape) != expected:
+        raise CatdogError(f"{path} takes images of shape {model.input_shape}, expected {expected}")
+    return model

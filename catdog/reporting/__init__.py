@@ -1,0 +1,12 @@
+"""What a scoring run leaves for people: the report, and the Kaggle file, written, checked and sent."""
+
+from catdog.exports import lazy
+
+__getattr__, __all__ = lazy(
+    __name__,
+    {
+        "build_report": "report",
+        "check_submission": "submission",
+        "write_submission": "submission",
+    },
+)

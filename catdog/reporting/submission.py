@@ -1,0 +1,374 @@
+"""The Kaggle file: writing it, checking it, sending it."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from catdog import storage
+from catdog.data import layouts
+from catdog.data.catalog import SAMPLE_NAME, Catalog
+from catdog.errors import CatdogError, UsageError
+from catdog.reporting import faults
+
+# Kaggle's log loss keeps probabilities this far from 0 and 1.
+_KAGGLE_CLIP = 1e-15
+# Twelve digits are written, of which none may round to 0 or 1.
+_LEAST = 1e-12
+_PIECE = 65_536
+COMPETITION = "dogs-vs-cats-redux-kernels-edition"
+
+
+def sidecar(out: str, ending: str) -> str:
+    """The URI of something that belongs to a CSV and shares its stem: `results.csv` → `results.ENDING`."""
+    return storage.join(storage.parent(out), f"{storage.name(out).removesuffix('.csv')}.{ending}")
+
+
+def write(out: str, ids: pa.ChunkedArray, probabilities: np.ndarray) -> str:
+    """Writes a submission: `id,label`, every test id once, in numeric order where ids are numbers.
+
+    Args:
+        out: URI of the CSV.
+        ids: strings, N.
+        probabilities: float64 inside (0, 1), N.
+
+    Returns:
+        The file's SHA-256, in hex.
+    """
+    order = np.arange(len(ids))
+    if pc.all(pc.utf8_is_decimal(ids)).as_py():
+        longest = pc.max(pc.utf8_length(ids)).as_py()
+        numbers = ids.cast(pa.int64()).to_numpy() if longest < 19 else np.array([int(i) for i in ids.to_pylist()])
+        order = np.argsort(numbers, kind="stable")
+    digest = hashlib.sha256()
+    with storage.writing(out) as stream:
+        for text in _pieces(ids, probabilities, order):
+            digest.update(text.encode())
+            stream.write(text.encode())
+    return digest.hexdigest()
+
+
+def _pieces(ids: pa.ChunkedArray, probabilities: np.ndarray, order: np.ndarray) -> Iterator[str]:
+    yield _csv([faults.COLUMNS])
+    for start in range(0, len(order), _PIECE):
+        piece = order[start : start + _PIECE]
+        # Twelve digits: the last bits of a float do not show. None may round to 0 or 1, which can cost most.
+        written = [f"{p:.12g}" for p in np.clip(probabilities[piece], _LEAST, 1 - _LEAST)]
+        yield _csv(zip(ids.take(pa.array(piece)).to_pylist(), written, strict=True))
+
+
+def write_rejected(out: str, tables: dict[str, pa.Table]) -> str:
+    """Names every image that could not be read, and why: `split,id,key,reason`, perhaps with no rows.
+
+    Args:
+        out: URI of the submission that the list belongs to.
+        tables: by split, columns id, key and detail of the unreadable images.
+
+    Returns:
+        The file's SHA-256, in hex.
+    """
+    rows = [
+        (split, row["id"], row["key"], row["detail"])
+        for split, table in tables.items()
+        for row in table.select(["id", "key", "detail"]).to_pylist()
+    ]
+    return write_sidecar(out, "rejected.csv", _csv([("split", "id", "key", "reason"), *rows]))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the check of a submission found, where it found no error.
+
+    Attributes:
+        rows: how many it has.
+        warnings: what Kaggle accepts and its sender may regret, a line each.
+    """
+
+    rows: int
+    warnings: tuple[str, ...] = ()
+
+
+def check(path: str, data: Catalog) -> Checked:
+    """Checks a submission: every id once, every label a probability, and the file the one that `meta.json` names.
+
+    The ids are those of the data set's `sample_submission.csv`, as that is what Kaggle expects, or else of its test
+    split.
+
+    Args:
+        path: URI of the CSV.
+        data: the catalog.
+
+    Returns:
+        How many rows it has, and warnings.
+
+    Raises:
+        UsageError: there is no such file.
+        CatdogError: it would be refused, or worse, accepted and wrong; says the row and the reason.
+    """
+    uri = storage.absolute(path)
+    if storage.kind(uri) != "file":
+        raise UsageError(f"FILE received {path!r}, which is not there; expected a submission such as results.csv")
+    test = dict.fromkeys(data.split("test")["id"].to_pylist())
+    warnings = _origin_warnings(uri, data)
+    try:
+        sample = _sample_ids(data)
+    except (UnicodeDecodeError, csv.Error, LookupError) as error:
+        sample = None
+        warnings.append(
+            f"{storage.join(data.root, SAMPLE_NAME)} is not a sample submission ({error}): it was not compared"
+        )
+    content = storage.read_bytes(uri)
+    if fault := faults.in_file(content):
+        raise CatdogError(f"{uri} {fault}")
+    if content.startswith(codecs.BOM_UTF8):
+        warnings.append("it begins with a byte order mark, which may be taken for a part of `id`: save it as UTF-8")
+    seen, hard = _read_rows(uri, content, test if sample is None else sample | test, data.class_names)
+    expected, difference = test, ""
+    if sample is None:
+        warnings += _gaps(list(test))
+    elif sample.keys() != test.keys():
+        expected = sample
+        difference = (
+            f"{data.root} and its {SAMPLE_NAME} differ: {_compare(sample, test, 'its test split', SAMPLE_NAME)}"
+        )
+    if seen.keys() != expected.keys():
+        wrong = _compare(expected, seen, "it", "the test split" if sample is None else SAMPLE_NAME)
+        cause = f"; {difference}; prepare the data set again, with every test image" if difference else ""
+        raise CatdogError(f"{uri} has {len(seen)} rows, expected {len(expected)}: {wrong}{cause}")
+    if difference:
+        warnings.append(difference)
+    if hard:
+        cost = -math.log(_KAGGLE_CLIP)
+        count, example = len(hard), f"row {seen[hard[0]]}, id {hard[0]}"
+        warnings.append(
+            f"{count} label{'s are' if count > 1 else ' is'} 0 or 1, or as good as that (e.g. {example}): each that is "
+            f"wrong costs {cost:.1f} nats, and so adds {cost / len(seen):.2g} to the log loss of {len(seen)} rows; "
+            "keep away from 0 and 1, by 0.001 for example"
+        )
+    return Checked(len(seen), tuple(warnings))
+
+
+def _read_rows(
+    uri: str, content: bytes, ids: Collection[str], class_names: tuple[str, str]
+) -> tuple[dict[str, int], list[str]]:
+    """Reads a submission: the row of each id, and the ids whose labels are as good as 0 or 1."""
+    seen, hard = dict[str, int](), list[str]()
+    number = 0
+    try:
+        for number, line in enumerate(_rows(content), start=1):
+            where = f"{uri} row {number}"
+            fault = faults.in_header(line) if number == 1 else faults.in_fields(line, ids)
+            if fault is None and number > 1:
+                fault = faults.in_id(line[0], ids, "the test split")
+            if fault is not None:
+                raise CatdogError(f"{where}: {fault}")
+            if number == 1:
+                continue
+            name, text = line
+            if name in seen:
+                raise CatdogError(f"{where}: id {name} is there a second time (first in row {seen[name]})")
+            seen[name] = number
+            try:
+                value = faults.read_label(text, class_names)
+            except ValueError as error:
+                raise CatdogError(f"{where}: id {name}: {error}") from None
+            if min(value, 1 - value) < _KAGGLE_CLIP:
+                hard.append(name)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CatdogError(f"{uri} is not a CSV file in UTF-8 (after row {number}: {error})") from error
+    return seen, hard
+
+
+def _rows(content: bytes) -> Iterator[list[str]]:
+    # Bit by bit: a million rows as a list are many times the size of the file.
+    return csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig"), strict=True)
+
+
+def _compare(expected: Collection[str], got: Collection[str], name: str, origin: str) -> str:
+    """What is missing and what is too much, of ids that differ."""
+    missing = [each for each in expected if each not in got]
+    extra = [each for each in got if each not in expected]
+    found = [
+        f"lacks {len(missing)} id{'s' * (len(missing) > 1)} of {origin}, e.g. {missing[0]}" if missing else "",
+        f"has {len(extra)} more, e.g. {extra[0]}" if extra else "",
+    ]
+    return f"{name} {', and '.join(filter(None, found))}"
+
+
+def _sample_ids(data: Catalog) -> dict[str, None] | None:
+    uri = storage.join(data.root, SAMPLE_NAME)
+    if storage.kind(uri) != "file":
+        return None
+    header, *rows = _rows(storage.read_bytes(uri))
+    names = [name.strip().lower() for name in header]
+    column = names.index("id") if "id" in names else 0
+    found = dict.fromkeys(row[column].strip() for row in rows if any(row))
+    if not found:
+        raise LookupError("it has no rows")
+    return found
+
+
+def _gaps(ids: list[str]) -> list[str]:
+    missing = layouts.missing_numbers(ids)
+    if not missing:
+        return []
+    many = len(missing) > 1
+    return [
+        f"{len(missing)} of the numbers up to {max(map(int, ids))} {'are no ids' if many else 'is no id'} of the test "
+        f"split, e.g. {missing[0]}: Kaggle refuses the file if it expects {'them' if many else 'it'}"
+    ]
+
+
+def write_sidecar(out: str, ending: str, text: str) -> str:
+    """Writes a text file that shares a CSV's stem, and returns its SHA-256 in hex."""
+    storage.write_text(sidecar(out, ending), text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_meta(out: str) -> dict[str, Any]:
+    """What the `meta.json` of a CSV says; nothing, where there is none that can be read."""
+    try:
+        found = json.loads(storage.read_bytes(sidecar(out, "meta.json")))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def digests(out: str) -> dict[str, str]:
+    """The SHA-256 (hex) of each file that the `meta.json` of a CSV was written for, by what follows their stem."""
+    found = read_meta(out).get("sha256")
+    return found if isinstance(found, dict) else {}
+
+
+def is_intact(out: str, ending: str) -> bool:
+    """Tells whether a file that belongs to a CSV is the one that `meta.json` was written for."""
+    uri = sidecar(out, ending)
+    return storage.exists(uri) and digests(out).get(ending) == hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+
+
+def require_intact(out: str) -> list[str]:
+    """Compares a CSV and what belongs to it with the digests in `meta.json`.
+
+    Args:
+        out: URI of the CSV.
+
+    Returns:
+        The URIs of the files that `meta.json` names and that are not there.
+
+    Raises:
+        CatdogError: a file is of another run, or was changed.
+    """
+    absent = []
+    for ending in digests(out):
+        uri = sidecar(out, ending)
+        if not storage.exists(uri):
+            absent.append(uri)
+        elif not is_intact(out, ending):
+            raise CatdogError(
+                f"{uri} is not the file that {storage.name(sidecar(out, 'meta.json'))} was written for: another run "
+                "wrote it, or one was killed before it was done, or it was changed; run the same `catdog score` again "
+                "(or copy a CSV that you changed to another name)"
+            )
+    return absent
+
+
+def _origin_warnings(uri: str, data: Catalog) -> list[str]:
+    meta = storage.name(sidecar(uri, "meta.json"))
+    if "csv" not in digests(uri):
+        there = "names no SHA-256 of it" if storage.exists(sidecar(uri, "meta.json")) else "is not there"
+        return [f"nothing says what made {storage.name(uri)}: {meta} {there}"]
+    warnings = [f"{meta} was written for {storage.name(gone)} too, which is gone" for gone in require_intact(uri)]
+    if read_meta(uri).get("catalog_fingerprint") != data.fingerprint:
+        made_from = read_meta(uri).get("data")
+        warnings.append(f"{meta} says that it was made from {made_from}, which differs from {data.root}")
+    return warnings
+
+
+def origin(path: str) -> str:
+    """The data set that a submission's `meta.json` says it was made from.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    uri = sidecar(storage.absolute(path), "meta.json")
+    try:
+        return json.loads(storage.read_bytes(uri))["data"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"FILE received {path!r} without a readable {uri}; give its data set with --data DIR"
+        ) from error
+
+
+def submit(path: str, message: str, competition: str = COMPETITION) -> str:
+    """Sends a submission with Kaggle's own client.
+
+    Args:
+        path: the CSV, on this machine.
+        message: what Kaggle shows beside it.
+        competition: its name in Kaggle's URL.
+
+    Returns:
+        What Kaggle answered.
+
+    Raises:
+        CatdogError: no client, no credentials, or Kaggle refused or did not say that it has it.
+    """
+    site = f"https://www.kaggle.com/c/{competition}"
+    place = f"the file is {path}, and {site}/submit takes it by hand"
+    printed = io.StringIO()
+    try:
+        # Without credentials the client prints a page and leaves the process, already while it is imported.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            from kaggle.api.kaggle_api_extended import KaggleApi
+
+            api = KaggleApi()
+            api.authenticate()
+    except ImportError as error:
+        raise CatdogError(f"the kaggle client is not installed: `pip install kaggle`; {place}") from error
+    except (SystemExit, Exception) as error:
+        if hasattr(error, "request"):  # of the library `requests`: a token is there, and Kaggle was asked about it
+            raise CatdogError(f"could not ask Kaggle about the credentials ({_line(error)}); {place}") from error
+        reason = "" if isinstance(error, SystemExit) else f" ({_line(error)})"
+        raise CatdogError(
+            f"no Kaggle credentials{reason}: run `kaggle auth login`, or make a token on your account's settings page "
+            f"and set KAGGLE_API_TOKEN; {place}"
+        ) from error
+    try:
+        with contextlib.redirect_stdout(printed):
+            answer = api.competition_submit(path, message, competition, quiet=True)
+    except Exception as error:  # the client raises its own, requests' and urllib3's
+        raise CatdogError(f"Kaggle did not take the submission ({_line(error)}); {place}") from error
+    # After a failed upload the client returns this text, or an answer with it, and prints why.
+    text = answer if isinstance(answer, str) else str(getattr(answer, "message", "") or "")
+    if isinstance(answer, str) or text.strip() == "Could not submit to competition":
+        why = " ".join(printed.getvalue().split())
+        raise CatdogError(f"Kaggle did not take the submission ({text}{': ' + why if why else ''}); {place}")
+    reference = getattr(answer, "ref", None)
+    if not reference and not text.startswith("Successfully submitted"):
+        raise CatdogError(
+            f"Kaggle did not say whether it took the submission (it answered {text or 'nothing'!r}); look at "
+            f"{site}/submissions before you send it again; {place}"
+        )
+    return text + (f" (submission {reference})" if reference else "")
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _csv(rows: Iterable[tuple[str, ...]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

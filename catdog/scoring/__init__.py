@@ -1,0 +1,12 @@
+"""One scoring run on Ray Data: a catalog and a bundle in, Parquet parts, the CSV and the report out."""
+
+from catdog.exports import lazy
+
+__getattr__, __all__ = lazy(
+    __name__,
+    {
+        "ScoreConfig": "score",
+        "ScoreResult": "score",
+        "score_dataset": "score",
+    },
+)

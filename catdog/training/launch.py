@@ -1,0 +1,149 @@
+"""The training workers: Ray Train starts them, TensorFlow finds them, and their events come back to this process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from catdog import cluster, run_directory
+from catdog.errors import CatdogError
+from catdog.training import trainer
+from catdog.training.recipes import TrainConfig
+
+EventHandler = Callable[[dict[str, Any]], None]
+_MAX_RESTARTS = 3
+# gRPC reads it instead of no_proxy, where it is set.
+_GRPC_EXEMPT = "no_grpc_proxy"
+
+
+class _TensorFlowBackend(Backend):
+    """Tells each worker where the others are, which is all that TensorFlow's strategy wants to know.
+
+    Ray's own backend does so too, but importing it imports TensorFlow, here and in the controller: 10 s of CPU.
+    """
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002
+        addresses = worker_group.execute(_free_address)
+        ray.get(
+            [worker_group.execute_single_async(rank, _introduce, addresses, rank) for rank in range(len(addresses))]
+        )
+
+
+class _TensorFlowConfig(BackendConfig):
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _TensorFlowBackend
+
+
+class _Trainer(DataParallelTrainer):
+    """Leaves SIGINT to Python: Ray's handler would train on for seconds to end in order, which no checkpoint needs."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
+def _free_address() -> str:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return f"{ray.util.get_node_ip_address()}:{listener.getsockname()[1]}"
+
+
+def _introduce(addresses: list[str], rank: int) -> None:
+    task = {"type": "worker", "index": rank}
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
+    # Behind a proxy, which knows nothing of workers, they would wait for each other for ever.
+    kept = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    exempt = {"no_proxy": kept, "NO_PROXY": kept, _GRPC_EXEMPT: os.environ.get(_GRPC_EXEMPT) or kept}
+    hosts = list(dict.fromkeys(address.rpartition(":")[0] for address in addresses))
+    os.environ.update({name: ",".join([*filter(None, [before]), *hosts]) for name, before in exempt.items()})
+
+
+def resources(config: TrainConfig) -> dict[str, int]:
+    """The CPUs and GPUs of each worker.
+
+    Args:
+        config: resolved, with the cluster's plan.
+    """
+    return {"CPU": config.cpus_per_worker or 1} | ({"GPU": 1} if config.gpu else {})
+
+
+def fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
+    """Runs `replica.run` in every worker.
+
+    Args:
+        config: resolved, with the cluster's plan.
+        job: for `replica.run`.
+
+    Returns:
+        What rank 0 returned.
+
+    Raises:
+        CatdogError: training failed; the last checkpoint stays.
+    """
+    ray_trainer = _Trainer(
+        trainer.run,
+        train_loop_config=job,
+        backend_config=_TensorFlowConfig(),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=bool(config.gpu),
+            resources_per_worker=resources(config),
+            placement_strategy="SPREAD",
+        ),
+        run_config=ray.train.RunConfig(
+            storage_path=config.run,
+            name=run_directory.CHECKPOINTS,
+            failure_config=ray.train.FailureConfig(max_failures=_MAX_RESTARTS),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    try:
+        outcome = ray_trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise CatdogError(
+            f"training failed, also after {_MAX_RESTARTS} restarts ({cluster.cause(error)}); --debug "
+            f"shows why, and --resume --name {config.name} continues from the last epoch"
+        ) from error
+    if "error" in outcome:
+        raise CatdogError(outcome["error"])
+    return outcome
+
+
+@contextlib.contextmanager
+def listening(on_event: EventHandler) -> Iterator[Any]:
+    """A queue that workers put events in and a thread of this process hands to `on_event`."""
+    from ray.util.queue import Empty, Queue
+
+    queue = Queue(actor_options={"num_cpus": 0})
+    over = threading.Event()
+
+    def listen() -> None:
+        while True:
+            last = over.is_set()
+            with contextlib.suppress(Empty, ray.exceptions.RayError):
+                while True:
+                    on_event(queue.get(timeout=None if last and not queue.empty() else 0.3))
+            if last:
+                return
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield queue
+    except (KeyboardInterrupt, SystemExit):
+        queue.shutdown(force=True)  # nobody waits for events any more, nor for the actor to come up
+        raise
+    finally:
+        over.set()
+        thread.join(timeout=10)
+        queue.shutdown(force=True)

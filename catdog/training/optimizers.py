@@ -1,0 +1,71 @@
+"""The optimizer of a training run, its learning-rate schedule, and a lower rate for lower layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from catdog.models import registry
+from catdog.training.recipes import TrainConfig
+
+if TYPE_CHECKING:
+    import keras
+
+_CLASSES = {"adamw": "AdamW", "adam": "Adam", "rmsprop": "RMSprop", "sgd": "SGD"}
+
+
+def build(config: TrainConfig, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
+    """Makes the optimizer that a config asks for, not yet built.
+
+    Args:
+        config: resolved.
+        model: what it will train.
+        steps: of the whole run.
+
+    Returns:
+        With an averaged copy of the weights if the config has `ema`, and without weight decay on biases and batch-norm.
+    """
+    import keras
+
+    options: dict[str, Any] = {"learning_rate": _schedule(config, steps)}
+    if config.optimizer == "adamw":
+        options["weight_decay"] = config.weight_decay
+    if config.optimizer == "sgd":
+        options |= {"momentum": 0.9, "nesterov": True}
+    if config.ema:
+        options |= {"use_ema": True, "ema_momentum": config.ema}
+    optimizer = _with_layer_rates(getattr(keras.optimizers, _CLASSES[config.optimizer]), config, model)(**options)
+    optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) < 2])
+    return optimizer
+
+
+def _schedule(config: TrainConfig, steps: int) -> Any:
+    """Linear warm-up over the given share of all steps, then cosine down to 0, or the rate as it is."""
+    import keras
+
+    warm_up = max(1, int(config.warm_up * steps))
+    rate = config.learning_rate or 0.0
+    if config.schedule == "cosine":
+        rest = max(1, steps - warm_up)
+        return keras.optimizers.schedules.CosineDecay(0.0, rest, warmup_target=rate, warmup_steps=warm_up)
+    if config.warm_up:
+        return keras.optimizers.schedules.PolynomialDecay(rate / warm_up, warm_up, end_learning_rate=rate)
+    return rate
+
+
+def _with_layer_rates(base: type, config: TrainConfig, model: keras.Model) -> type:
+    """An optimizer that scales each update by how far its layer lies below the head (Clark et al., 2020)."""
+    if config.layer_decay == 1:
+        return base
+    depth, rates = 0, {}
+    for layer in reversed([layer for layer in registry.all_layers(model) if layer.trainable_variables]):
+        for variable in layer.trainable_variables:
+            rates[variable.path] = config.layer_decay**depth
+        # Batch-norm belongs to the convolution before it.
+        depth += any(len(variable.shape) > 1 for variable in layer.trainable_variables)
+
+    class LayerRates(base):
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            reference = self._trainable_variables[self._get_variable_index(variable)]
+            super().update_step(gradient, variable, learning_rate * rates[reference.path])
+
+    return LayerRates

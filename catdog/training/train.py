@@ -1,0 +1,341 @@
+"""Training: a catalog and a config in, a model bundle out, data-parallel on Ray Train.
+
+A Ray Data job decodes every image once into Ray's shared memory; then the workers start, each a replica of the model
+(`catdog.training.trainer`), and after every epoch one of them leaves a checkpoint that any later start continues from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from catdog import cluster, resources, rng, storage
+from catdog.data import catalog, key_list
+from catdog.data.catalog import Catalog
+from catdog.errors import CatdogError, UsageError
+from catdog.evaluation import calibration
+from catdog.inference import bundle
+from catdog.inference.engines import set_up
+from catdog.inference.provenance import Provenance
+from catdog.models import registry
+from catdog.run_directory import RunDirectory
+from catdog.training import feature_cache, ingest, launch
+from catdog.training.launch import EventHandler
+from catdog.training.recipes import TrainConfig
+from catdog.waiting import wait_for
+
+# A resumed run takes the workers it had, unless told otherwise: with others it differs by float noise and by
+# batch-norm's share of the batch.
+_SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
+# What may differ when a run is resumed. The data set is compared by its fingerprint, wherever it lies.
+_PLACE_FIELDS = (
+    frozenset({"data", "runs", "features", "resume", "overwrite", "address", "wait", "debug"}) | _SHAPE_FIELDS
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training came to.
+
+    Attributes:
+        run: URI of the run.
+        bundle: URI of the model bundle.
+        validation: epoch, n, log_loss and accuracy of the kept weights, and what `BundleInfo.validation` has beside.
+        chosen_on: "validation" where the validation images chose the epoch, else "none".
+        epochs: how many were run.
+        history: the figures of each epoch.
+    """
+
+    run: str
+    bundle: str
+    validation: dict[str, float | int]
+    chosen_on: str
+    epochs: int
+    history: list[dict[str, Any]]
+
+
+def train(config: TrainConfig, on_event: EventHandler | None = None, patience: float = 0.0) -> TrainResult:
+    """Trains a model and writes its bundle to `RUNS/NAME/model/`.
+
+    Args:
+        config: what to do.
+        on_event: called in this process with what happens: `{"kind": …}` of "open", "member", "decode", "features",
+            "start", "step", "epoch" and "wait".
+        patience: how long to wait for another process that works on the run, in seconds.
+
+    Returns:
+        Where the bundle is, and its validation figures.
+
+    Raises:
+        UsageError: options that cannot be.
+        CatdogError: the data, the cluster or the training failed, and the last checkpoint stays; or another process
+            works on the run.
+    """
+    on_event = on_event or (lambda _event: None)
+    config = config.resolve()
+    data = catalog.read(config.data)
+    return _train_exclusively(_train_members if config.members else _train_one, config, data, on_event, patience)
+
+
+def _train_exclusively(
+    trained: Callable[[TrainConfig, Catalog, EventHandler], TrainResult],
+    config: TrainConfig,
+    data: Catalog,
+    on_event: EventHandler,
+    patience: float = 0.0,
+    nested: bool = False,
+) -> TrainResult:
+    """Trains while no other process may work on the run; a finished run to resume needs no training.
+
+    Args:
+        trained: `_train_one` or `_train_members`.
+        config: resolved.
+        data: the catalog.
+        on_event: as for `train`.
+        patience: as for `train`.
+        nested: the run is a member of one around it.
+    """
+    left_out(config, data)
+    finished = _check_run(config, data, nested)
+    if finished is None:
+        with RunDirectory(config.run).hold("training", patience):
+            # Again: it may have been opened or finished since.
+            finished = _check_run(config, data, nested) or trained(config, data, on_event)
+    return finished
+
+
+def _train_one(config: TrainConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
+    rows = {split: data.split(split) for split in ("train", "valid")}
+    # Of the training split only: what judges a model is not to be picked over.
+    listed = pa.array(list(left_out(config, data)), pa.string())
+    rows["train"] = rows["train"].filter(pc.invert(pc.is_in(rows["train"]["key"], listed)))
+    if len(set(rows["train"]["label"].to_pylist())) < 2:
+        raise UsageError(f"--leave-out received {config.leave_out}, which leaves fewer than two classes to train on")
+    with cluster.connect(config.address, config.debug) as may_grow:
+        plan = resources.plan_training(config.batch_size, config.workers, config.cpus_per_worker, config.gpu, may_grow)
+        config = config.model_copy(update=vars(plan))
+        wait_for([{"CPU": 1}], on_event, config.wait)  # for what comes before the workers
+        weights = load_weights(config)
+        ingest.require_memory(sum(table.num_rows for table in rows.values()), config.image_size or 0)
+        # Only now, when nothing more can be refused, is an old run deleted or a name taken.
+        _open_run(config, data, on_event)
+        on_event({"kind": "decode", "images": sum(table.num_rows for table in rows.values()), "run": config.run})
+        labels = {split: table["label"].to_numpy().astype(np.int64) for split, table in rows.items()}
+        keys = {split: table["key"].to_pylist() for split, table in rows.items()}
+        head = None
+        if config.head_first:
+            views = ["identity"] if config.epochs else config.views
+            folder = feature_cache.cache(config.features or "", data, config.spec, weights, config.seed)
+            feature_cache.compute(
+                rows["train"],
+                config.spec,
+                weights,
+                config.seed,
+                views,
+                folder,
+                on_event,
+                config.gpu,
+                may_grow,
+                config.wait,
+            )
+            head = feature_cache.fit_head(folder, rows["train"], config.spec, config.seed, views, config.epochs > 0)
+        # Kept until the end: the blocks live as long as somebody holds the data set.
+        decoded = {split: ingest.decode(table, config.image_size or 0) for split, table in rows.items()}
+        wait_for([launch.resources(config)] * (config.workers or 1), on_event, config.wait)
+        with launch.listening(on_event) as events:
+            outcome = launch.fit(
+                config,
+                {
+                    "config": config,
+                    "refs": {split: dataset.to_arrow_refs() for split, dataset in decoded.items()},
+                    "labels": labels,
+                    "keys": keys,
+                    "hashes": {split: rng.key_hash(names) for split, names in keys.items()},
+                    "weights": weights,
+                    "head": head,
+                    "prior": float(np.clip(labels["train"].mean(), 0.01, 0.99)),
+                    "class_names": data.class_names,
+                    "catalog_fingerprint": data.fingerprint,
+                    "provenance": Provenance.of(rows["train"], rows["valid"]),
+                    "run": config.run,
+                    "events": events,
+                },
+            )
+    return TrainResult(
+        config.run,
+        outcome["bundle"],
+        outcome["validation"],
+        outcome["chosen_on"],
+        outcome["epochs"],
+        outcome["history"],
+    )
+
+
+def _train_members(config: TrainConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
+    """Trains each member as a run of its own in `RUNS/NAME/member-N`, then makes one bundle of them."""
+    run = RunDirectory(config.run)
+    options = config.model_dump() | {"members": [], "runs": config.run, "overwrite": False, "resume": False}
+    members = [
+        TrainConfig(**(options | difference | {"name": storage.name(run.part("member", number).uri)})).resolve()
+        for number, difference in enumerate(config.members, 1)
+    ]
+    results = []
+    with cluster.connect(config.address, config.debug) as may_grow:
+        for member in members:  # before an old run is deleted
+            resources.plan_training(member.batch_size, member.workers, member.cpus_per_worker, member.gpu, may_grow)
+        _open_run(config, data, on_event)
+        for number, member in enumerate(members, 1):
+            on_event({"kind": "member", "member": number, "members": len(members)})
+            member = member.model_copy(update={"resume": RunDirectory(member.run).exists})
+            results.append(_train_exclusively(_train_one, member, data, on_event, nested=True))
+    valid = [pq.read_table(pa.BufferReader(storage.read_bytes(RunDirectory(member.run).valid))) for member in members]
+    logits = np.mean([table["logit"].to_numpy() for table in valid], axis=0)
+    labels, keys = valid[0]["label"].to_numpy(), valid[0]["key"].to_pylist()
+    figures, temperature, clip = calibration.conclude(labels, logits, keys, config.calibrate)
+    validation = {"epoch": max(int(result.validation["epoch"]) for result in results), **figures}
+    chosen_on = "validation" if any(result.chosen_on == "validation" for result in results) else "none"
+    _, first = bundle.read_info(results[0].bundle)
+    bundle.assemble(
+        run.model,
+        [result.bundle for result in results],
+        **first.model_dump(include={"architecture", "image_size", "class_names", "views", "calibration", "prior"}),
+        temperature=temperature,
+        clip=clip,
+        validation=validation,
+        chosen_on=chosen_on,
+        catalog_fingerprint=data.fingerprint,
+        seed=config.seed,
+        training={"options": config.model_dump(mode="json"), "history": []},
+    )
+    return TrainResult(config.run, run.model, validation, chosen_on, max(result.epochs for result in results), [])
+
+
+def left_out(config: TrainConfig, data: Catalog) -> set[str]:
+    """The keys that a config's list leaves out of training.
+
+    Args:
+        config: resolved.
+        data: the catalog.
+
+    Raises:
+        UsageError: there is no such list, or it names what the data set does not hold.
+    """
+    if config.leave_out is None:
+        return set()
+    known = set(data.table["key"].to_pylist())
+    try:
+        keys = key_list.parse_keys(storage.read_bytes(config.leave_out).decode("utf-8-sig"), known)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--leave-out received {config.leave_out}, which could not be read ({error})") from error
+    unknown = keys - known
+    if unknown:
+        raise UsageError(
+            f"--leave-out received {config.leave_out} with {len(unknown)} unknown keys such as {min(unknown)!r}; "
+            f"expected keys of {data.root} such as {data.table['key'][0].as_py()!r}, one a line, or a CSV with a "
+            "column key"
+        )
+    return keys
+
+
+def stored_config(runs: str, name: str) -> dict[str, Any]:
+    """The options a run was started with, for `--resume`.
+
+    Raises:
+        UsageError: there is no such run.
+        CatdogError: what it says of itself is damaged.
+    """
+    return RunDirectory(storage.join(storage.absolute_output(runs, "--runs"), name)).require_run(runs)["options"]
+
+
+def _computed(config: TrainConfig) -> dict[str, Any]:
+    """The options that decide what a run computes; the same run has the same ones, wherever it goes on."""
+    # As it is read back from JSON, where a tuple is a list.
+    return {name: value for name, value in config.model_dump(mode="json").items() if name not in _PLACE_FIELDS}
+
+
+def _inputs(config: TrainConfig, data: Catalog) -> dict[str, str | None]:
+    """What a run reads, by digest."""
+    listed = hashlib.sha256(storage.read_bytes(config.leave_out)).hexdigest() if config.leave_out else None
+    return {"catalog_fingerprint": data.fingerprint, "leave_out_sha256": listed}
+
+
+def _open_run(config: TrainConfig, data: Catalog, on_event: EventHandler) -> None:
+    """Writes down what the run is, deleting the old one of its name if that was asked for."""
+    options = _computed(config) | {name: getattr(config, name) for name in {"data", *_SHAPE_FIELDS}}
+    strangers = RunDirectory(config.run).open({"options": options} | _inputs(config, data), config.overwrite)
+    on_event({"kind": "open", "run": config.run, "strangers": strangers})
+
+
+def _check_run(config: TrainConfig, data: Catalog, nested: bool = False) -> TrainResult | None:
+    """Makes sure that the run's folder may be written: new, to be overwritten, or resumed with options and data it had.
+
+    Returns:
+        The result, where the run to resume is finished already.
+    """
+    run = RunDirectory(config.run)
+    if not config.resume:
+        run.require_free(config.overwrite, nested)
+        return None
+    before = run.require_run(config.runs)
+    for name, value in _computed(config).items():
+        if (then := before["options"].get(name)) != value:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"--resume: run {config.name!r} was started with {option} {then}, received {value}; resume "
+                "it as it was, or start another"
+            )
+    for name, digest in _inputs(config, data).items():
+        if before.get(name) != digest:
+            what = f"the list {config.leave_out}" if name == "leave_out_sha256" else f"the data set in {config.data}"
+            raise UsageError(f"--resume: {what} has changed since {config.name!r} was started")
+    if not run.finished:
+        return None
+    uri, info = bundle.read_info(config.run)
+    history = info.training["history"]
+    epochs = max(len(history), int(info.validation["epoch"]))
+    return TrainResult(config.run, uri, info.validation, info.chosen_on, epochs, history)
+
+
+def load_weights(config: TrainConfig) -> ray.ObjectRef | None:
+    """Puts the backbone's weights where every worker can read them.
+
+    Args:
+        config: resolved.
+
+    Returns:
+        A reference to the bytes of a Keras weights file, or None for random weights.
+
+    Raises:
+        CatdogError: they could not be read or downloaded.
+    """
+    if config.weights == "none":
+        return None
+    if config.weights == "imagenet":
+        # In a process of its own, which leaves TensorFlow's threads to be set by those who come later.
+        reference = ray.remote(max_calls=1)(_download).remote(config.spec)
+        error = ray.get(reference)[1]
+        if error:
+            raise CatdogError(error)
+        return ray.put(ray.get(reference)[0])
+    try:
+        return ray.put(storage.read_bytes(config.weights or ""))
+    except OSError as error:
+        raise CatdogError(f"--weights: could not read {config.weights}: {error.strerror or error}") from error
+
+
+def _download(spec: registry.Spec) -> tuple[bytes, str]:
+    """Runs on the cluster, which may have the internet that this process lacks."""
+    set_up(1, gpu=False)
+    try:
+        return registry.download_imagenet(spec), ""
+    except CatdogError as error:
+        return b"", str(error)

@@ -1,0 +1,77 @@
+"""ONNX files are made and trusted only where they predict what Keras does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from helpers import in_process
+
+from catdog.data.catalog import Catalog
+from catdog.errors import CatdogError, UsageError
+from catdog.inference import bundle, engines
+from catdog.inference.engines import OnnxEngine
+from catdog.models import registry
+from catdog.models.registry import Spec
+
+
+def pictures(count: int, size: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", ["small_resnet", "workshop_cnn", "gray_cnn", "mobilenet"])
+def test_onnx_predicts_what_keras_does_in_batches_of_any_size(name: str) -> None:
+    keras.utils.set_random_seed(1)
+    model = registry.build(Spec(name, 64, alpha=0.25 if name == "mobilenet" else 1.0))
+    for variable in model.trainable_variables:  # as random weights give logits of next to nothing
+        variable.assign(variable * 1.5)
+    engine = OnnxEngine(engines.translate(model, pictures(4, 64)), threads=1)
+    for count in (1, 3, 8):
+        batch = pictures(count, 64)
+        assert engine.logits(batch) == pytest.approx(np.asarray(model(batch, training=False))[:, 0], rel=1e-4, abs=1e-4)
+
+
+def test_a_model_without_a_translation_says_so_and_is_run_by_tensorflow(tmp_path: Path, drawn: Catalog) -> None:
+    from helpers import save_untrained
+
+    uri = str(tmp_path / "model")
+    save_untrained(uri, drawn)
+    content = json.loads((tmp_path / "model" / "bundle.json").read_text())
+    wanted = {name: content[name] for name in bundle.BundleInfo.model_fields if name not in (
+        "members", "onnx", "checksums", "versions", "schema_version", "image_size", "architecture", "images_known"
+    )}  # fmt: skip
+    inputs = keras.Input((32, 32, 3), dtype="uint8")
+    # GELU is what ConvNeXt has and what Keras's export leaves out.
+    x = keras.layers.Conv2D(4, 3, activation="gelu")(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.GlobalAveragePooling2D()(x)))
+    info = bundle.save(uri, [model], pictures(2, 32), architecture="gelu", image_size=32, **wanted)
+    assert info.onnx.startswith("no ONNX translation: ")
+    assert info.engines == ("tensorflow",)
+    batch = pictures(3, 32)
+    found = bundle.ModelBundle.load(uri).logits(batch)
+    assert found == pytest.approx(np.asarray(model(batch, training=False))[:, 0], abs=1e-5)
+    with pytest.raises(UsageError, match="--engine received onnx, but .* has no ONNX model: no ONNX translation"):
+        bundle.ModelBundle.load(uri, "onnx")
+
+
+def test_a_translation_that_predicts_something_else_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "TOLERANCE", -1.0)
+    with pytest.raises(CatdogError, match="the ONNX translation's logits differ by .* from Keras's"):
+        engines.translate(registry.build(Spec("gray_cnn", 32)), pictures(2, 32))
+
+
+def test_a_process_without_a_gpu_sees_none_and_one_with_a_gpu_keeps_its_own() -> None:
+    """Ray hides GPUs only from processes that were given others, and TensorFlow takes all memory of those it sees."""
+    script = """
+import os
+from catdog.inference import engines
+engines.set_up(1, gpu=True)
+given = os.environ["CUDA_VISIBLE_DEVICES"]
+engines.set_up(1, gpu=False)
+import tensorflow as tf
+print([given, os.environ["CUDA_VISIBLE_DEVICES"], tf.config.get_visible_devices("GPU")])
+"""
+    assert in_process(script, timeout=60, CUDA_VISIBLE_DEVICES="1").splitlines()[-1] == "['1', '', []]"
