@@ -30,7 +30,7 @@ app = typer.Typer()
 
 
 def decode_reduced(data: bytes, size: int, scale: int) -> np.ndarray:
-    """Decodes a photo at the given scale and averages the rest of the way, as `images.decode` does from the whole."""
+    """Decodes a photo at the given scale and averages the rest of the way, as `decode_image` does from the whole."""
     small = cv2.imdecode(np.frombuffer(data, np.uint8), _SCALES[scale])
     return cv2.cvtColor(resize.squash(small, size), cv2.COLOR_BGR2RGB)
 
@@ -47,7 +47,7 @@ def main(
 ) -> None:
     """Prints the table."""
     images.use_one_thread()
-    rows = catalog.read(data).table
+    rows = catalog.read_catalog(data).table
     if rows["label"].null_count:
         raise UsageError(f"--data received {data}, which has photos without labels; expected labels for all")
     labels = rows["label"].to_numpy()
@@ -62,10 +62,10 @@ def main(
         seconds: list[list[float]] = []
         for _ in range(_ROUNDS):
             started = time.perf_counter()
-            whole = [images.decode(each, size).pixels for each in files]
+            whole = [images.decode_image(each, size).pixels for each in files]
             between = time.perf_counter()
             reduced = [
-                decode_reduced(each, size, scale) if scale > 1 else images.decode(each, size).pixels
+                decode_reduced(each, size, scale) if scale > 1 else images.decode_image(each, size).pixels
                 for each, scale in zip(files, scales, strict=True)
             ]
             seconds.append([between - started, time.perf_counter() - between])

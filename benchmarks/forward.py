@@ -62,7 +62,7 @@ def main(
     loaded = keras.saving.load_model(model / "model.keras")
     onnx, plain = engines.OnnxEngine((model / "model.onnx").read_bytes(), 1), engines.TensorFlowEngine(loaded)
     size = loaded.input_shape[1]
-    batch = images.read_batch(catalog.read(data).split("test")["uri"][:_BATCH].to_pylist(), [size]).pixels[size]
+    batch = images.read_batch(catalog.read_catalog(data).split("test")["uri"][:_BATCH].to_pylist(), [size]).pixels[size]
     expected = plain.logits(batch)
 
     def show(name: str, predict: Callable[[], np.ndarray]) -> None:
@@ -78,7 +78,7 @@ def main(
     show("TensorFlow", lambda: plain.logits(batch))
     for precision in ("float32", "bfloat16"):
         folded = tf.function(
-            lambda x, low=precision == "bfloat16": batch_norm.apply(loaded, x, bfloat16=low, training=False)
+            lambda x, low=precision == "bfloat16": batch_norm.apply_folded(loaded, x, bfloat16=low, training=False)
         )
         show(f"TensorFlow, batch-norm folded, {precision}", lambda folded=folded: folded(batch).numpy()[:, 0])
 

@@ -128,7 +128,7 @@ def main(
             continue
         run_ = storage.join(runs, entry.recipe)
         if storage.exists(storage.join(run_, cross_validation.REPORT_NAME)):
-            found = cross_validation.read(run_)
+            found = cross_validation.read_out_of_fold(run_)
         else:
             config = TrainConfig(data=data, recipe=entry.recipe, runs=runs, name=entry.recipe, **entry.options)
             found = cross_validation.cross_validate(config, FOLDS, fold)

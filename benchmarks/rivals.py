@@ -85,7 +85,7 @@ def _decode(paths: list[str], size: int) -> float:
     images.use_one_thread()
     started = time.perf_counter()
     for path in paths:
-        images.read(path, size)
+        images.read_image(path, size)
     return time.perf_counter() - started
 
 
@@ -127,8 +127,8 @@ def keras_fit(data: str, size: int = 128, epochs: int = 3, cache: bool = False) 
     from catdog.data import catalog
     from catdog.models import registry
 
-    rows = catalog.read(data).split("train")
-    model = registry.build(registry.Spec("mobilenet", size, 0.25))
+    rows = catalog.read_catalog(data).split("train")
+    model = registry.build_model(registry.ModelSpec("mobilenet", size, 0.25))
     model.compile(keras.optimizers.AdamW(1e-3), keras.losses.BinaryCrossentropy(from_logits=True))
     augmentation = keras.Sequential(
         [

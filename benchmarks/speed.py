@@ -57,7 +57,7 @@ def workplace(folder: Path | None) -> Path:
 
 def sample_of(data: Catalog) -> np.ndarray:
     """Real images to compare the ONNX file with Keras on: uint8, 32×S×S×3."""
-    return np.stack([images.read(uri, SIZE).pixels for uri in data.split("test")["uri"][:32].to_pylist()])
+    return np.stack([images.read_image(uri, SIZE).pixels for uri in data.split("test")["uri"][:32].to_pylist()])
 
 
 def timed(command: list[str]) -> tuple[float, str]:
@@ -83,16 +83,18 @@ def repeat(data: Catalog, count: int, root: Path, split: str = "test") -> Catalo
     for number in range(count):
         (root / "images" / f"{number + 1}.jpg").symlink_to(files[number % len(files)])
     rows = [layouts.Row(f"{number + 1}.jpg", "test", None) for number in range(count)]
-    made = datasets.build(str(root), rows, data.class_names, {}, folder="images")
+    made = datasets.build_catalog(str(root), rows, data.class_names, {}, folder="images")
     made.write()
     return made
 
 
 def save(folder: Path, alpha: float, weights: str, sample: np.ndarray) -> str:
     """A bundle of MobileNet whose head was never trained."""
-    spec = registry.Spec("mobilenet", sample.shape[1], alpha, pretrained=weights != "none")
-    model = registry.build(spec, storage.read_bytes(weights) if weights != "none" else None)
-    info = bundle.save(str(folder), [model], sample, architecture="mobilenet", image_size=sample.shape[1], **_PLAIN)
+    spec = registry.ModelSpec("mobilenet", sample.shape[1], alpha, pretrained=weights != "none")
+    model = registry.build_model(spec, storage.read_bytes(weights) if weights != "none" else None)
+    info = bundle.save_bundle(
+        str(folder), [model], sample, architecture="mobilenet", image_size=sample.shape[1], **_PLAIN
+    )
     if info.onnx != bundle.VERIFIED:
         sys.exit(f"no ONNX: {info.onnx}")
     return str(folder)
@@ -160,10 +162,10 @@ def score(
 ) -> None:
     """Whole-process scoring against plain Keras, Ray's recipe and the floor."""
     root = workplace(folder)
-    source = catalog.read(data)
+    source = catalog.read_catalog(data)
     sets = {"200×200": repeat(source, images_, root / "small")}
     if original is not None:
-        sets["original size"] = repeat(catalog.read(original), images_, root / "large", "train")
+        sets["original size"] = repeat(catalog.read_catalog(original), images_, root / "large", "train")
     sample = sample_of(source)
     say(f"\n{images_} images at {SIZE} px, {rounds} rounds, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
     say("| model | files | catdog s | Keras s | Ray's s | ÷ Keras | ÷ Ray | steady/s | busy | floor/s | ÷ floor |")
@@ -199,8 +201,8 @@ import json, sys
 from catdog.data import catalog
 from catdog.scoring import score
 model, data, out = sys.argv[1:]
-score.score(score.ScoreConfig(model=model, data=data, out=out))
-table = catalog.read(data).table
+score.score_dataset(score.ScoreConfig(model=model, data=data, out=out))
+table = catalog.read_catalog(data).table
 # Not getrusage, which remembers the process that started this one.
 peak = next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({"peak": peak, "row": table.nbytes / table.num_rows}))
@@ -219,7 +221,7 @@ def drive(model: str, data: Catalog, out: Path) -> tuple[float, float, float]:
 def scale(data: Data, weights: Weights, rounds: Rounds = 1, folder: Folder = None) -> None:
     """The same rate and the same memory at 12,500, 50,000 and 200,000 images."""
     root = workplace(folder)
-    source = catalog.read(data)
+    source = catalog.read_catalog(data)
     sample = sample_of(source)
     model = save(root / "model", 0.25, weights, sample)
     say("\n| images | s | steady/s | driver's peak MiB | catalog bytes an image |\n|---|---|---|---|---|")
@@ -247,7 +249,7 @@ def plumbing(images_: Annotated[int, typer.Option("--images")] = 1_000_000, fold
     pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
     stub = keras.Model(inputs, keras.layers.Dense(1)(pooled))
     sample = np.zeros((4, 16, 16, 3), np.uint8)
-    bundle.save(str(root / "model"), [stub], sample, architecture="stub", image_size=16, **_PLAIN)
+    bundle.save_bundle(str(root / "model"), [stub], sample, architecture="stub", image_size=16, **_PLAIN)
     names = pa.array([str(number) for number in range(1, images_ + 1)])
     uris, splits = pa.array([str(root / "tiny.jpg")] * images_), pa.array(["test"] * images_)
     unknown = pa.nulls(images_, pa.int8()), splits, pa.nulls(images_, pa.uint64())
@@ -310,7 +312,7 @@ for core in range(count):
 os.sched_setaffinity(0, set(range(os.cpu_count())))
 ray.init(address=cluster.address, log_to_driver=False)
 parts = []
-score.score(score.ScoreConfig(model=model, data=data, out=out), parts.append)
+score.score_dataset(score.ScoreConfig(model=model, data=data, out=out), parts.append)
 ray.shutdown()
 cluster.shutdown()
 print(json.dumps([part for part in parts if part["kind"] == "part"]))
@@ -331,7 +333,7 @@ def together(parts: list[dict[str, Any]]) -> float:
 def nodes(data: Data, weights: Weights, rounds: Rounds = 5, folder: Folder = None) -> None:
     """Nodes of one CPU, each kept to a core of its own: two against one."""
     root = workplace(folder)
-    source = catalog.read(data)
+    source = catalog.read_catalog(data)
     sample = sample_of(source)
     model = save(root / "model", 0.25, weights, sample)
     made = repeat(source, 12_500, root / "set")

@@ -38,7 +38,7 @@ def step(fuse: bool, threads: int, count: int, together: Barrier) -> float:
     import keras
     import tensorflow as tf
 
-    model = registry.build(registry.Spec("mobilenet", _SIZE, 0.25))
+    model = registry.build_model(registry.ModelSpec("mobilenet", _SIZE, 0.25))
     model = batch_norm.fuse_batch_norm(model) if fuse else model
     optimizer = keras.optimizers.AdamW(1e-3)
     optimizer.build(model.trainable_variables)
@@ -64,7 +64,7 @@ def change() -> tuple[float, float]:
     import tensorflow as tf
 
     random = np.random.default_rng(0).random((_BATCH, augmentation.DRAWS))
-    parameters = augmentation.draw(random, _SETTINGS, _SIZE, _SIZE)
+    parameters = augmentation.draw_changes(random, _SETTINGS, _SIZE, _SIZE)
     images, out = pixels(_BATCH), np.empty((_BATCH, _SIZE, _SIZE, 3), np.uint8)
     transforms = tf.constant(np.pad(parameters[:, :6], ((0, 0), (0, 2))))
     floats = tf.constant(images, tf.float32)
@@ -77,7 +77,7 @@ def change() -> tuple[float, float]:
 
     def ours() -> None:
         for image, row, place in zip(images, parameters, out, strict=True):
-            augmentation.apply(image, row, _SETTINGS, place)
+            augmentation.apply_change(image, row, _SETTINGS, place)
 
     return seconds(theirs, _ROUNDS) / _BATCH, seconds(ours, _ROUNDS) / _BATCH
 

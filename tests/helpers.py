@@ -122,9 +122,9 @@ def save_untrained(uri: str, data: Catalog, size: int = 32, members: int = 1, **
     built = []
     for seed in range(members):
         keras.utils.set_random_seed(seed)
-        built.append(registry.build(registry.Spec("small_resnet", size)))
+        built.append(registry.build_model(registry.ModelSpec("small_resnet", size)))
     sample = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
-    return bundle.save(uri, built, sample, **(_fields(data, size) | fields))
+    return bundle.save_bundle(uri, built, sample, **(_fields(data, size) | fields))
 
 
 def saved_info(data: Catalog, **fields: object) -> bundle.BundleInfo:

@@ -125,7 +125,7 @@ def show_score(result: ScoreResult, seconds: float) -> None:
 
     for title, section in _sections(result.report):
         table = Table(title, "")
-        for what, figure in report.rows(section):
+        for what, figure in report.table_rows(section):
             table.add_row(what, figure)
         out.print(table)
     for split, counts in result.counts.items():
@@ -153,7 +153,7 @@ def show_out_of_fold(found: list[OutOfFold]) -> None:
     from catdog.evaluation import metrics
     from catdog.experiments import cross_validation
 
-    for one in [*found, cross_validation.average(found)] if len(found) > 1 else found:
+    for one in [*found, cross_validation.average_out_of_fold(found)] if len(found) > 1 else found:
         figures = cross_validation.summarise(one)
         interval = f"95 % interval {figures['log_loss_low']:.4f} to {figures['log_loss_high']:.4f}"
         out.print(

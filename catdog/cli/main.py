@@ -152,7 +152,7 @@ def data_prepare(
     from catdog.data import datasets
 
     with _same_command("no data set was written", "start again"), out.status(f"Preparing {source}…"):
-        catalog = datasets.prepare(
+        catalog = datasets.prepare_dataset(
             source, storage.absolute_output(dest, "DEST"), valid_fraction, split_seed, positive=positive,
             duplicates=duplicates.value if duplicates else None, ignore=ignore, on_remark=display.show_remark,
         )  # fmt: skip
@@ -191,7 +191,7 @@ def data_pack(
     from catdog.data import packing
 
     with _same_command("no data set was written", "start again"), out.status(f"Packing {data}…"):
-        catalog, absent = packing.pack(data, storage.absolute_output(dest, "DEST"))
+        catalog, absent = packing.pack_dataset(data, storage.absolute_output(dest, "DEST"))
     display.show_catalog(catalog)
     if absent:
         out.print(f"{absent} files were not there; they are unreadable images of the packed set until it is made anew")
@@ -217,16 +217,16 @@ def data_audit(
     if not storage.name(target).endswith(".csv"):
         raise UsageError(f"--out received {out_!r}, expected the name of a .csv file")
     pictures = submission.sidecar(target, "png")
-    rows, found = catalog.read(data), cross_validation.read(oof)
+    rows, found = catalog.read_catalog(data), cross_validation.read_out_of_fold(oof)
     with _same_command("nothing was written", "start again"), out.status("Auditing…"), cluster.connect(address, debug):
         waiting.wait_for([{"CPU": 1}], display.show_wait)
         known = None
         if found.features:
-            values, at = feature_cache.read(found.features, found.keys, "identity")
+            values, at = feature_cache.read_features(found.features, found.keys, "identity")
             known = (values, [found.keys[row] for row in at])
         findings = audit.audit(rows, found, known, distance)
-        audit.write(findings, target)
-        audit.draw(findings, rows, pictures)
+        audit.write_findings(findings, target)
+        audit.draw_findings(findings, rows, pictures)
     counts = {issue: sum(finding.issue == issue for finding in findings) for issue in audit.ISSUES}
     leaks = sum(finding.leaks for finding in findings)
     out.print(
@@ -323,7 +323,7 @@ def train(
         return f"{kept}; to go on:\n  {shlex.join(again + ['--debug'] * debug)}"
 
     with interruption.advising(advice), view:
-        result = train.train(config, view.event)
+        result = train.train_model(config, view.event)
     figures = result.validation
     calibrated = f", calibrated {figures['log_loss_calibrated']:.4f}" if "log_loss_calibrated" in figures else ""
     out.print(
@@ -364,12 +364,12 @@ def score(
         max_unreadable=max_unreadable, gpu=gpu, address=address, wait=wait, debug=debug,
     )  # fmt: skip
     if explain:
-        for what, why in score.explain(config).items():
+        for what, why in score.explain_plan(config).items():
             out.print(f"{what:<8}  {why}")
         return
     started = time.perf_counter()
     with _same_command("finished parts are kept", "go on"), out.status("Scoring…") as status:
-        result = score.score(config, display.score_view(status.update))
+        result = score.score_dataset(config, display.score_view(status.update))
     display.show_score(result, time.perf_counter() - started)
     if result.too_many_unreadable:
         raise CatdogError(
@@ -390,7 +390,7 @@ def submission_check(
     from catdog.data import catalog
     from catdog.reporting import submission
 
-    display.show_check(file, submission.check(file, catalog.read(data)))
+    display.show_check(file, submission.check_submission(file, catalog.read_catalog(data)))
 
 
 @app.command()
@@ -410,7 +410,7 @@ def submit(
 
     if not storage.is_local(file):
         raise UsageError(f"FILE received {file!r}; Kaggle's client sends files of this machine, so copy it here first")
-    display.show_check(file, submission.check(file, catalog.read(data or submission.origin(file))))
+    display.show_check(file, submission.check_submission(file, catalog.read_catalog(data or submission.origin(file))))
     answer = submission.submit(storage.absolute(file), message, competition or submission.COMPETITION)
     out.print(f"Sent {file}: {answer}")
 
@@ -450,7 +450,7 @@ def tune_(
     from catdog.experiments import tuning
     from catdog.training.recipes import TrainConfig
 
-    chosen = tuning.find(search) if search is not None else tuning.Search("", "")
+    chosen = tuning.get_search(search) if search is not None else tuning.Search("", "")
     values = chosen.grid | {key: value for text in grid or [] for key, value in _settings([text]).items()}
     for key, value in values.items():
         if not isinstance(value, list):
@@ -459,7 +459,7 @@ def tune_(
     places = {"data": data, "name": name, "runs": runs, "address": address, "wait": wait, "debug": debug}
     config = TrainConfig(**(options | places))
     with _same_command("finished trials are kept, and whole epochs of the others", "go on"), out.status("Searching…"):
-        trials = tuning.search(config, values, asha, concurrent, display.show_wait)
+        trials = tuning.run_search(config, values, asha, concurrent, display.show_wait)
     for rank, trial in enumerate(trials, 1):
         if trial.log_loss is None:
             out.print(f"{rank:>3}  failed     {trial.name}: {trial.error}")
@@ -487,7 +487,7 @@ def out_of_fold(
     del address, debug
     from catdog.experiments import cross_validation
 
-    display.show_out_of_fold([cross_validation.read(name) for name in names])
+    display.show_out_of_fold([cross_validation.read_out_of_fold(name) for name in names])
 
 
 @app.command("recipes")

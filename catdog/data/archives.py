@@ -93,7 +93,7 @@ def members(stream: BinaryIO, name: str) -> Iterator[Member]:
         ) from error
 
 
-def read(member: Member, name: str, count: int = -1) -> bytes:
+def read_member(member: Member, name: str, count: int = -1) -> bytes:
     """Reads a member's bytes, or the first `count` of them.
 
     Raises:
@@ -106,11 +106,11 @@ def read(member: Member, name: str, count: int = -1) -> bytes:
         raise _damaged(member, name, error) from error
 
 
-def pieces(member: Member, name: str) -> Iterator[bytes]:
+def read_pieces(member: Member, name: str) -> Iterator[bytes]:
     """Reads a member bit by bit.
 
     Raises:
-        CatdogError: as `read`.
+        CatdogError: as `read_member`.
     """
     try:
         with member.open() as stream:

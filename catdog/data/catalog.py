@@ -123,7 +123,7 @@ def is_there(data: str) -> bool:
     return storage.kind(storage.join(data, FILE_NAME)) == "file"
 
 
-def read(data: str) -> Catalog:
+def read_catalog(data: str) -> Catalog:
     """Reads and checks a prepared data set's catalog.
 
     Args:

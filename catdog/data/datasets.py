@@ -1,7 +1,7 @@
 """Real data sets in, catalog out: what people have is surveyed, copied, split and written down once.
 
-`prepare` copies every image's bytes unchanged to `DEST/images/KEY` and writes the catalog last, so a folder without a
-catalog is not a data set yet, and one with a catalog is whole.
+`prepare_dataset` copies every image's bytes unchanged to `DEST/images/KEY` and writes the catalog last, so a folder
+without a catalog is not a data set yet, and one with a catalog is whole.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Copied:
     size: int | None
 
 
-def prepare(
+def prepare_dataset(
     source: str,
     dest: str,
     valid_fraction: float = 0.1,
@@ -114,7 +114,7 @@ def prepare(
                     storage.delete_file(storage.join(dest, "images", row.key))
             settled.sort(key=lambda row: (catalog.SPLITS.index(row.split), layouts.natural_order(row.key)))
             content = options | {"content_sha256": _content_sha256(copied, kept)}
-            result = build(dest, settled, layout.class_names, content, folder="images")
+            result = build_catalog(dest, settled, layout.class_names, content, folder="images")
             _require_copied(dest, {row.key: copied[row.key] for row in settled})
             for remark in _remarks_on_ids(result, found.sample):
                 on_remark(remark)
@@ -164,7 +164,7 @@ def making(dest: str, names: list[str], what: str) -> Iterator[lease.Lease]:
             raise
 
 
-def build(
+def build_catalog(
     root: str, rows: list[Row], class_names: tuple[str, str], options: dict[str, object], folder: str = ""
 ) -> Catalog:
     """Makes a catalog of rows whose files already lie in place.
@@ -206,7 +206,7 @@ def _previous(dest: str, options: dict[str, object]) -> Catalog | None:
     """The data set that `dest` already holds, if its split was made the same way."""
     if not catalog.is_there(dest):
         return None
-    previous = catalog.read(dest)
+    previous = catalog.read_catalog(dest)
     for option, value in options.items():
         if previous.options.get(option) != value:
             raise CatdogError(

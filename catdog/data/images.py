@@ -80,7 +80,7 @@ def decode_batch(files: Iterable[bytes | str], pixels: dict[int, np.ndarray]) ->
     details: list[str] = []
     for at, data in enumerate(files):
         for size, array in pixels.items():
-            decoded = _unreadable(size, data) if isinstance(data, str) else decode(data, size)
+            decoded = _unreadable(size, data) if isinstance(data, str) else decode_image(data, size)
             array[at] = decoded.pixels
         # Only the verdict is kept: 64 images' own pixels, beside the batch's, would not stay in the core's cache.
         statuses.append(decoded.status)
@@ -90,7 +90,7 @@ def decode_batch(files: Iterable[bytes | str], pixels: dict[int, np.ndarray]) ->
     return Batch(pixels, statuses, details)
 
 
-def read(uri: str, size: int) -> Decoded:
+def read_image(uri: str, size: int) -> Decoded:
     """Reads and decodes one file; whatever is wrong with it becomes a verdict, never an exception.
 
     Args:
@@ -98,7 +98,7 @@ def read(uri: str, size: int) -> Decoded:
         size: S, the side of the square to squash the image to, in pixels.
     """
     data = fetch(uri)
-    return _unreadable(size, data) if isinstance(data, str) else decode(data, size)
+    return _unreadable(size, data) if isinstance(data, str) else decode_image(data, size)
 
 
 def fetch(uri: str) -> bytes | str:
@@ -130,7 +130,7 @@ def fetch_all(uris: list[str]) -> Iterator[bytes | str]:
             yield from pool.map(fetch, uris[start : start + _HELD])
 
 
-def decode(data: bytes, size: int) -> Decoded:
+def decode_image(data: bytes, size: int) -> Decoded:
     """Decodes one image file's bytes and squashes it to S×S.
 
     EXIF orientation is honoured. Shrinking averages areas, enlarging is bilinear, each axis for itself.

@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
 _READERS = 16
 
 
-def pack(data: str, dest: str) -> tuple[Catalog, int]:
+def pack_dataset(data: str, dest: str) -> tuple[Catalog, int]:
     """Writes a data set's images, byte for byte, into shards, and a catalog of them.
 
     Doing it again is harmless. A file that is not there stays an unreadable image, in the packed set too.
@@ -48,11 +48,11 @@ def pack(data: str, dest: str) -> tuple[Catalog, int]:
         CatdogError: `dest` holds something else, a file could not be read although it is there, or a shard could not be
             written.
     """
-    source, root = catalog.read(data), storage.absolute(dest)
+    source, root = catalog.read_catalog(data), storage.absolute(dest)
     if root == source.root:
         raise UsageError(f"DATA and DEST are the same folder ({root}); give another DEST")
     if catalog.is_there(root):
-        previous = catalog.read(root)
+        previous = catalog.read_catalog(root)
         if previous.fingerprint != source.fingerprint:
             raise CatdogError(f"DEST {root} holds another data set; give a new or empty folder")
         return previous, _count_absent(root)

@@ -232,7 +232,7 @@ def _walk_archive(uri: str, name: str, scratch: Path, depth: int) -> Iterator[En
 
 
 def _member_reader(member: archives.Member, name: str) -> Callable[[int], bytes]:
-    return lambda count: archives.read(member, name, count)
+    return lambda count: archives.read_member(member, name, count)
 
 
 def _copy_to_scratch(member: archives.Member, name: str, scratch: Path) -> Path:
@@ -242,7 +242,7 @@ def _copy_to_scratch(member: archives.Member, name: str, scratch: Path) -> Path:
         require_space(str(scratch), member.size)
         try:
             with open(copy, "wb") as out:
-                out.writelines(archives.pieces(member, name))
+                out.writelines(archives.read_pieces(member, name))
         except OSError as error:
             raise CatdogError(f"could not unpack {member.path} to {scratch}: {error.strerror or error}") from error
     return copy

@@ -61,7 +61,7 @@ def synthesize(dest: str, train: int, test: int, seed: int = 0, valid_fraction: 
         "content_sha256": f"drawn: train {train}, test {test}, seed {seed}",
     }
     if catalog.is_there(dest):
-        there = catalog.read(dest)
+        there = catalog.read_catalog(dest)
         if there.options == options:
             return there
         raise CatdogError(f"DEST {dest} already holds another data set; give a new folder")
@@ -77,7 +77,7 @@ def synthesize(dest: str, train: int, test: int, seed: int = 0, valid_fraction: 
         sample = "id,label\n" + "".join(f"{number},0.5\n" for number in range(1, test + 1))
         storage.write_text(storage.join(dest, catalog.SAMPLE_NAME), sample)
         rows.sort(key=lambda row: catalog.SPLITS.index(row.split))
-        result = datasets.build(dest, rows, layouts.DEFAULT_CLASS_NAMES, options)
+        result = datasets.build_catalog(dest, rows, layouts.DEFAULT_CLASS_NAMES, options)
         result.write()
     return result
 

@@ -53,7 +53,7 @@ class Applied:
         }[self.origin]
 
 
-def fit(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
+def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
     """Finds the temperature and the clip of least log loss, as if one more image had been a certain mistake.
 
     Without that image a few hundred predictions that happen to be right would ask for no clip at all, and the first
@@ -92,7 +92,7 @@ def cross_fitted(labels: np.ndarray, logits: np.ndarray, folds: np.ndarray) -> n
     probabilities = np.empty(len(labels))
     for fold in np.unique(folds):
         held_out = folds == fold
-        temperature, clip = fit(labels[~held_out], logits[~held_out])
+        temperature, clip = fit_calibration(labels[~held_out], logits[~held_out])
         probabilities[held_out] = metrics.calibrated(logits[held_out], temperature, clip)
     return probabilities
 
@@ -105,7 +105,7 @@ def halves(keys: list[str]) -> np.ndarray:
     return fold
 
 
-def conclude(
+def judge_and_calibrate(
     labels: np.ndarray, logits: np.ndarray, keys: list[str], fitted: bool
 ) -> tuple[dict[str, float | int], float, float]:
     """What a bundle is saved with: its figures on validation photos, its temperature and its clip.
@@ -128,4 +128,4 @@ def conclude(
     if not fitted:
         return figures, 1.0, DEFAULT_CLIP
     figures["log_loss_calibrated"] = float(metrics.losses(labels, cross_fitted(labels, logits, halves(keys))).mean())
-    return figures, *fit(labels, logits)
+    return figures, *fit_calibration(labels, logits)

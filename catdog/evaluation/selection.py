@@ -28,7 +28,7 @@ class Judged:
     chosen: tuple[int, int]
 
 
-def judge(labels: np.ndarray, candidates: np.ndarray, keys: list[str], calibrated: bool) -> Judged:
+def judge_selection(labels: np.ndarray, candidates: np.ndarray, keys: list[str], calibrated: bool) -> Judged:
     """Judges each half of the images by the candidate that has the least log loss on the other half.
 
     Args:
@@ -46,7 +46,7 @@ def judge(labels: np.ndarray, candidates: np.ndarray, keys: list[str], calibrate
         chosen.append(best)
         found[judged] = losses[best, judged]
         if calibrated:
-            fitted = calibration.fit(labels[~judged], candidates[best, ~judged])
+            fitted = calibration.fit_calibration(labels[~judged], candidates[best, ~judged])
             found[judged] = metrics.losses(labels[judged], metrics.calibrated(candidates[best, judged], *fitted))
     means = [float(found[half_of == half].mean()) for half in range(calibration.HALVES)]
     return Judged(float(found.mean()), (means[0], means[1]), (chosen[0], chosen[1]))

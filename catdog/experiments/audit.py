@@ -176,7 +176,7 @@ def near_duplicates(hashes: np.ndarray, distance: int) -> list[tuple[int, int, i
     return sorted(pairs, key=lambda pair: (pair[2], pair[:2]))
 
 
-def write(findings: list[Finding], uri: str) -> None:
+def write_findings(findings: list[Finding], uri: str) -> None:
     """Writes the findings as CSV with the columns of `COLUMNS`."""
     text = io.StringIO()
     rows = csv.writer(text)  # with its own line ends: only then does it quote a key that has one of them in it
@@ -185,7 +185,7 @@ def write(findings: list[Finding], uri: str) -> None:
     storage.write_text(uri, text.getvalue())
 
 
-def draw(findings: list[Finding], data: Catalog, uri: str, each: int = 20) -> None:
+def draw_findings(findings: list[Finding], data: Catalog, uri: str, each: int = 20) -> None:
     """Draws the gravest findings of each issue as one PNG: a row of photos an issue, a pair side by side.
 
     Args:
@@ -211,7 +211,7 @@ def draw(findings: list[Finding], data: Catalog, uri: str, each: int = 20) -> No
     for y, line in enumerate(tiles):
         for x, (key, caption) in enumerate(line):
             corner = (x * _TILE, y * (_TILE + _CAPTION))
-            sheet.paste(Image.fromarray(images.read(places[key], _TILE - 4).pixels), corner)
+            sheet.paste(Image.fromarray(images.read_image(places[key], _TILE - 4).pixels), corner)
             pen.text((corner[0], corner[1] + _TILE - 2), f"{caption}\n{key[-22:]}", fill="black")
     out = io.BytesIO()
     sheet.save(out, "PNG")

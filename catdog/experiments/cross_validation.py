@@ -73,7 +73,7 @@ class OutOfFold:
         return metrics.losses(self.labels, self.probabilities)
 
 
-def assign(data: Catalog, folds: int, seed: int) -> np.ndarray:
+def assign_folds(data: Catalog, folds: int, seed: int) -> np.ndarray:
     """Deals the labelled training and validation images of each class into folds, by a hash of their keys.
 
     Byte-equal copies of an image, whatever their labels, lie in one fold: no model is judged by what it was trained on.
@@ -155,8 +155,8 @@ def cross_validate(
         raise UsageError(f"--folds received {folds}, --fold {only}; expected at least 2 folds, and one of them")
     on_event = on_event or (lambda _event: None)
     config = config.resolve()
-    data = catalog.read(config.data)
-    fold_of = assign(data, folds, int(data.options.get("split_seed", 0)))  # type: ignore[call-overload]
+    data = catalog.read_catalog(config.data)
+    fold_of = assign_folds(data, folds, int(data.options.get("split_seed", 0)))  # type: ignore[call-overload]
     config = config.model_copy(update={"leave_out": _list_for_folds(config, data)})
     chosen, folder = list(range(folds)) if only is None else [only - 1], ""
     with cluster.connect(config.address, config.debug) as may_grow:
@@ -213,7 +213,7 @@ def summarise(found: OutOfFold) -> dict[str, Any]:
     return {**metrics.summarise(found.labels, found.probabilities), "log_loss_plain": plain}
 
 
-def read(run: str) -> OutOfFold:
+def read_out_of_fold(run: str) -> OutOfFold:
     """Reads the out-of-fold predictions of a finished cross-validation.
 
     Args:
@@ -234,7 +234,7 @@ def read(run: str) -> OutOfFold:
     return OutOfFold(storage.name(run), keys, labels, folds, logits, report["seconds"], *origin)
 
 
-def average(found: list[OutOfFold]) -> OutOfFold:
+def average_out_of_fold(found: list[OutOfFold]) -> OutOfFold:
     """What a bundle of all these runs' models predicts: the mean of their logits, image by image.
 
     Raises:
@@ -275,8 +275,8 @@ def _probe(
     folds = fold_of[fold_of >= 0]
     waiting.wait_for([{"CPU": 1}], on_event, config.wait)
     weights = train.load_weights(config)
-    folder = feature_cache.cache(config.features or "", data, config.spec, weights, config.seed)
-    feature_cache.compute(
+    folder = feature_cache.cache_folder(config.features or "", data, config.spec, weights, config.seed)
+    feature_cache.compute_features(
         rows, config.spec, weights, config.seed, config.views, folder, on_event, config.gpu, may_grow, config.wait
     )
     fitted = ~np.isin(rows["key"].to_pylist(), list(train.left_out(config, data)))
@@ -304,7 +304,7 @@ def _run_fold(
     split: Literal["valid", "test"] = "valid" if config.keep == "last" else "test"
     started = time.perf_counter()
     resume = RunDirectory(run).exists
-    train.train(
+    train.train_model(
         config.model_copy(
             update={"data": judged.root, "runs": config.run, "name": storage.name(run), "resume": resume}
         ),
@@ -313,7 +313,7 @@ def _run_fold(
     request = ScoreConfig(
         model=[run], data=judged.root, split=split, out=out, max_unreadable=1, gpu=config.gpu, wait=config.wait
     )
-    score.score(request, on_event)
+    score.score_dataset(request, on_event)
     if storage.exists(clock):
         spent = json.loads(storage.read_bytes(clock))
     else:

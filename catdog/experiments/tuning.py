@@ -81,7 +81,7 @@ class Trial:
     error: str = ""
 
 
-def find(name: str) -> Search:
+def get_search(name: str) -> Search:
     """Looks a search up.
 
     Raises:
@@ -97,7 +97,7 @@ def trial_name(choice: dict[str, Any]) -> str:
     return ",".join(f"{name}={value}" for name, value in choice.items()).replace("/", "_")
 
 
-def search(
+def run_search(
     config: TrainConfig,
     grid: dict[str, list[Any]],
     asha: bool = False,
@@ -142,7 +142,7 @@ def search(
             concurrent = max(1, int(ray.cluster_resources().get("CPU", 1)) // share)
         # Each trial holds its own copy of the images.
         sizes = grid.get("image_size") or [TrainConfig(**options).resolve().image_size]
-        concurrent = min(concurrent, max(1, ingest.room(len(catalog.read(options["data"]).table), max(sizes))))
+        concurrent = min(concurrent, max(1, ingest.room(len(catalog.read_catalog(options["data"]).table), max(sizes))))
         first = {"CPU": int(options["cpus_per_worker"])} | ({"GPU": 1} if options.get("gpu") else {})
         waiting.wait_for([first], on_event or (lambda _event: None), config.wait)
         tuner = _tuner(folder, options, grid, asha, concurrent)
@@ -158,8 +158,8 @@ def judge(config: TrainConfig, trials: list[Trial]) -> selection.Judged | None:
     """Judges the best trial on images that did not choose it, and notes in each trial's bundle that it was ranked.
 
     Args:
-        config: as for `search`.
-        trials: what `search` returned.
+        config: as for `run_search`.
+        trials: what `run_search` returned.
 
     Returns:
         Each half of the validation images judged by the trial that is best on the other half; None where fewer than
@@ -175,7 +175,9 @@ def judge(config: TrainConfig, trials: list[Trial]) -> selection.Judged | None:
         tables = [pq.read_table(pa.BufferReader(storage.read_bytes(file))) for file in files]
         calibrated = bundle.read_info(runs[0])[1].calibration == "validation"
         logits = np.stack([table["logit"].to_numpy() for table in tables])
-        judged = selection.judge(tables[0]["label"].to_numpy(), logits, tables[0]["key"].to_pylist(), calibrated)
+        judged = selection.judge_selection(
+            tables[0]["label"].to_numpy(), logits, tables[0]["key"].to_pylist(), calibrated
+        )
         figures = {"log_loss_cross_searched": judged.log_loss}
     for run in runs:
         bundle.mark_chosen(run, **(figures if run == runs[0] else {}))
@@ -196,7 +198,7 @@ def _require_same_search(folder: str, options: dict[str, Any], grid: dict[str, l
     """Writes down what a search is, or finds that it is what it was: Tune itself would go on with the old one."""
     ours = {name: value for name, value in options.items() if name not in ("address", "wait", "debug", "runs", "data")}
     content = {
-        "catalog_fingerprint": catalog.read(options["data"]).fingerprint,
+        "catalog_fingerprint": catalog.read_catalog(options["data"]).fingerprint,
         "options": TrainConfig(**(ours | {"data": "", "name": "x"})).model_dump(mode="json"),
         "grid": grid,
     }
@@ -247,7 +249,7 @@ def _trial(choice: dict[str, Any], options: dict[str, Any]) -> None:
             )
 
     config = TrainConfig(**(options | choice | {"name": name, "resume": started}))
-    result = train.train(config, report, patience=lease.STALE_SECONDS + lease.BEAT_SECONDS)
+    result = train.train_model(config, report, patience=lease.STALE_SECONDS + lease.BEAT_SECONDS)
     # Last, what the saved model is worth: not every recipe keeps its best epoch.
     kept = {METRIC: result.validation["log_loss"], ACCURACY: result.validation["accuracy"]}
     tune.report({"epoch": result.epochs + 1, "epochs": result.epochs, **kept})

@@ -221,7 +221,7 @@ def onnx_name(member: str) -> str:
     return f"{member.removesuffix('.keras')}.onnx"
 
 
-def merge(infos: list[BundleInfo]) -> BundleInfo:
+def merge_infos(infos: list[BundleInfo]) -> BundleInfo:
     """Describes several bundles as one whose logit is the mean of theirs.
 
     Args:
@@ -259,17 +259,17 @@ def merge(infos: list[BundleInfo]) -> BundleInfo:
             "chosen_on": "validation" if any(info.chosen_on == "validation" for info in infos) else "none",
             "images_known": all(info.images_known for info in infos),
             "validation": {},
-            "training": {"bundles": [fingerprint(info) for info in infos]},
+            "training": {"bundles": [fingerprint_of(info) for info in infos]},
         }
     )
 
 
-def fingerprint(info: BundleInfo) -> str:
+def fingerprint_of(info: BundleInfo) -> str:
     """SHA-256 (hex) over everything a bundle says, its members' checksums included."""
     return hashlib.sha256(info.model_dump_json().encode()).hexdigest()
 
 
-def save(
+def save_bundle(
     uri: str,
     models: list[keras.Model],
     sample: np.ndarray | None = None,
@@ -302,19 +302,19 @@ def save(
                 continue
             try:
                 # Loaded anew, because a model built for several workers cannot be translated.
-                onnx.append(engines.translate(keras.saving.load_model(path, compile=False), sample))
+                onnx.append(engines.export_onnx(keras.saving.load_model(path, compile=False), sample))
             except CatdogError as error:
                 why_not = str(error)
     return _write(uri, files, onnx, why_not, provenance or Provenance(), fields)
 
 
-def assemble(uri: str, bundles: list[str], **fields: Any) -> BundleInfo:
+def assemble_bundle(uri: str, bundles: list[str], **fields: Any) -> BundleInfo:
     """Writes a bundle whose members are those of others, of one image size; what made them made it.
 
     Args:
         uri: its folder.
         bundles: URIs of the others.
-        **fields: as for `save`.
+        **fields: as for `save_bundle`.
 
     Returns:
         What was written to `bundle.json`.

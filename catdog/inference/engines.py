@@ -1,7 +1,7 @@
 """What predicts with one member: TensorFlow, or ONNX Runtime, which on a CPU is faster and starts sooner.
 
 An ONNX file is a translation, and translations have gone wrong: one is trusted only after it gave what Keras gives on
-real images (`translate`).
+real images (`export_onnx`).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def set_up(threads: int, gpu: bool) -> None:
     images.use_one_thread()
 
 
-def translate(model: keras.Model, sample: np.ndarray) -> bytes:
+def export_onnx(model: keras.Model, sample: np.ndarray) -> bytes:
     """Translates a Keras model to ONNX, and makes sure that it predicts what Keras does.
 
     Args:

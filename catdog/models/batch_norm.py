@@ -85,7 +85,7 @@ def has_bfloat16() -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def suits(model: keras.Model) -> bool:
+def can_fold_batch_norm(model: keras.Model) -> bool:
     """Tells whether a model is one chain of layers and its backbone one of convolution, batch-norm and activation."""
     from keras import layers
 
@@ -103,11 +103,11 @@ def suits(model: keras.Model) -> bool:
     )
 
 
-def apply(model: keras.Model, batch: tf.Tensor, bfloat16: bool = True, training: bool = True) -> tf.Tensor:
+def apply_folded(model: keras.Model, batch: tf.Tensor, bfloat16: bool = True, training: bool = True) -> tf.Tensor:
     """Computes what `models.forward` does.
 
     Args:
-        model: one that `suits`.
+        model: one that `can_fold_batch_norm`.
         batch: uint8, N×S×S×3.
         bfloat16: multiply matrices in bfloat16.
         training: whether dropout is on.
@@ -115,7 +115,7 @@ def apply(model: keras.Model, batch: tf.Tensor, bfloat16: bool = True, training:
     Returns:
         float32, N×1; gradients reach the model's variables.
     """
-    return registry.forward(model, batch, functools.partial(_backbone, bfloat16=bfloat16), training)
+    return registry.forward_in_inference_mode(model, batch, functools.partial(_backbone, bfloat16=bfloat16), training)
 
 
 def _backbone(backbone: keras.Model, x: tf.Tensor, bfloat16: bool) -> tf.Tensor:

@@ -24,7 +24,7 @@ DEFAULT_ARCHITECTURE = "small_resnet"
 
 
 @dataclass(frozen=True)
-class Spec:
+class ModelSpec:
     """What a model is built from.
 
     Attributes:
@@ -50,7 +50,7 @@ class Spec:
     dense_layers: int = 0
 
 
-Builder = Callable[[Any, Spec], Any]
+Builder = Callable[[Any, ModelSpec], Any]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def architecture(
     return register
 
 
-def find(name: str) -> Architecture:
+def get_architecture(name: str) -> Architecture:
     """Looks an architecture up.
 
     Raises:
@@ -132,7 +132,7 @@ def use_keras_defaults() -> None:
     keras.config.set_dtype_policy("float32")
 
 
-def build(spec: Spec, weights: bytes | None = None) -> keras.Model:
+def build_model(spec: ModelSpec, weights: bytes | None = None) -> keras.Model:
     """Builds a model.
 
     Args:
@@ -148,7 +148,7 @@ def build(spec: Spec, weights: bytes | None = None) -> keras.Model:
     import keras
 
     use_keras_defaults()
-    arch = find(spec.arch)
+    arch = get_architecture(spec.arch)
     inputs = keras.Input((spec.image_size, spec.image_size, 3), dtype="uint8", name="image")
     try:
         logit = arch.build(inputs, spec)
@@ -163,7 +163,9 @@ def build(spec: Spec, weights: bytes | None = None) -> keras.Model:
     return model
 
 
-def forward(model: keras.Model, batch: Any, run: Callable[[Any, Any], Any] | None = None, training: bool = True) -> Any:
+def forward_in_inference_mode(
+    model: keras.Model, batch: Any, run: Callable[[Any, Any], Any] | None = None, training: bool = True
+) -> Any:
     """Computes a model whose backbone is pretrained: its batch-norm stays in inference mode, also in training.
 
     `model(batch, training=True)` would not do: Keras then trains nested batch-norm whatever the nested call says.
@@ -203,13 +205,13 @@ def all_layers(model: keras.Model) -> list[keras.Layer]:
     return flat
 
 
-def head(model: keras.Model) -> list[keras.Layer]:
+def head_layers(model: keras.Model) -> list[keras.Layer]:
     """The layers of a model after its features, in order; the last gives the logit."""
     names = [layer.name for layer in model.layers]
     return model.layers[names.index(FEATURES) + 1 :]
 
 
-def download_imagenet(spec: Spec) -> bytes:
+def download_imagenet(spec: ModelSpec) -> bytes:
     """Fetches Keras's published ImageNet weights for a spec's backbone.
 
     Returns:
@@ -234,7 +236,7 @@ def download_imagenet(spec: Spec) -> bytes:
         return path.read_bytes()
 
 
-def _load_backbone(backbone: keras.Model, weights: bytes, spec: Spec) -> None:
+def _load_backbone(backbone: keras.Model, weights: bytes, spec: ModelSpec) -> None:
     import h5py
 
     try:
@@ -258,11 +260,11 @@ def _load_backbone(backbone: keras.Model, weights: bytes, spec: Spec) -> None:
         ) from error
 
 
-def _backbone(spec: Spec, weights: str | None) -> keras.Model:
+def _backbone(spec: ModelSpec, weights: str | None) -> keras.Model:
     import keras
 
     use_keras_defaults()
-    application = getattr(keras.applications, find(spec.arch).application or "")
+    application = getattr(keras.applications, get_architecture(spec.arch).application or "")
     options = {"alpha": spec.alpha} if spec.arch == "mobilenet" else {}
     shape = (spec.image_size, spec.image_size, 3)
     built = application(input_shape=shape, include_top=spec.arch == "vgg16_top", weights=weights, **options)
@@ -270,7 +272,9 @@ def _backbone(spec: Spec, weights: str | None) -> keras.Model:
     return keras.Model(built.input, built.output, name=BACKBONE)
 
 
-def _apply_backbone(x: Any, spec: Spec, cut: Callable[[keras.Model], keras.Model] = lambda backbone: backbone) -> Any:
+def _apply_backbone(
+    x: Any, spec: ModelSpec, cut: Callable[[keras.Model], keras.Model] = lambda backbone: backbone
+) -> Any:
     backbone = cut(_backbone(spec, None))
     backbone.trainable = not spec.freeze
     if spec.trainable_from is not None:
@@ -286,14 +290,14 @@ def _apply_backbone(x: Any, spec: Spec, cut: Callable[[keras.Model], keras.Model
     return backbone(x, training=False if spec.pretrained or spec.freeze else None)
 
 
-def _logit(x: Any, spec: Spec, dropout: float) -> Any:
+def _logit(x: Any, spec: ModelSpec, dropout: float) -> Any:
     from keras import layers
 
     rate = dropout if spec.dropout is None else spec.dropout
     return layers.Dense(1, name="logit")(layers.Dropout(rate)(x) if rate else x)
 
 
-def _pooled(x: Any, spec: Spec) -> Any:
+def _pooled(x: Any, spec: ModelSpec) -> Any:
     from keras import layers
 
     return _logit(layers.GlobalAveragePooling2D(name=FEATURES)(_apply_backbone(x, spec)), spec, 0.2)
@@ -314,7 +318,7 @@ def _three_convolutions(inputs: Any, filters: tuple[int, int, int], units: int, 
 
 
 @architecture(image_size=128, learning_rate=3e-3)
-def small_resnet(inputs: Any, spec: Spec) -> Any:  # noqa: ARG001
+def small_resnet(inputs: Any, spec: ModelSpec) -> Any:  # noqa: ARG001
     """A compact residual network (He et al., 2016) that trains from scratch on a CPU."""
     from keras import layers
 
@@ -337,19 +341,19 @@ def small_resnet(inputs: Any, spec: Spec) -> Any:  # noqa: ARG001
 
 
 @architecture(image_size=150, learning_rate=1e-3)
-def blog_cnn(inputs: Any, spec: Spec) -> Any:  # noqa: ARG001
+def blog_cnn(inputs: Any, spec: ModelSpec) -> Any:  # noqa: ARG001
     """Three convolutions (32-32-64), a 64-unit layer, dropout 0.3: the small CNN of many a blog."""
     return _three_convolutions(inputs, (32, 32, 64), 64, 0.3)
 
 
 @architecture(image_size=150, learning_rate=1e-3)
-def workshop_cnn(inputs: Any, spec: Spec) -> Any:  # noqa: ARG001
+def workshop_cnn(inputs: Any, spec: ModelSpec) -> Any:  # noqa: ARG001
     """Three convolutions (32-64-64) and a 256-unit layer: the small CNN of the NTUOSS workshop."""
     return _three_convolutions(inputs, (32, 64, 64), 256, 0.0)
 
 
 @architecture(image_size=64, learning_rate=1e-3)
-def gray_cnn(inputs: Any, spec: Spec) -> Any:
+def gray_cnn(inputs: Any, spec: ModelSpec) -> Any:
     """Convolutions, and dense layers if asked for, on grey pixels: the grid of a TensorBoard tutorial."""
     import keras
     from keras import layers
@@ -367,7 +371,7 @@ def gray_cnn(inputs: Any, spec: Spec) -> Any:
 @architecture(
     image_size=224, learning_rate=3e-3, fine_tuning_rate=2e-4, application="MobileNet", trainable_from="conv_dw_4"
 )
-def mobilenet(inputs: Any, spec: Spec) -> Any:
+def mobilenet(inputs: Any, spec: ModelSpec) -> Any:
     """MobileNet (Howard et al., 2017) of any width, pooled, with a logistic head."""
     return _pooled(_to_unit_range(inputs), spec)
 
@@ -383,7 +387,7 @@ def _vgg_pixels(inputs: Any) -> Any:
 @architecture(
     image_size=150, learning_rate=3e-4, fine_tuning_rate=2e-5, application="VGG16", trainable_from="block5_conv1"
 )
-def vgg16(inputs: Any, spec: Spec) -> Any:
+def vgg16(inputs: Any, spec: ModelSpec) -> Any:
     """VGG16 (Simonyan and Zisserman, 2015) with a 256-unit head and dropout 0.4."""
     from keras import layers
 
@@ -393,7 +397,7 @@ def vgg16(inputs: Any, spec: Spec) -> Any:
 
 
 @architecture(image_size=224, learning_rate=1e-3, fine_tuning_rate=1e-5, application="VGG16", trainable_from="fc1")
-def vgg16_top(inputs: Any, spec: Spec) -> Any:
+def vgg16_top(inputs: Any, spec: ModelSpec) -> Any:
     """The whole VGG16, its two 4,096-unit layers too, with one logit for its 1,000 classes: fast.ai's first lesson."""
     import keras
     from keras import layers
@@ -450,12 +454,12 @@ def _register_applications() -> None:
         ("DenseNet121", 224, _to_imagenet_range, "Huang et al., 2017"),
     ):
 
-        def build(inputs: Any, spec: Spec, scale: Callable[[Any], Any] = scale) -> Any:
+        def add_layers(inputs: Any, spec: ModelSpec, scale: Callable[[Any], Any] = scale) -> Any:
             return _pooled(scale(inputs), spec)
 
         name = application.lower()
         summary = f"{application} ({paper}), pooled, with a logistic head."
-        ARCHITECTURES[name] = Architecture(name, build, size, 3e-3, 1e-4, summary, application)
+        ARCHITECTURES[name] = Architecture(name, add_layers, size, 3e-3, 1e-4, summary, application)
 
 
 _register_applications()

@@ -83,7 +83,7 @@ class Subject:
         return np.full(len(table), split == "valid" and self.is_own_set)
 
 
-def build(tables: dict[str, pa.Table], counts: dict[str, dict[str, int]], subject: Subject) -> dict[str, Any]:
+def build_report(tables: dict[str, pa.Table], counts: dict[str, dict[str, int]], subject: Subject) -> dict[str, Any]:
     """Judges the scored splits that have labels, each without the images that the model was trained on.
 
     Args:
@@ -106,7 +106,7 @@ def to_json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
-def rows(section: dict[str, Any]) -> list[tuple[str, str]]:
+def table_rows(section: dict[str, Any]) -> list[tuple[str, str]]:
     """The lines of the text table: what, and its figure.
 
     Args:
@@ -165,7 +165,7 @@ def _section(split: str, table: pa.Table, counts: dict[str, int], subject: Subje
         "temperature": subject.applied.temperature,
         "class_names": list(info.class_names),
         "positive_class": info.class_names[1],
-        "bundle_fingerprint": bundle.fingerprint(info),
+        "bundle_fingerprint": bundle.fingerprint_of(info),
         "catalog_fingerprint": subject.data.fingerprint,
     }
 

@@ -36,7 +36,7 @@ def sidecar(out: str, ending: str) -> str:
     return storage.join(storage.parent(out), f"{storage.name(out).removesuffix('.csv')}.{ending}")
 
 
-def write(out: str, ids: pa.ChunkedArray, probabilities: np.ndarray) -> str:
+def write_submission(out: str, ids: pa.ChunkedArray, probabilities: np.ndarray) -> str:
     """Writes a submission: `id,label`, every test id once, in numeric order where ids are numbers.
 
     Args:
@@ -100,7 +100,7 @@ class Checked:
     warnings: tuple[str, ...] = ()
 
 
-def check(path: str, data: Catalog) -> Checked:
+def check_submission(path: str, data: Catalog) -> Checked:
     """Checks a submission: every id once, every label a probability, and the file the one that `meta.json` names.
 
     The ids are those of the data set's `sample_submission.csv`, as that is what Kaggle expects, or else of its test

@@ -118,7 +118,7 @@ class PartScorer:
             engines.set_up(threads, gpu)
         images.use_one_thread()
         self._bundles = [ModelBundle.load(model, engine, threads) for model in models]
-        self._info = bundle.merge([loaded.info for loaded in self._bundles])
+        self._info = bundle.merge_infos([loaded.info for loaded in self._bundles])
         self._sizes = sorted({loaded.info.image_size for loaded in self._bundles})
         self._batch_size = batch_size
         # One for all batches: fresh memory for each made half of an actor's page faults.

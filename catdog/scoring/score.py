@@ -102,7 +102,7 @@ class ScoreResult:
     too_many_unreadable: list[str] = field(default_factory=list)
 
 
-def score(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreResult:
+def score_dataset(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreResult:
     """Scores a data set with a model and writes the submission, the report and their sidecars.
 
     Args:
@@ -149,14 +149,14 @@ def _score(job: _Job, held: lease.Lease, started: float, on_event: EventHandler)
     return _write_results(job, engine, parts, seconds)
 
 
-def explain(config: ScoreConfig) -> dict[str, str]:
-    """Says what `score` would do on the cluster, and why, without doing it.
+def explain_plan(config: ScoreConfig) -> dict[str, str]:
+    """Says what `score_dataset` would do on the cluster, and why, without doing it.
 
     Returns:
         The plan, by name.
 
     Raises:
-        UsageError, CatdogError: as `score`.
+        UsageError, CatdogError: as `score_dataset`.
     """
     job = _Job.open(config)
     missing = {engine: len(parts) for engine, parts in job.missing().items()}
@@ -188,12 +188,12 @@ class _Job:
         if not storage.name(out).endswith(".csv") or storage.kind(out) == "folder":
             raise UsageError(f"--out received {config.out!r}, expected the name of a .csv file")
         found = [bundle.read_info(model) for model in config.model]
-        uris, info = [uri for uri, _ in found], bundle.merge([info for _, info in found])
+        uris, info = [uri for uri, _ in found], bundle.merge_infos([info for _, info in found])
         provenance = Provenance.union([bundle.read_provenance(*each) for each in found])
         for uri, one in found:
             if config.engine == "onnx" and "onnx" not in one.engines:
                 raise UsageError(f"--engine received onnx, but {uri} has no ONNX model ({one.onnx}); use tensorflow")
-        data = catalog.read(config.data)
+        data = catalog.read_catalog(config.data)
         if data.class_names != info.class_names:
             raise UsageError(f"the model tells {info.class_names} apart, but the data set holds {data.class_names}")
         possible = info.engines if config.engine == "auto" else (config.engine,)
@@ -232,7 +232,7 @@ class _Job:
         """The parts of some splits, or of all that are to be scored, in catalog order."""
         folder = submission.sidecar(self.out, "parts")
         versions = json.dumps(package_versions(), sort_keys=True)
-        origin = [self.data.fingerprint, bundle.fingerprint(self.info), engine, str(self.batch_size), versions]
+        origin = [self.data.fingerprint, bundle.fingerprint_of(self.info), engine, str(self.batch_size), versions]
         parts = []
         for split in self.splits if splits is None else splits:
             rows = self.data.split(split)
@@ -340,7 +340,7 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
     rejected, report_file = submission.sidecar(out, "rejected.csv"), submission.sidecar(out, "report.json")
     sections = {split: each.judged for split, each in merged.items() if each.judged is not None}
     content = (
-        report.build(sections, counts, report.Subject(job.info, job.provenance, job.data, applied))
+        report.build_report(sections, counts, report.Subject(job.info, job.provenance, job.data, applied))
         if sections
         else None
     )
@@ -352,11 +352,11 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
     if content is not None:
         digests["report.json"] = submission.write_sidecar(out, "report.json", report.to_json(content))
     if "test" in merged:
-        digests["csv"] = submission.write(out, job.data.split("test")["id"], merged["test"].probabilities)
+        digests["csv"] = submission.write_submission(out, job.data.split("test")["id"], merged["test"].probabilities)
     seconds["merge"] = time.perf_counter() - merging
     meta = {
         "model": job.models,
-        "bundle_fingerprint": bundle.fingerprint(job.info),
+        "bundle_fingerprint": bundle.fingerprint_of(job.info),
         "architecture": job.info.architecture,
         "positive_class": job.info.class_names[1],
         "calibration": applied.words,
@@ -393,7 +393,7 @@ def _calibrate(job: _Job, valid: list[Part] | None) -> Applied:
         unseen = pc.and_(judged["logit"].is_valid(), pa.array(~job.provenance.trained_on(judged["digest"])))
         judged = judged.filter(unseen)
         if len(judged) >= calibration.MIN_IMAGES:
-            fitted = calibration.fit(judged["label"].to_numpy(), judged["logit"].to_numpy())
+            fitted = calibration.fit_calibration(judged["label"].to_numpy(), judged["logit"].to_numpy())
             return Applied(*fitted, "refitted", judged["digest"])
     return Applied(info.temperature, info.clip, "mean")
 
@@ -404,7 +404,7 @@ def _refuse_mixed_set(job: _Job) -> None:
     try:
         before = (meta["bundle_fingerprint"], meta["catalog_fingerprint"], meta["options"]["batch_size"])
         is_same = (before, meta["versions"]) == (
-            (bundle.fingerprint(job.info), job.data.fingerprint, job.config.batch_size),
+            (bundle.fingerprint_of(job.info), job.data.fingerprint, job.config.batch_size),
             package_versions(),
         )
     except (KeyError, TypeError):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pydantic
 
-# How many random numbers `draw` takes for an image.
+# How many random numbers `draw_changes` takes for an image.
 DRAWS = 16
 
 _Share = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -55,14 +55,14 @@ class Augmentation(pydantic.BaseModel):
         return self
 
 
-def draw(random: np.ndarray, settings: Augmentation, source: int, size: int) -> np.ndarray:
+def draw_changes(random: np.ndarray, settings: Augmentation, source: int, size: int) -> np.ndarray:
     """Draws one change an image.
 
     Args:
         random: float64 in [0, 1), N×DRAWS, from `uniform`.
         settings: what may be drawn.
         source: the side of the images, in pixels.
-        size: the side of what `apply` makes of them, in pixels.
+        size: the side of what `apply_change` makes of them, in pixels.
 
     Returns:
         float32, N×12: the affine transform (6), brightness, contrast, and the erased rectangle's left, top,
@@ -97,14 +97,14 @@ def draw(random: np.ndarray, settings: Augmentation, source: int, size: int) -> 
     return np.stack(parameters, axis=1).astype(np.float32)
 
 
-def apply(image: np.ndarray, parameters: np.ndarray, settings: Augmentation, out: np.ndarray) -> None:
+def apply_change(image: np.ndarray, parameters: np.ndarray, settings: Augmentation, out: np.ndarray) -> None:
     """Applies one drawn change to one image, with OpenCV, in a sixth of the time of TensorFlow's transform of batches.
 
     Args:
         image: uint8, R×R×3.
-        parameters: float32, 12: a row that `draw` made of the same settings.
+        parameters: float32, 12: a row that `draw_changes` made of the same settings.
         settings: what was drawn from.
-        out: uint8, S×S×3, contiguous, of the size that `draw` was given; is overwritten with the changed image.
+        out: uint8, S×S×3, contiguous, of the size that `draw_changes` was given; is overwritten with the changed image.
     """
     import cv2
 
@@ -121,7 +121,7 @@ def apply(image: np.ndarray, parameters: np.ndarray, settings: Augmentation, out
         out[top:bottom, left:right] = 128
 
 
-def mix(shares: Any, *doubled: Any) -> list[Any]:
+def mixup(shares: Any, *doubled: Any) -> list[Any]:
     """MixUp (Zhang et al., 2018): blends the first half of each batch with its second half.
 
     Args:

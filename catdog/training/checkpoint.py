@@ -34,18 +34,18 @@ class Progress:
     valid_logits: list[np.ndarray] = field(default_factory=list)
 
 
-def values(model: Any) -> list[np.ndarray]:
+def variable_values(model: Any) -> list[np.ndarray]:
     """Copies of all variables of a Keras model, in its order."""
     return [np.asarray(variable).copy() for variable in model.variables]
 
 
-def assign(model: Any, arrays: list[np.ndarray]) -> None:
-    """Puts arrays, in the order of `values`, into a Keras model's variables."""
+def assign_variables(model: Any, arrays: list[np.ndarray]) -> None:
+    """Puts arrays, in the order of `variable_values`, into a Keras model's variables."""
     for variable, value in zip(model.variables, arrays, strict=True):
         variable.assign(value)
 
 
-def restore(model: Any, optimizer: Any) -> tuple[Progress, list[np.ndarray]]:
+def restore_checkpoint(model: Any, optimizer: Any) -> tuple[Progress, list[np.ndarray]]:
     """Puts what Ray Train's latest checkpoint holds into the model and its optimizer; the same in every worker.
 
     Args:
@@ -57,7 +57,7 @@ def restore(model: Any, optimizer: Any) -> tuple[Progress, list[np.ndarray]]:
     """
     latest = ray.train.get_checkpoint()
     if latest is None:
-        return Progress(), values(model)
+        return Progress(), variable_values(model)
     with latest.as_directory() as folder:
         progress = Progress(**json.loads((Path(folder) / "progress.json").read_text()))
         with np.load(Path(folder) / "variables.npz", allow_pickle=False) as saved:
@@ -71,14 +71,14 @@ def restore(model: Any, optimizer: Any) -> tuple[Progress, list[np.ndarray]]:
     return progress, best
 
 
-def report(progress: Progress, model: Any, optimizer: Any, best: list[np.ndarray], rank: int) -> None:
+def report_checkpoint(progress: Progress, model: Any, optimizer: Any, best: list[np.ndarray], rank: int) -> None:
     """Tells Ray Train of an epoch, in every worker; the first one, which has rank 0, hands it the checkpoint.
 
     Args:
         progress: after the epoch; its last entry's numbers are what Ray Train shows.
         model: of Keras.
         optimizer: of Keras.
-        best: the best values so far, in the order of `values`.
+        best: the best values so far, in the order of `variable_values`.
         rank: of this worker.
     """
     figures = {name: value for name, value in progress.history[-1].items() if isinstance(value, int | float)}
@@ -86,7 +86,9 @@ def report(progress: Progress, model: Any, optimizer: Any, best: list[np.ndarray
         ray.train.report(figures)
         return
     with tempfile.TemporaryDirectory() as folder:
-        _save(Path(folder) / "variables.npz", values(model) + [np.asarray(each) for each in optimizer.variables])
+        _save(
+            Path(folder) / "variables.npz", variable_values(model) + [np.asarray(each) for each in optimizer.variables]
+        )
         _save(Path(folder) / "best.npz", best)
         _save(Path(folder) / _LOGITS_NAME, progress.valid_logits)
         stands = {name: value for name, value in vars(progress).items() if name != "valid_logits"}

@@ -36,7 +36,7 @@ _BATCH = 32
 _STRENGTHS, _GENTLE_STRENGTH = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), 0.02
 
 
-def cache(root: str, data: Catalog, spec: registry.Spec, weights: ray.ObjectRef | None, seed: int) -> str:
+def cache_folder(root: str, data: Catalog, spec: registry.ModelSpec, weights: ray.ObjectRef | None, seed: int) -> str:
     """The folder for the features of one data set, backbone and decoder.
 
     Args:
@@ -58,9 +58,9 @@ def cache(root: str, data: Catalog, spec: registry.Spec, weights: ray.ObjectRef 
     return storage.join(root, hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16])
 
 
-def compute(
+def compute_features(
     rows: pa.Table,
-    spec: registry.Spec,
+    spec: registry.ModelSpec,
     weights: ray.ObjectRef | None,
     seed: int,
     views: list[str],
@@ -78,7 +78,7 @@ def compute(
         weights: the backbone's weights.
         seed: of random ones.
         views: how each image is shown.
-        folder: URI, from `cache`.
+        folder: URI, from `cache_folder`.
         on_event: told `{"kind": "features", "images", "kept"}`, and of "wait" by `waiting.wait_for`.
         gpu: a GPU for each actor; None where there are any.
         may_grow: an autoscaler may bring a GPU that is not there yet.
@@ -122,7 +122,7 @@ class _Extractor:
 
     def __init__(
         self,
-        spec: registry.Spec,
+        spec: registry.ModelSpec,
         weights: ray.ObjectRef | None,
         seed: int,
         views: list[str],
@@ -135,7 +135,9 @@ class _Extractor:
         import tensorflow as tf
 
         keras.utils.set_random_seed(seed)
-        model = registry.feature_extractor(registry.build(spec, ray.get(weights) if weights is not None else None))
+        model = registry.feature_extractor(
+            registry.build_model(spec, ray.get(weights) if weights is not None else None)
+        )
         self._features = tf.function(lambda batch: model(batch, training=False), autograph=False)
         self._size, self._views, self._folder = spec.image_size, views, folder
 
@@ -161,11 +163,11 @@ class _Extractor:
         return pa.table({"images": [block.num_rows]})
 
 
-def read(folder: str, keys: list[str], view: str) -> tuple[np.ndarray, np.ndarray]:
+def read_features(folder: str, keys: list[str], view: str) -> tuple[np.ndarray, np.ndarray]:
     """Reads features from a cache.
 
     Args:
-        folder: URI, from `cache`.
+        folder: URI, from `cache_folder`.
         keys: N catalog keys.
         view: how the images were shown.
 
@@ -198,12 +200,12 @@ def _parts(folder: str, columns: list[str]) -> Iterator[pa.Table]:
 
 
 def fit_head(
-    folder: str, rows: pa.Table, spec: registry.Spec, seed: int, views: list[str], gentle: bool = False
+    folder: str, rows: pa.Table, spec: registry.ModelSpec, seed: int, views: list[str], gentle: bool = False
 ) -> list[np.ndarray]:
     """Fits a model's head to cached features, in one task on the cluster.
 
     Args:
-        folder: URI, from `cache`.
+        folder: URI, from `cache_folder`.
         rows: columns key and label.
         spec: the model's.
         seed: of a dense head's initial weights and order.
@@ -220,12 +222,18 @@ def fit_head(
 
 
 def out_of_fold(
-    folder: str, rows: pa.Table, folds: np.ndarray, fitted: np.ndarray, spec: registry.Spec, seed: int, views: list[str]
+    folder: str,
+    rows: pa.Table,
+    folds: np.ndarray,
+    fitted: np.ndarray,
+    spec: registry.ModelSpec,
+    seed: int,
+    views: list[str],
 ) -> np.ndarray:
     """Fits a head for each fold, to the features of all the others, and predicts the fold with it.
 
     Args:
-        folder: URI, from `cache`.
+        folder: URI, from `cache_folder`.
         rows: columns key and label, N.
         folds: int, N.
         fitted: bool, N: which a head may be fitted to.
@@ -243,7 +251,7 @@ def out_of_fold(
     return np.array(_on_cluster(_out_of_fold, folder, rows, spec, seed, views, folds, fitted))
 
 
-def _on_cluster(work: Callable[..., Any], folder: str, rows: pa.Table, spec: registry.Spec, *more: Any) -> Any:
+def _on_cluster(work: Callable[..., Any], folder: str, rows: pa.Table, spec: registry.ModelSpec, *more: Any) -> Any:
     keys, labels = rows["key"].to_pylist(), rows["label"].to_numpy().astype(np.int64)
     try:
         # In a process of its own, as the number of TensorFlow's threads can be set only once.
@@ -257,13 +265,19 @@ def _on_cluster(work: Callable[..., Any], folder: str, rows: pa.Table, spec: reg
 
 def _read_views(folder: str, keys: list[str], views: list[str]) -> tuple[list[np.ndarray], np.ndarray]:
     """The features of each view, M×D, and int, M: which of the keys they are of, those that every view has."""
-    seen = [read(folder, keys, view) for view in views]
+    seen = [read_features(folder, keys, view) for view in views]
     common = functools.reduce(np.intersect1d, [at for _, at in seen])
     return [features[np.isin(at, common)] for features, at in seen], common
 
 
 def _fit_head(
-    folder: str, keys: list[str], labels: np.ndarray, spec: registry.Spec, seed: int, views: list[str], gentle: bool
+    folder: str,
+    keys: list[str],
+    labels: np.ndarray,
+    spec: registry.ModelSpec,
+    seed: int,
+    views: list[str],
+    gentle: bool,
 ) -> list[np.ndarray] | None:
     engines.set_up(1, gpu=False)
     features, at = _read_views(folder, keys, views)
@@ -274,7 +288,7 @@ def _out_of_fold(
     folder: str,
     keys: list[str],
     labels: np.ndarray,
-    spec: registry.Spec,
+    spec: registry.ModelSpec,
     seed: int,
     views: list[str],
     folds: np.ndarray,
@@ -295,11 +309,11 @@ def _out_of_fold(
     return logits
 
 
-def _build_head(width: int, spec: registry.Spec) -> Any:
+def _build_head(width: int, spec: registry.ModelSpec) -> Any:
     import keras
 
     inputs = x = keras.Input((width,))
-    for layer in registry.head(registry.build(spec)):
+    for layer in registry.head_layers(registry.build_model(spec)):
         x = layer(x)
     return keras.Model(inputs, x)
 
@@ -308,7 +322,7 @@ def _fit(
     features: list[np.ndarray],
     labels: np.ndarray,
     keys: list[str],
-    spec: registry.Spec,
+    spec: registry.ModelSpec,
     seed: int,
     gentle: bool = False,
 ) -> list[np.ndarray]:

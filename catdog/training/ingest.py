@@ -181,7 +181,7 @@ class Batches:
         random = rng.uniform(2 * seed + rng.Stream.ORDER, epoch, self.hashes[rows], 1)[:, 0]
         order = rows[np.argsort(random, kind="stable")]
         random = rng.uniform(2 * seed + rng.Stream.AUGMENTATION, epoch, self.hashes, augmentation.DRAWS)
-        changes = augmentation.draw(random, config.augmentation, config.image_size or 0, config.train_size)
+        changes = augmentation.draw_changes(random, config.augmentation, config.image_size or 0, config.train_size)
         shares = np.ones(len(labels), np.float32)
         if config.mixup:
             from scipy import stats
@@ -213,5 +213,5 @@ class Batches:
             return self.pixels.take(rows)
         out = np.empty((len(rows), size, size, 3), np.uint8)
         for image, change, place in zip(self.pixels.images(rows), changes, out, strict=True):
-            augmentation.apply(image, change, config.augmentation, place)
+            augmentation.apply_change(image, change, config.augmentation, place)
         return out

@@ -77,7 +77,7 @@ def resources(config: TrainConfig) -> dict[str, int]:
     return {"CPU": config.cpus_per_worker or 1} | ({"GPU": 1} if config.gpu else {})
 
 
-def fit(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
+def run_workers(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
     """Runs `replica.run` in every worker.
 
     Args:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _CLASSES = {"adamw": "AdamW", "adam": "Adam", "rmsprop": "RMSprop", "sgd": "SGD"}
 
 
-def build(config: TrainConfig, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
+def build_optimizer(config: TrainConfig, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
     """Makes the optimizer that a config asks for, not yet built.
 
     Args:

@@ -136,9 +136,9 @@ class TrainConfig(pydantic.BaseModel):
         return round((self.image_size or 0) * self.train_scale)
 
     @property
-    def spec(self) -> registry.Spec:
+    def spec(self) -> registry.ModelSpec:
         """What the model is built from."""
-        return registry.Spec(
+        return registry.ModelSpec(
             self.arch or "",
             self.image_size or 0,
             self.alpha,
@@ -160,7 +160,7 @@ class TrainConfig(pydantic.BaseModel):
         Raises:
             UsageError: options that contradict each other, or an unknown recipe.
         """
-        recipe = find(self.recipe or self._default_recipe())
+        recipe = get_recipe(self.recipe or self._default_recipe())
         given = {name: getattr(self, name) for name in self.model_fields_set if getattr(self, name) is not None}
         if "augmentation" in given and "augmentation" in recipe.options:
             # What was said of it stands; the rest is the recipe's.
@@ -170,14 +170,16 @@ class TrainConfig(pydantic.BaseModel):
 
     def _default_recipe(self) -> str:
         """Fine-tuning for whom gives pretrained weights; who freezes the backbone or has none gets the plain loop."""
-        pretrained = self.arch is not None and registry.find(self.arch).has_backbone and self.weights != "none"
+        pretrained = (
+            self.arch is not None and registry.get_architecture(self.arch).has_backbone and self.weights != "none"
+        )
         return "fine-tune" if pretrained and not self.freeze else "plain"
 
     def _decide(self) -> TrainConfig:
         candidates = ", ".join(arch.name for arch in registry.ARCHITECTURES.values() if arch.has_backbone)
         if self.arch is None and self.weights not in (None, "none"):
             raise UsageError(f"--weights received without --arch; say which one they are for: {candidates}")
-        arch = registry.find(self.arch or registry.DEFAULT_ARCHITECTURE)
+        arch = registry.get_architecture(self.arch or registry.DEFAULT_ARCHITECTURE)
         weights = self.weights or ("imagenet" if arch.has_backbone else "none")
         pretrained = weights != "none"
         if not arch.has_backbone and (pretrained or self.freeze or self.head_first):
@@ -401,7 +403,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def find(name: str) -> Recipe:
+def get_recipe(name: str) -> Recipe:
     """Looks a recipe up.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 from catdog import storage
 
 
-class Board:
+class TensorBoardWriter:
     """The scalars of one run; for a bucket they are written on this machine and copied after each epoch."""
 
     def __init__(self, uri: str, epoch: int) -> None:

@@ -63,7 +63,7 @@ class TrainResult:
     history: list[dict[str, Any]]
 
 
-def train(config: TrainConfig, on_event: EventHandler | None = None, patience: float = 0.0) -> TrainResult:
+def train_model(config: TrainConfig, on_event: EventHandler | None = None, patience: float = 0.0) -> TrainResult:
     """Trains a model and writes its bundle to `RUNS/NAME/model/`.
 
     Args:
@@ -82,7 +82,7 @@ def train(config: TrainConfig, on_event: EventHandler | None = None, patience: f
     """
     on_event = on_event or (lambda _event: None)
     config = config.resolve()
-    data = catalog.read(config.data)
+    data = catalog.read_catalog(config.data)
     return _train_exclusively(_train_members if config.members else _train_one, config, data, on_event, patience)
 
 
@@ -100,8 +100,8 @@ def _train_exclusively(
         trained: `_train_one` or `_train_members`.
         config: resolved.
         data: the catalog.
-        on_event: as for `train`.
-        patience: as for `train`.
+        on_event: as for `train_model`.
+        patience: as for `train_model`.
         nested: the run is a member of one around it.
     """
     left_out(config, data)
@@ -134,8 +134,8 @@ def _train_one(config: TrainConfig, data: Catalog, on_event: EventHandler) -> Tr
         head = None
         if config.head_first:
             views = ["identity"] if config.epochs else config.views
-            folder = feature_cache.cache(config.features or "", data, config.spec, weights, config.seed)
-            feature_cache.compute(
+            folder = feature_cache.cache_folder(config.features or "", data, config.spec, weights, config.seed)
+            feature_cache.compute_features(
                 rows["train"],
                 config.spec,
                 weights,
@@ -152,7 +152,7 @@ def _train_one(config: TrainConfig, data: Catalog, on_event: EventHandler) -> Tr
         decoded = {split: ingest.decode(table, config.image_size or 0) for split, table in rows.items()}
         wait_for([launch.resources(config)] * (config.workers or 1), on_event, config.wait)
         with launch.listening(on_event) as events:
-            outcome = launch.fit(
+            outcome = launch.run_workers(
                 config,
                 {
                     "config": config,
@@ -200,11 +200,11 @@ def _train_members(config: TrainConfig, data: Catalog, on_event: EventHandler) -
     valid = [pq.read_table(pa.BufferReader(storage.read_bytes(RunDirectory(member.run).valid))) for member in members]
     logits = np.mean([table["logit"].to_numpy() for table in valid], axis=0)
     labels, keys = valid[0]["label"].to_numpy(), valid[0]["key"].to_pylist()
-    figures, temperature, clip = calibration.conclude(labels, logits, keys, config.calibrate)
+    figures, temperature, clip = calibration.judge_and_calibrate(labels, logits, keys, config.calibrate)
     validation = {"epoch": max(int(result.validation["epoch"]) for result in results), **figures}
     chosen_on = "validation" if any(result.chosen_on == "validation" for result in results) else "none"
     _, first = bundle.read_info(results[0].bundle)
-    bundle.assemble(
+    bundle.assemble_bundle(
         run.model,
         [result.bundle for result in results],
         **first.model_dump(include={"architecture", "image_size", "class_names", "views", "calibration", "prior"}),
@@ -332,7 +332,7 @@ def load_weights(config: TrainConfig) -> ray.ObjectRef | None:
         raise CatdogError(f"--weights: could not read {config.weights}: {error.strerror or error}") from error
 
 
-def _download(spec: registry.Spec) -> tuple[bytes, str]:
+def _download(spec: registry.ModelSpec) -> tuple[bytes, str]:
     """Runs on the cluster, which may have the internet that this process lacks."""
     set_up(1, gpu=False)
     try:

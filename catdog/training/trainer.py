@@ -27,7 +27,7 @@ from catdog.models import batch_norm, registry
 from catdog.run_directory import RunDirectory
 from catdog.training import augmentation, checkpoint, ingest, optimizers
 from catdog.training.recipes import TrainConfig
-from catdog.training.tensorboard import Board
+from catdog.training.tensorboard import TensorBoardWriter
 
 _EVENT_SECONDS = 0.5
 # Beyond this share of unreadable images it is not the images that are broken.
@@ -107,21 +107,21 @@ class Replica:
                     "expected 1"
                 )
             if job["head"] is not None:
-                variables = [variable for layer in registry.head(self.model) for variable in layer.weights]
+                variables = [variable for layer in registry.head_layers(self.model) for variable in layer.weights]
                 for variable, value in zip(variables, job["head"], strict=True):
                     variable.assign(value)
-            self.optimizer = optimizers.build(config, self.model, self.steps * config.epochs)
+            self.optimizer = optimizers.build_optimizer(config, self.model, self.steps * config.epochs)
             self.optimizer.build(self.model.trainable_variables)
-        self.folds = config.spec.pretrained and batch_norm.suits(self.model) and not config.gpu
+        self.folds = config.spec.pretrained and batch_norm.can_fold_batch_norm(self.model) and not config.gpu
         self.precision = self._choose_precision()
         # No tensor decides what is run, and looking for one that does takes a third of the tracing.
         self._step = tf.function(self._step_in_replicas, autograph=False)
         self._predict = tf.function(self._forward, autograph=False)
 
-    def _build(self, spec: registry.Spec, weights: bytes | None) -> Any:
+    def _build(self, spec: registry.ModelSpec, weights: bytes | None) -> Any:
         """Builds the model in every worker, or finds in every worker that it cannot be built."""
         try:
-            model, error = registry.build(spec, weights), None
+            model, error = registry.build_model(spec, weights), None
         except CatdogError as caught:
             model, error = None, caught
         if self._all_gather(np.array([error is not None], np.int64)).all():
@@ -142,12 +142,12 @@ class Replica:
     def _forward(self, batch: Any) -> Any:
         """What validation computes: the logits, N×1."""
         if self.folds:
-            return batch_norm.apply(self.scorer, batch, bfloat16=False, training=False)
+            return batch_norm.apply_folded(self.scorer, batch, bfloat16=False, training=False)
         return self.scorer(batch, training=False)
 
     def train(self) -> dict[str, Any]:
         """Trains to the last epoch or until patience runs out, then writes the bundle with the best weights."""
-        progress, best = checkpoint.restore(self.model, self.optimizer)
+        progress, best = checkpoint.restore_checkpoint(self.model, self.optimizer)
         node = np.frombuffer(bytes.fromhex(ray.get_runtime_context().get_node_id())[:8], np.int64)
         nodes = len(np.unique(self._all_gather(node)))
         if self.rank == 0:
@@ -163,7 +163,7 @@ class Replica:
                 digests = self._require_equal_replicas()
                 logits = self._valid_logits(["identity"])
                 figures = self._judge(logits)
-                values = checkpoint.values(self.model)
+                values = checkpoint.variable_values(self.model)
             if not np.isfinite(figures["log_loss"]):
                 raise CommonError(f"the validation log loss of epoch {progress.epoch + 1} is {figures['log_loss']}")
             progress.epoch += 1
@@ -182,14 +182,14 @@ class Replica:
             if config.keep == "last" or figures["log_loss"] < progress.best_log_loss:
                 progress.best_log_loss, progress.best_epoch = figures["log_loss"], progress.epoch
                 best = values
-            checkpoint.report(progress, self.model, self.optimizer, best, self.rank)
+            checkpoint.report_checkpoint(progress, self.model, self.optimizer, best, self.rank)
             if board is not None:
                 with contextlib.suppress(CatdogError):  # a curve is not worth a run
                     board.add(entry)
                 kept = config.keep == "best" and progress.best_epoch == progress.epoch
                 self._emit("epoch", best=kept, **entry)
         for model in (self.model, self.scorer):
-            checkpoint.assign(model, best)
+            checkpoint.assign_variables(model, best)
         digests = self._require_equal_replicas()
         logits = self._valid_logits(config.views)
         return self._save(progress, digests, logits) if self.rank == 0 else {}
@@ -200,14 +200,14 @@ class Replica:
     @contextlib.contextmanager
     def _scoring_weights(self) -> Iterator[None]:
         """Puts the weights to be judged, averaged if they are to be, into the model that is; training's come back."""
-        own = checkpoint.values(self.model)
+        own = checkpoint.variable_values(self.model)
         if self.config.ema:
             self.optimizer.finalize_variable_values(self.model.trainable_variables)
         if self.scorer is not self.model:
-            checkpoint.assign(self.scorer, checkpoint.values(self.model))
+            checkpoint.assign_variables(self.scorer, checkpoint.variable_values(self.model))
         yield
         if self.config.ema:
-            checkpoint.assign(self.model, own)
+            checkpoint.assign_variables(self.model, own)
 
     # --- one epoch ---------------------------------------------------------------------------------------------
 
@@ -238,12 +238,16 @@ class Replica:
 
         def forward(pixels: Any) -> Any:
             if self.precision == "bfloat16":
-                return batch_norm.apply(self.model, pixels)
-            return registry.forward(self.model, pixels) if config.spec.pretrained else self.model(pixels, training=True)
+                return batch_norm.apply_folded(self.model, pixels)
+            return (
+                registry.forward_in_inference_mode(self.model, pixels)
+                if config.spec.pretrained
+                else self.model(pixels, training=True)
+            )
 
         def step(pixels: Any, labels: Any, weights: Any, shares: Any) -> Any:
             if config.mixup:
-                pixels, labels, weights = augmentation.mix(shares, pixels, labels, weights)
+                pixels, labels, weights = augmentation.mixup(shares, pixels, labels, weights)
             labels = labels * (1 - config.label_smoothing) + config.label_smoothing / 2
             with tf.GradientTape() as tape:
                 logits = forward(pixels)[:, 0]
@@ -327,7 +331,7 @@ class Replica:
         Raises:
             CatdogError: they differ.
         """
-        digest = hashlib.sha256(b"".join(value.tobytes() for value in checkpoint.values(self.model))).digest()
+        digest = hashlib.sha256(b"".join(value.tobytes() for value in checkpoint.variable_values(self.model))).digest()
         every = self._all_gather(np.frombuffer(digest, np.int64))
         digests = [row.tobytes().hex() for row in every]
         if len(set(digests)) > 1:
@@ -338,21 +342,21 @@ class Replica:
 
     def _save(self, progress: checkpoint.Progress, digests: list[str], logits: np.ndarray) -> dict[str, Any]:
         config, labels, keys = self.config, self.job["labels"]["valid"], self.job["keys"]["valid"]
-        figures, temperature, clip = calibration.conclude(labels, logits, keys, config.calibrate)
+        figures, temperature, clip = calibration.judge_and_calibrate(labels, logits, keys, config.calibrate)
         validation = {"epoch": progress.best_epoch, **figures}
         # Each epoch was judged on the plain image: of several views there is no such figure.
         all_there = len(progress.valid_logits) == progress.epoch and config.views == ["identity"]
         chose = config.keep == "best" and progress.epoch > 1
         chosen_on = "validation" if chose else "none"
         if chose and all_there and len(labels) > 1:
-            judged = selection.judge(labels, np.stack(progress.valid_logits), keys, config.calibrate)
+            judged = selection.judge_selection(labels, np.stack(progress.valid_logits), keys, config.calibrate)
             validation["log_loss_cross_chosen"] = judged.log_loss
         # For whom wants to average several runs' models, and calibrate them together.
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table({"key": keys, "label": labels, "logit": logits}), sink)
         storage.write_bytes(RunDirectory(self.job["run"]).valid, sink.getvalue().to_pybytes())
         uri = RunDirectory(self.job["run"]).model
-        bundle.save(
+        bundle.save_bundle(
             uri,
             [self.scorer],
             self.valid_pixels.take(self.valid_pixels.readable[:_SAMPLE]),
@@ -395,5 +399,5 @@ class Replica:
     def _emit(self, kind: str, **values: Any) -> None:
         self.job["events"].put({"kind": kind, **values})
 
-    def _open_board(self, progress: checkpoint.Progress) -> Board:
-        return Board(RunDirectory(self.job["run"]).tensorboard, progress.epoch)
+    def _open_board(self, progress: checkpoint.Progress) -> TensorBoardWriter:
+        return TensorBoardWriter(RunDirectory(self.job["run"]).tensorboard, progress.epoch)

@@ -25,7 +25,7 @@ def splits(data: catalog.Catalog) -> dict[str, str]:
 def test_kaggles_zip_in_zip(tmp_path: Path) -> None:
     source = tmp_path / "dogs-vs-cats-redux-kernels-edition.zip"
     source.write_bytes(kaggle_zip())
-    data = datasets.prepare(str(source), str(tmp_path / "set"))
+    data = datasets.prepare_dataset(str(source), str(tmp_path / "set"))
     assert data.table.column_names == ["key", "id", "uri", "label", "split", "digest"]
     assert data.class_names == ("cat", "dog")
     assert data.count("train") + data.count("valid") == 2 * COUNT
@@ -37,7 +37,7 @@ def test_kaggles_zip_in_zip(tmp_path: Path) -> None:
         assert row["digest"] == catalog.digest_of(kaggle_files()[row["key"]])
         if row["label"] is not None:
             assert row["label"] == int("dog" in row["key"])
-    again = catalog.read(str(tmp_path / "set"))
+    again = catalog.read_catalog(str(tmp_path / "set"))
     assert again.table.equals(data.table)
     assert again.fingerprint == data.fingerprint
 
@@ -52,7 +52,7 @@ def test_zip_folder_and_half_unpacked_give_the_same_catalog(tmp_path: Path) -> N
     write(tmp_path / "both", kaggle_files())
     write(tmp_path / "wrapped" / "dogs-vs-cats", kaggle_files())
     prints = {
-        datasets.prepare(str(tmp_path / source), str(tmp_path / f"set-{source}")).fingerprint
+        datasets.prepare_dataset(str(tmp_path / source), str(tmp_path / f"set-{source}")).fingerprint
         for source in ("a.zip", "unpacked", "half", "both", "wrapped")
     }
     assert len(prints) == 1
@@ -60,7 +60,7 @@ def test_zip_folder_and_half_unpacked_give_the_same_catalog(tmp_path: Path) -> N
 
 def test_the_older_competitions_test1(tmp_path: Path) -> None:
     (tmp_path / "dogs-vs-cats.zip").write_bytes(kaggle_zip("test1"))
-    data = datasets.prepare(str(tmp_path / "dogs-vs-cats.zip"), str(tmp_path / "set"))
+    data = datasets.prepare_dataset(str(tmp_path / "dogs-vs-cats.zip"), str(tmp_path / "set"))
     assert data.split("test")["key"].to_pylist() == ["test1/1.jpg", "test1/2.jpg", "test1/3.jpg"]
 
 
@@ -72,8 +72,8 @@ def test_petimages_folder_and_zip(tmp_path: Path) -> None:
     }
     write(tmp_path / "pets", files)
     (tmp_path / "pets.zip").write_bytes(zipped(files))
-    folder = datasets.prepare(str(tmp_path / "pets"), str(tmp_path / "a"))
-    archive = datasets.prepare(str(tmp_path / "pets.zip"), str(tmp_path / "b"))
+    folder = datasets.prepare_dataset(str(tmp_path / "pets"), str(tmp_path / "a"))
+    archive = datasets.prepare_dataset(str(tmp_path / "pets.zip"), str(tmp_path / "b"))
     assert folder.fingerprint == archive.fingerprint
     assert folder.table.num_rows == 2 * COUNT
     assert folder.count("test") == 0
@@ -90,7 +90,7 @@ def test_keras_class_folders_with_their_own_splits(tmp_path: Path) -> None:
         for name in ("cat", "dog")
         for n in range(4)
     }
-    data = datasets.prepare(str(write(tmp_path / "src", files)), str(tmp_path / "set"), valid_fraction=0.5)
+    data = datasets.prepare_dataset(str(write(tmp_path / "src", files)), str(tmp_path / "set"), valid_fraction=0.5)
     assert data.count("train") == 2 * COUNT
     assert data.count("valid", 0) == data.count("valid", 1) == 4
     assert data.is_labelled("test")
@@ -99,61 +99,61 @@ def test_keras_class_folders_with_their_own_splits(tmp_path: Path) -> None:
 
 def test_two_other_classes(tmp_path: Path) -> None:
     files = class_folders("ants", "bees", "training_set/") | {f"test/{n}.jpg": jpeg(n + 4000) for n in range(3)}
-    data = datasets.prepare(str(write(tmp_path / "src", files)), str(tmp_path / "set"))
+    data = datasets.prepare_dataset(str(write(tmp_path / "src", files)), str(tmp_path / "set"))
     assert data.class_names == ("ants", "bees")
     assert {row["label"] for row in data.table.to_pylist() if "bees" in row["key"]} == {1}
 
 
 def test_flat_folders(tmp_path: Path) -> None:
     labelled = {f"{name}.{n}.jpg": jpeg(n + 1000 * (name == "dog")) for name in ("cat", "dog") for n in range(COUNT)}
-    data = datasets.prepare(str(write(tmp_path / "flat", labelled | {"7.jpg": jpeg(9)})), str(tmp_path / "a"))
+    data = datasets.prepare_dataset(str(write(tmp_path / "flat", labelled | {"7.jpg": jpeg(9)})), str(tmp_path / "a"))
     assert data.split("test")["id"].to_pylist() == ["7"]
     only = write(tmp_path / "only", {"holiday.jpg": jpeg(1), "12.jpg": jpeg(2)})
-    data = datasets.prepare(str(only), str(tmp_path / "b"))
+    data = datasets.prepare_dataset(str(only), str(tmp_path / "b"))
     assert data.split("test")["id"].to_pylist() == ["12.jpg", "holiday.jpg"]
 
 
 def test_test_ids_sort_as_numbers(tmp_path: Path) -> None:
     source = write(tmp_path / "src", kaggle_files(test=12))
-    data = datasets.prepare(str(source), str(tmp_path / "set"))
+    data = datasets.prepare_dataset(str(source), str(tmp_path / "set"))
     assert data.split("test")["id"].to_pylist() == [str(n) for n in range(1, 13)]
 
 
 def test_adding_images_moves_none_between_splits(tmp_path: Path) -> None:
     source = write(tmp_path / "src", kaggle_files())
-    before = splits(datasets.prepare(str(source), str(tmp_path / "set")))
+    before = splits(datasets.prepare_dataset(str(source), str(tmp_path / "set")))
     write(source, {f"train/cat.{n}.jpg": jpeg(n + 9000) for n in range(COUNT, 2 * COUNT)})
-    after = splits(datasets.prepare(str(source), str(tmp_path / "set")))
+    after = splits(datasets.prepare_dataset(str(source), str(tmp_path / "set")))
     assert len(after) == len(before) + COUNT
     assert before.items() <= after.items()
 
 
 def test_preparing_again_changes_nothing(tmp_path: Path) -> None:
     source = write(tmp_path / "src", kaggle_files())
-    first = datasets.prepare(str(source), str(tmp_path / "set"))
+    first = datasets.prepare_dataset(str(source), str(tmp_path / "set"))
     written = (tmp_path / "set" / catalog.FILE_NAME).stat().st_mtime_ns
-    assert datasets.prepare(str(source), str(tmp_path / "set")).fingerprint == first.fingerprint
+    assert datasets.prepare_dataset(str(source), str(tmp_path / "set")).fingerprint == first.fingerprint
     assert (tmp_path / "set" / catalog.FILE_NAME).stat().st_mtime_ns == written
 
 
 def test_a_prepared_set_is_never_overwritten_by_another(tmp_path: Path) -> None:
     source = write(tmp_path / "src", kaggle_files())
-    first = datasets.prepare(str(source), str(tmp_path / "set"))
+    first = datasets.prepare_dataset(str(source), str(tmp_path / "set"))
     with pytest.raises(CatdogError, match="is split with split-seed 0, received 1"):
-        datasets.prepare(str(source), str(tmp_path / "set"), split_seed=1)
+        datasets.prepare_dataset(str(source), str(tmp_path / "set"), split_seed=1)
     other = write(tmp_path / "other", {**kaggle_files(), "train/cat.0.jpg": jpeg(31337)})
     with pytest.raises(CatdogError, match="another train/cat.0.jpg"):
-        datasets.prepare(str(other), str(tmp_path / "set"))
+        datasets.prepare_dataset(str(other), str(tmp_path / "set"))
     fewer = write(tmp_path / "fewer", {k: v for k, v in kaggle_files().items() if k != "test/2.jpg"})
     with pytest.raises(CatdogError, match=r"test/2.jpg is not in SOURCE"):
-        datasets.prepare(str(fewer), str(tmp_path / "set"))
+        datasets.prepare_dataset(str(fewer), str(tmp_path / "set"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(CatdogError, match="is not empty and holds no data set"):
-        datasets.prepare(str(source), str(tmp_path / "mine"))
+        datasets.prepare_dataset(str(source), str(tmp_path / "mine"))
     with pytest.raises(CatdogError, match=r"thesis.txt is a file; give a new or empty folder"):
-        datasets.prepare(str(source), str(tmp_path / "mine" / "thesis.txt"))
-    assert catalog.read(str(tmp_path / "set")).fingerprint == first.fingerprint
+        datasets.prepare_dataset(str(source), str(tmp_path / "mine" / "thesis.txt"))
+    assert catalog.read_catalog(str(tmp_path / "set")).fingerprint == first.fingerprint
 
 
 def test_a_preparation_cut_short_is_simply_done_again(tmp_path: Path) -> None:
@@ -167,27 +167,27 @@ def test_a_preparation_cut_short_is_simply_done_again(tmp_path: Path) -> None:
         "    count.append(write(self, data))\n"
         "    if len(count) == 20: os.kill(os.getpid(), 9)\n"
         "Path.write_bytes = dying\n"
-        f"datasets.prepare({str(source)!r}, {str(tmp_path / 'set')!r})\n"
+        f"datasets.prepare_dataset({str(source)!r}, {str(tmp_path / 'set')!r})\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == -9
     assert any((tmp_path / "set" / "images").rglob("*.jpg"))
     with pytest.raises(UsageError, match="is not a prepared data set"):
-        catalog.read(str(tmp_path / "set"))
-    data = datasets.prepare(str(source), str(tmp_path / "set"))
-    assert data.fingerprint == datasets.prepare(str(source), str(tmp_path / "fresh")).fingerprint
+        catalog.read_catalog(str(tmp_path / "set"))
+    data = datasets.prepare_dataset(str(source), str(tmp_path / "set"))
+    assert data.fingerprint == datasets.prepare_dataset(str(source), str(tmp_path / "fresh")).fingerprint
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["catalog.parquet", "images"]
 
 
 def test_a_destination_inside_the_source_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "src", kaggle_files())
     with pytest.raises(UsageError, match="lies inside SOURCE"):
-        datasets.prepare(str(source), str(source / "set"))
+        datasets.prepare_dataset(str(source), str(source / "set"))
 
 
 def test_a_moved_data_set_is_the_same(tmp_path: Path) -> None:
-    first = datasets.prepare(str(write(tmp_path / "src", kaggle_files())), str(tmp_path / "set"))
+    first = datasets.prepare_dataset(str(write(tmp_path / "src", kaggle_files())), str(tmp_path / "set"))
     (tmp_path / "set").rename(tmp_path / "moved")
-    moved = catalog.read(str(tmp_path / "moved"))
+    moved = catalog.read_catalog(str(tmp_path / "moved"))
     assert moved.fingerprint == first.fingerprint
     assert Path(moved.table["uri"][0].as_py()).is_file()
 
@@ -196,7 +196,7 @@ def test_a_moved_data_set_is_the_same(tmp_path: Path) -> None:
 def test_zips_that_lead_outside_are_refused_whole(tmp_path: Path, name: str) -> None:
     (tmp_path / "bad.zip").write_bytes(zipped({**kaggle_files(), name: jpeg()}))
     with pytest.raises(CatdogError, match="a path that leads outside"):
-        datasets.prepare(str(tmp_path / "bad.zip"), str(tmp_path / "set" / "deep"))
+        datasets.prepare_dataset(str(tmp_path / "bad.zip"), str(tmp_path / "set" / "deep"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.zip"]
 
 
@@ -208,14 +208,14 @@ def test_zips_with_links_are_refused(tmp_path: Path) -> None:
         archive.writestr(link, "/etc/passwd")
     (tmp_path / "link.zip").write_bytes(out.getvalue())
     with pytest.raises(CatdogError, match="a link"):
-        datasets.prepare(str(tmp_path / "link.zip"), str(tmp_path / "set"))
+        datasets.prepare_dataset(str(tmp_path / "link.zip"), str(tmp_path / "set"))
 
 
 def test_an_unsafe_inner_zip_is_refused_too(tmp_path: Path) -> None:
     inner = zipped({"train/../../cat.0.jpg": jpeg()})
     (tmp_path / "outer.zip").write_bytes(zipped({"train.zip": inner}))
     with pytest.raises(CatdogError, match=r"outer.zip/train.zip holds .* a path that leads outside"):
-        datasets.prepare(str(tmp_path / "outer.zip"), str(tmp_path / "set"))
+        datasets.prepare_dataset(str(tmp_path / "outer.zip"), str(tmp_path / "set"))
 
 
 @pytest.mark.parametrize("where", ["name", "middle"])
@@ -227,7 +227,7 @@ def test_a_broken_zip_leaves_no_data_set(tmp_path: Path, where: str) -> None:
         data = bytearray(b"not a zip at all")
     (tmp_path / "a.zip").write_bytes(data)
     with pytest.raises(CatdogError, match="zip"):
-        datasets.prepare(str(tmp_path / "a.zip"), str(tmp_path / "set"))
+        datasets.prepare_dataset(str(tmp_path / "a.zip"), str(tmp_path / "set"))
     assert not (tmp_path / "set").exists() or not any((tmp_path / "set").iterdir())
 
 
@@ -249,7 +249,7 @@ def test_a_disk_that_fills_leaves_no_half_set(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "set" / "images").exists()
     with pytest.raises(UsageError, match="is not a prepared data set"):
-        catalog.read(str(tmp_path / "set"))
+        catalog.read_catalog(str(tmp_path / "set"))
 
 
 @pytest.mark.parametrize(
@@ -268,21 +268,21 @@ def test_a_disk_that_fills_leaves_no_half_set(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_a_data_set(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
     with pytest.raises(CatdogError, match=message):
-        datasets.prepare(str(write(tmp_path / "src", files)), str(tmp_path / "set"))
+        datasets.prepare_dataset(str(write(tmp_path / "src", files)), str(tmp_path / "set"))
     assert not (tmp_path / "set").exists()
 
 
 def test_zips_of_splits_and_of_classes_keep_their_names(tmp_path: Path) -> None:
     train, valid = zipped(class_folders("cats", "dogs")), zipped({"cats/0.jpg": jpeg(7001), "dogs/0.jpg": jpeg(7002)})
     (tmp_path / "splits.zip").write_bytes(zipped({"train.zip": train, "valid.zip": valid}))
-    data = datasets.prepare(str(tmp_path / "splits.zip"), str(tmp_path / "a"))
+    data = datasets.prepare_dataset(str(tmp_path / "splits.zip"), str(tmp_path / "a"))
     assert (data.count("train"), data.count("valid")) == (2 * COUNT, 2)
     cats, dogs = (zipped({f"{n}.jpg": jpeg(n + offset) for n in range(COUNT)}) for offset in (0, 1000))
     write(tmp_path / "classes", {"Cat.zip": cats, "Dog.zip": dogs, "__MACOSX/._Cat.zip": b"x"})
-    data = datasets.prepare(str(tmp_path / "classes"), str(tmp_path / "b"))
+    data = datasets.prepare_dataset(str(tmp_path / "classes"), str(tmp_path / "b"))
     assert data.count("train") + data.count("valid") == 2 * COUNT
     write(tmp_path / "downloads", {"kaggle.zip": kaggle_zip()})
-    assert datasets.prepare(str(tmp_path / "downloads"), str(tmp_path / "c")).count("test") == 3
+    assert datasets.prepare_dataset(str(tmp_path / "downloads"), str(tmp_path / "c")).count("test") == 3
 
 
 def test_a_corrupt_compressed_inner_zip_is_one_line(tmp_path: Path) -> None:
@@ -293,24 +293,24 @@ def test_a_corrupt_compressed_inner_zip_is_one_line(tmp_path: Path) -> None:
     data[3000:3400] = bytes(400)
     (tmp_path / "a.zip").write_bytes(data)
     with pytest.raises(CatdogError, match=r"a.zip"):
-        datasets.prepare(str(tmp_path / "a.zip"), str(tmp_path / "set"))
+        datasets.prepare_dataset(str(tmp_path / "a.zip"), str(tmp_path / "set"))
 
 
 def test_a_split_that_appears_later_moves_nothing(tmp_path: Path) -> None:
     source = write(tmp_path / "src", class_folders("cats", "dogs", "train/"))
-    first = datasets.prepare(str(source), str(tmp_path / "set"))
+    first = datasets.prepare_dataset(str(source), str(tmp_path / "set"))
     write(source, {"valid/cats/1.jpg": jpeg(71), "valid/dogs/1.jpg": jpeg(72)})
     with pytest.raises(CatdogError, match="would move from valid to train; prepare into a new folder"):
-        datasets.prepare(str(source), str(tmp_path / "set"))
-    assert catalog.read(str(tmp_path / "set")).fingerprint == first.fingerprint
+        datasets.prepare_dataset(str(source), str(tmp_path / "set"))
+    assert catalog.read_catalog(str(tmp_path / "set")).fingerprint == first.fingerprint
 
 
 def test_a_lost_image_is_put_back(tmp_path: Path) -> None:
     source = write(tmp_path / "src", kaggle_files())
-    first = datasets.prepare(str(source), str(tmp_path / "set"))
+    first = datasets.prepare_dataset(str(source), str(tmp_path / "set"))
     lost = Path(first.table["uri"][0].as_py())
     lost.unlink()
-    assert datasets.prepare(str(source), str(tmp_path / "set")).fingerprint == first.fingerprint
+    assert datasets.prepare_dataset(str(source), str(tmp_path / "set")).fingerprint == first.fingerprint
     assert lost.is_file()
 
 
@@ -332,7 +332,7 @@ def test_an_unreadable_folder(tmp_path: Path) -> None:
         os.seteuid(65534)
     try:
         with pytest.raises(CatdogError, match="could not read the folder .*train: Permission denied"):
-            datasets.prepare(str(source), str(tmp_path / "set"))
+            datasets.prepare_dataset(str(source), str(tmp_path / "set"))
     finally:
         if root:
             os.seteuid(0)
@@ -342,7 +342,7 @@ def test_an_unreadable_folder(tmp_path: Path) -> None:
 def test_a_folder_named_like_an_image_keeps_its_row(tmp_path: Path) -> None:
     source = write(tmp_path / "src", kaggle_files())
     (source / "test" / "4.jpg").mkdir()
-    data = datasets.prepare(str(source), str(tmp_path / "set"))
+    data = datasets.prepare_dataset(str(source), str(tmp_path / "set"))
     assert data.split("test")["id"].to_pylist() == ["1", "2", "3", "4"]
 
 
@@ -358,7 +358,7 @@ def test_exit_codes_and_one_line(tmp_path: Path, catdog) -> None:
 
 
 def test_the_real_zip(photos: Path, tmp_path: Path) -> None:
-    data = datasets.prepare(str(photos / "dogs-vs-cats-redux-kernels-edition.zip"), str(tmp_path / "set"))
+    data = datasets.prepare_dataset(str(photos / "dogs-vs-cats-redux-kernels-edition.zip"), str(tmp_path / "set"))
     # 10,000, of which one is there twice.
     assert data.count("train") + data.count("valid") == 9_999
     assert abs(data.count("valid", 0) - 500) < 80
@@ -375,7 +375,7 @@ def slow(self, data):
     time.sleep(0.2)
     return write(self, data)
 Path.write_bytes = slow
-print(datasets.prepare(sys.argv[1], sys.argv[2]).table.num_rows)
+print(datasets.prepare_dataset(sys.argv[1], sys.argv[2]).table.num_rows)
 """
 
 
@@ -391,7 +391,7 @@ def test_a_second_preparation_into_one_folder_is_refused_and_harms_nothing(tmp_p
         assert f"set is in use: `catdog data prepare`, process {first.pid} on this machine" in refused.err
         printed, failed = first.communicate(timeout=60)
     assert printed.splitlines()[-1] == str(2 * COUNT + 3), failed
-    assert all(Path(uri).is_file() for uri in catalog.read(str(dest)).table["uri"].to_pylist())
+    assert all(Path(uri).is_file() for uri in catalog.read_catalog(str(dest)).table["uri"].to_pylist())
     assert sorted(path.name for path in dest.iterdir()) == ["catalog.parquet", "images"]
 
 
@@ -408,5 +408,5 @@ def test_files_that_others_change_meanwhile_are_found_before_the_catalog_is_writ
             harm(victim)
 
     with pytest.raises(CatdogError, match=r"1 of 83 images in .* are not as they were written, e.g. train/cat.7.jpg"):
-        datasets.prepare(str(write(tmp_path / "src", files)), str(dest), on_remark=meddle)
+        datasets.prepare_dataset(str(write(tmp_path / "src", files)), str(dest), on_remark=meddle)
     assert not any(dest.iterdir())

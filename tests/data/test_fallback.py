@@ -16,7 +16,7 @@ from catdog.data import images
 
 def shown(data: bytes, size: int = 24) -> tuple[np.ndarray, str]:
     """The pixels and the detail of a file that is read and remarked upon; `size` of its sides leaves it as it is."""
-    decoded = images.decode(data, size)
+    decoded = images.decode_image(data, size)
     assert decoded.status == "recovered"
     return decoded.pixels, decoded.detail
 
@@ -181,7 +181,7 @@ def test_no_program_is_started_for_a_file(data: bytes, tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     file = tmp_path / "photo.jpg"
     file.write_bytes(data)
-    decoded = images.read(str(file), 16)
+    decoded = images.read_image(str(file), 16)
     assert decoded[1:] == ("unreadable", f"is not an image (it starts with {data[:12]!r})")
     assert not mark.exists()
     if data.startswith(b"%!PS"):  # the trap works

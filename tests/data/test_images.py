@@ -43,7 +43,7 @@ from catdog.inference.views import apply_view
     ids=named,
 )
 def test_every_kind_of_file_gives_the_picture(data: bytes, status: str, detail: str) -> None:
-    decoded = images.decode(data, 64)
+    decoded = images.decode_image(data, 64)
     assert (decoded.status, decoded.detail) == (status, detail)
     assert decoded.pixels.shape == (64, 64, 3)
     assert decoded.pixels.dtype == np.uint8
@@ -53,7 +53,7 @@ def test_every_kind_of_file_gives_the_picture(data: bytes, status: str, detail: 
 
 
 def test_a_grey_jpeg_has_three_equal_channels() -> None:
-    decoded = images.decode(saved(smooth(90, 90).convert("L"), "JPEG"), 32)
+    decoded = images.decode_image(saved(smooth(90, 90).convert("L"), "JPEG"), 32)
     assert decoded.status == "ok"
     assert (decoded.pixels[..., 0] == decoded.pixels[..., 2]).all()
 
@@ -70,7 +70,7 @@ def test_a_cut_jpeg_is_never_ok(mode: str, options: dict, tail: bytes, share: fl
     noisy = Image.fromarray(np.asarray(smooth(320, 240)) // 2 + noise.repeat(10, 0).repeat(10, 1) // 2)
     whole = saved(noisy.convert(mode), "JPEG", quality=95, **options)
     first = whole.index(b"\xff\xda") + 2  # where the first scan begins: before there is nothing to see
-    decoded = images.decode(whole[: int(first + (len(whole) - first) * share)] + tail, 64)
+    decoded = images.decode_image(whole[: int(first + (len(whole) - first) * share)] + tail, 64)
     assert decoded.status == "recovered"
     assert decoded.detail.startswith("JPEG")
     assert "truncated or damaged" in decoded.detail
@@ -78,7 +78,7 @@ def test_a_cut_jpeg_is_never_ok(mode: str, options: dict, tail: bytes, share: fl
         expected = reference(noisy.convert(mode), 64)[: int(64 * share) - 16]
         assert np.abs(decoded.pixels[: len(expected)] - expected).mean() < 4
     # The switch that lets Pillow read the truncated is off again.
-    assert images.decode(whole, 64).detail in ("", "JPEG CMYK")
+    assert images.decode_image(whole, 64).detail in ("", "JPEG CMYK")
 
 
 def test_a_jpeg_cut_between_two_scans_is_told() -> None:
@@ -87,15 +87,15 @@ def test_a_jpeg_cut_between_two_scans_is_told() -> None:
     assert len(scans) > 3
     # Each scan is preceded by its Huffman table.
     cut = whole[: whole.rindex(b"\xff\xc4", 0, scans[-2])] + END
-    assert images.decode(cut, 64)[1:] == ("recovered", "JPEG, truncated or damaged (its last scans are missing)")
+    assert images.decode_image(cut, 64)[1:] == ("recovered", "JPEG, truncated or damaged (its last scans are missing)")
 
 
 def test_what_libjpeg_warns_of_is_judged() -> None:
     whole = saved(smooth(320, 240), "JPEG", quality=95)
     odd = whole[:11] + b"\0\0" + whole[13:]  # JFIF 0.00 is common, and harmless
-    assert images.decode(odd, 64).status == "ok"
-    assert images.decode(odd[: len(odd) // 2] + END, 64).status == "recovered"
-    extra = images.decode(whole[:-2] + bytes(range(1, 100)) + END, 64)
+    assert images.decode_image(odd, 64).status == "ok"
+    assert images.decode_image(odd[: len(odd) // 2] + END, 64).status == "recovered"
+    extra = images.decode_image(whole[:-2] + bytes(range(1, 100)) + END, 64)
     assert extra.status == "recovered"
     assert re.fullmatch(r"JPEG, truncated or damaged \(9. extraneous bytes before marker 0xd9\)", extra.detail)
     # Sampling that simplejpeg does not know: Pillow reads it, and cannot tell whether it is whole.
@@ -104,14 +104,14 @@ def test_what_libjpeg_warns_of_is_judged() -> None:
     rare[frame + 11 : frame + 18 : 3] = b"\x22\x12\x11"
     with pytest.raises(ValueError, match="subsampling"):
         simplejpeg.decode_jpeg(rare)
-    assert images.decode(bytes(rare), 64)[1:] == ("recovered", "JPEG RGB, of a rare kind, perhaps not whole")
+    assert images.decode_image(bytes(rare), 64)[1:] == ("recovered", "JPEG RGB, of a rare kind, perhaps not whole")
 
 
 def test_a_jpeg_of_which_nothing_is_left_is_unreadable() -> None:
     whole = saved(smooth(320, 240), "JPEG", quality=95)
     scan = whole.index(b"\xff\xda") + 14
     for cut in (whole[: scan - 40], whole[:scan], whole[: scan - 40] + END, whole[:scan] + END):
-        assert images.decode(cut, 16).status == "unreadable"
+        assert images.decode_image(cut, 16).status == "unreadable"
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
@@ -134,7 +134,7 @@ def test_a_jpeg_of_which_nothing_is_left_is_unreadable() -> None:
 )
 def test_a_cut_file_of_any_format_is_told(kind: str, options: dict, share: float) -> None:
     whole = saved(smooth(300, 200), kind, **options)
-    decoded = images.decode(whole[: int(len(whole) * share)], 64)
+    decoded = images.decode_image(whole[: int(len(whole) * share)], 64)
     assert decoded.status != "ok"
     assert decoded.detail.startswith(kind)
     assert "truncated" in decoded.detail or "Unexpected end of file" in decoded.detail
@@ -145,7 +145,7 @@ def test_a_cut_file_of_any_format_is_told(kind: str, options: dict, share: float
 
 def test_a_cut_png_that_ends_as_if_whole() -> None:
     whole = saved(smooth(300, 200), "PNG")
-    decoded = images.decode(whole[: len(whole) // 2] + whole[-12:], 64)
+    decoded = images.decode_image(whole[: len(whole) // 2] + whole[-12:], 64)
     assert decoded[1:] == ("recovered", "PNG RGB, truncated or damaged")
 
 
@@ -159,7 +159,7 @@ def test_a_cut_png_that_ends_as_if_whole() -> None:
     ],
 )
 def test_what_is_no_image(data: bytes, detail: str) -> None:
-    decoded = images.decode(data, 16)
+    decoded = images.decode_image(data, 16)
     assert decoded.status == "unreadable"
     assert decoded.detail.startswith(detail)
     assert not decoded.pixels.any()
@@ -168,14 +168,17 @@ def test_what_is_no_image(data: bytes, detail: str) -> None:
 def test_a_file_that_claims_to_be_huge_is_not_unpacked() -> None:
     header = bytearray(saved(Image.new("RGB", (1, 1)), "PNG"))
     header[16:24] = (60_000).to_bytes(4, "big") * 2
-    assert images.decode(bytes(header), 16).status == "unreadable"
+    assert images.decode_image(bytes(header), 16).status == "unreadable"
 
 
 def test_folders_and_absent_files_are_verdicts(tmp_path: Path) -> None:
-    assert images.read(str(tmp_path), 16)[1:] == ("unreadable", "is a folder")
+    assert images.read_image(str(tmp_path), 16)[1:] == ("unreadable", "is a folder")
     os.mkfifo(tmp_path / "fifo.jpg")
-    assert images.read(str(tmp_path / "fifo.jpg"), 16)[1:] == ("unreadable", "could not be read: is not a regular file")
-    assert images.read(str(tmp_path / "no.jpg"), 16)[1:] == (
+    assert images.read_image(str(tmp_path / "fifo.jpg"), 16)[1:] == (
+        "unreadable",
+        "could not be read: is not a regular file",
+    )
+    assert images.read_image(str(tmp_path / "no.jpg"), 16)[1:] == (
         "unreadable",
         "could not be read: No such file or directory",
     )
@@ -217,7 +220,7 @@ def test_exif_orientation_is_honoured(orientation: int) -> None:
     exif[0x0112] = orientation
     for kind in ("JPEG", "PNG", "WEBP", "TIFF", "HEIF"):
         # pillow-heif turns what it is given as bytes, as the standard wants.
-        decoded = images.decode(saved(stored, kind, quality=95, exif=exif.tobytes()), 40)
+        decoded = images.decode_image(saved(stored, kind, quality=95, exif=exif.tobytes()), 40)
         assert decoded.status == ("ok" if kind in ("JPEG", "PNG") else "recovered")
         assert np.abs(decoded.pixels - reference(upright, 40)).mean() < 4
 
@@ -228,15 +231,15 @@ def test_the_pixels_are_pinned() -> None:
     data = saved(image, "PNG")
     pixels = np.asarray(image)
     areas = pixels.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
-    assert np.abs(images.decode(data, 16).pixels - areas).max() <= 0.5
-    assert (images.decode(data, 64).pixels == pixels).all()
+    assert np.abs(images.decode_image(data, 16).pixels - areas).max() <= 0.5
+    assert (images.decode_image(data, 64).pixels == pixels).all()
     enlarged = cv2.resize(pixels, (96, 96), interpolation=cv2.INTER_LINEAR)
-    assert (images.decode(data, 96).pixels == enlarged).all()
+    assert (images.decode_image(data, 96).pixels == enlarged).all()
     shrunk = cv2.resize(pixels, (40, 40), interpolation=cv2.INTER_AREA)
-    assert (images.decode(data, 40).pixels == shrunk).all()
+    assert (images.decode_image(data, 40).pixels == shrunk).all()
     tall = saved(smooth(20, 90), "PNG")
     shrunk = cv2.resize(np.asarray(smooth(20, 90)), (20, 30), interpolation=cv2.INTER_AREA)
-    assert (images.decode(tall, 30).pixels == cv2.resize(shrunk, (30, 30))).all()
+    assert (images.decode_image(tall, 30).pixels == cv2.resize(shrunk, (30, 30))).all()
 
 
 def test_real_photos_agree_with_pillow_and_cut_ones_are_told(photos: Path) -> None:
@@ -247,10 +250,10 @@ def test_real_photos_agree_with_pillow_and_cut_ones_are_told(photos: Path) -> No
             data = archive.read(name)
             photo = Image.open(io.BytesIO(data))
             size = min(192, *photo.size)
-            decoded = images.decode(data, size)
+            decoded = images.decode_image(data, size)
             assert decoded.status == "ok"
             assert np.abs(decoded.pixels - reference(photo, size)).mean() < 0.6
-            assert images.decode(data[: len(data) * 9 // 10] + END, size).status == "recovered"
+            assert images.decode_image(data[: len(data) * 9 // 10] + END, size).status == "recovered"
 
 
 def test_views_are_the_image_its_mirror_and_the_middle_of_it() -> None:

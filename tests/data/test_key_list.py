@@ -38,7 +38,7 @@ def left_out(data: Catalog, text: str, tmp_path) -> set[str]:
 
 
 def test_an_audits_csv_round_trips(data: Catalog, tmp_path) -> None:
-    audit.write([Finding(key, "train", "cat", "label", 0.1) for key in KEYS], str(tmp_path / "audit.csv"))
+    audit.write_findings([Finding(key, "train", "cat", "label", 0.1) for key in KEYS], str(tmp_path / "audit.csv"))
     text = (tmp_path / "audit.csv").read_bytes().decode()
     assert left_out(data, text, tmp_path) == set(KEYS)
     # Kept in part, and saved with a byte-order mark and other line ends, as a spreadsheet does.

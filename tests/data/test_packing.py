@@ -20,7 +20,7 @@ def test_a_packed_set_is_the_same_set_in_fewer_files(
     monkeypatch.setattr(storage, "PACKED_GROUP", 16)
     monkeypatch.setattr(packing, "SHARD_ROWS", 48)
     storage._row_group.cache_clear()
-    packed, absent = packing.pack(drawn.root, str(tmp_path / "packed"))
+    packed, absent = packing.pack_dataset(drawn.root, str(tmp_path / "packed"))
     assert absent == 0
     shards = sorted((tmp_path / "packed" / "shards").iterdir())
     assert len(shards) == 3  # 120 images
@@ -29,7 +29,7 @@ def test_a_packed_set_is_the_same_set_in_fewer_files(
         "sample_submission.csv",
         "shards",
     ]
-    again = catalog.read(str(tmp_path / "packed"))
+    again = catalog.read_catalog(str(tmp_path / "packed"))
     assert again.fingerprint == packed.fingerprint == drawn.fingerprint
     for ours, theirs in zip(again.table["uri"].to_pylist(), drawn.table["uri"].to_pylist(), strict=True):
         assert storage.read_bytes(ours) == Path(theirs).read_bytes()
@@ -39,7 +39,7 @@ def test_a_packed_set_is_the_same_set_in_fewer_files(
     assert table["size"][5].as_py() == len(table["bytes"][5].as_py())
     # Moved as a whole, it is read where it is.
     shutil.move(tmp_path / "packed", tmp_path / "moved")
-    moved = catalog.read(str(tmp_path / "moved"))
+    moved = catalog.read_catalog(str(tmp_path / "moved"))
     assert storage.read_bytes(moved.table["uri"][100].as_py()) == Path(drawn.table["uri"][100].as_py()).read_bytes()
 
 
@@ -53,18 +53,18 @@ def test_packing_again_is_harmless_and_other_folders_are_left_alone(drawn: Catal
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("mine")
     with pytest.raises(CatdogError, match="is not empty and holds no data set"):
-        packing.pack(drawn.root, str(tmp_path / "mine"))
+        packing.pack_dataset(drawn.root, str(tmp_path / "mine"))
     with pytest.raises(UsageError, match="DATA and DEST are the same folder"):
-        packing.pack(drawn.root, drawn.root)
+        packing.pack_dataset(drawn.root, drawn.root)
 
 
 def test_a_lost_image_and_a_damaged_shard_are_unreadable_images(drawn: Catalog, tmp_path: Path) -> None:
     root = tmp_path / "set"
     shutil.copytree(drawn.root, root)
-    data = catalog.read(str(root))
+    data = catalog.read_catalog(str(root))
     Path(data.table["uri"][3].as_py()).unlink()
-    packed, absent = packing.pack(str(root), str(tmp_path / "packed"))
-    assert absent == packing.pack(str(root), str(tmp_path / "packed"))[1] == 1
+    packed, absent = packing.pack_dataset(str(root), str(tmp_path / "packed"))
+    assert absent == packing.pack_dataset(str(root), str(tmp_path / "packed"))[1] == 1
     storage._row_group.cache_clear()
     uris = packed.table["uri"].to_pylist()
     assert storage.read_bytes(uris[2])

@@ -48,10 +48,10 @@ def test_images_under_other_names_are_taken_and_the_rest_is_told(tmp_path: Path,
     os.mkfifo(source / "test" / "16.jpg")
     shown = catdog("data", "prepare", source, tmp_path / "set")
     assert shown.code == 0, shown.err
-    data = datasets.prepare(str(source), str(tmp_path / "set"))
+    data = datasets.prepare_dataset(str(source), str(tmp_path / "set"))
     assert data.split("test")["id"].to_pylist() == [str(n) for n in range(1, 16)]
     for uri in data.split("test")["uri"].to_pylist():
-        assert images.read(uri, 16).status != "unreadable", uri
+        assert images.read_image(uri, 16).status != "unreadable", uri
     assert f"Images: {2 * COUNT + 8} .jpg, " in shown.out
     assert "1 without a suffix" in shown.out
     for told in (
@@ -82,19 +82,23 @@ def test_tars_are_sources_like_zips(tmp_path: Path, mode: str) -> None:
     ending = {"w": ".tar", "w:gz": ".tgz", "w:bz2": ".tar.bz2", "w:xz": ".tar.xz"}[mode]
     files = {f"dogscats/{name}": data for name, data in kaggle_files().items()}
     (tmp_path / f"dogscats{ending}").write_bytes(tarred(files, mode))
-    expected = datasets.prepare(str(write(tmp_path / "src", kaggle_files())), str(tmp_path / "plain")).fingerprint
-    assert datasets.prepare(str(tmp_path / f"dogscats{ending}"), str(tmp_path / "a")).fingerprint == expected
+    expected = datasets.prepare_dataset(
+        str(write(tmp_path / "src", kaggle_files())), str(tmp_path / "plain")
+    ).fingerprint
+    assert datasets.prepare_dataset(str(tmp_path / f"dogscats{ending}"), str(tmp_path / "a")).fingerprint == expected
     write(tmp_path / "folder", {f"dogscats{ending}": (tmp_path / f"dogscats{ending}").read_bytes()})
-    assert datasets.prepare(str(tmp_path / "folder"), str(tmp_path / "b")).fingerprint == expected
+    assert datasets.prepare_dataset(str(tmp_path / "folder"), str(tmp_path / "b")).fingerprint == expected
     (tmp_path / "c.zip").write_bytes(zipped({f"inner{ending}": tarred(files, mode)}))
-    assert datasets.prepare(str(tmp_path / "c.zip"), str(tmp_path / "c")).fingerprint == expected
+    assert datasets.prepare_dataset(str(tmp_path / "c.zip"), str(tmp_path / "c")).fingerprint == expected
 
 
 def test_zips_written_on_other_systems(tmp_path: Path) -> None:
-    expected = datasets.prepare(str(write(tmp_path / "src", kaggle_files())), str(tmp_path / "plain")).fingerprint
+    expected = datasets.prepare_dataset(
+        str(write(tmp_path / "src", kaggle_files())), str(tmp_path / "plain")
+    ).fingerprint
     for name, change in (("dot", "./{}".format), ("windows", lambda path: path.replace("/", "\\"))):
         (tmp_path / f"{name}.zip").write_bytes(zipped({change(path): data for path, data in kaggle_files().items()}))
-        assert datasets.prepare(str(tmp_path / f"{name}.zip"), str(tmp_path / name)).fingerprint == expected
+        assert datasets.prepare_dataset(str(tmp_path / f"{name}.zip"), str(tmp_path / name)).fingerprint == expected
 
 
 def test_what_a_zip_cannot_be_read_for_is_said_with_what_to_do(tmp_path: Path) -> None:
@@ -103,12 +107,12 @@ def test_what_a_zip_cannot_be_read_for_is_said_with_what_to_do(tmp_path: Path) -
         data[data.index(signature) + at : data.index(signature) + at + 2] = struct.pack("<H", 9)
     (tmp_path / "deflate64.zip").write_bytes(data)
     with pytest.raises(CatdogError, match="is compressed with Deflate64, which Python does not read; unpack it with"):
-        datasets.prepare(str(tmp_path / "deflate64.zip"), str(tmp_path / "set"))
+        datasets.prepare_dataset(str(tmp_path / "deflate64.zip"), str(tmp_path / "set"))
     (tmp_path / "photos.7z").write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(600))
     with pytest.raises(
         CatdogError, match="photos.7z is neither a zip nor a tar: .*unpack it with the system's own tool"
     ):
-        datasets.prepare(str(tmp_path / "photos.7z"), str(tmp_path / "set"))
+        datasets.prepare_dataset(str(tmp_path / "photos.7z"), str(tmp_path / "set"))
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, "../evil.jpg", "/evil.jpg", "train/../../evil.jpg"])
@@ -118,7 +122,7 @@ def test_unsafe_tars_are_refused_whole(tmp_path: Path, kind: object) -> None:
         member.type, member.linkname = kind, "/etc/passwd"
     (tmp_path / "bad.tgz").write_bytes(tarred(kaggle_files(), "w:gz", member))
     with pytest.raises(CatdogError, match="a link" if isinstance(kind, bytes) else "a path that leads outside"):
-        datasets.prepare(str(tmp_path / "bad.tgz"), str(tmp_path / "set"))
+        datasets.prepare_dataset(str(tmp_path / "bad.tgz"), str(tmp_path / "set"))
     assert not (tmp_path / "set").exists()
 
 
@@ -130,7 +134,7 @@ def test_archives_that_grow_beyond_all_measure_are_refused(tmp_path: Path, endin
         archive.writestr("train/cat.0.bmp", zeros["train/cat.0.bmp"])
     (tmp_path / f"bomb{ending}").write_bytes(out.getvalue() if ending == ".zip" else tarred(zeros))
     with pytest.raises(CatdogError, match=r"would grow from [\d,]+ to 68,[\d,]+ bytes, more than 200 times"):
-        datasets.prepare(str(tmp_path / f"bomb{ending}"), str(tmp_path / "set"))
+        datasets.prepare_dataset(str(tmp_path / f"bomb{ending}"), str(tmp_path / "set"))
 
 
 def test_a_file_that_no_photo_is_as_large_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,8 +145,8 @@ def test_a_file_that_no_photo_is_as_large_as(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(
             CatdogError, match="has 100,001 bytes, expected an image of 100,000 .*--ignore 'train/cat.77"
         ):
-            datasets.prepare(str(source), str(tmp_path / "set"))
-    data = datasets.prepare(str(tmp_path / "src.zip"), str(tmp_path / "set"), ignore=["train/cat.77.jpg"])
+            datasets.prepare_dataset(str(source), str(tmp_path / "set"))
+    data = datasets.prepare_dataset(str(tmp_path / "src.zip"), str(tmp_path / "set"), ignore=["train/cat.77.jpg"])
     assert data.count("train") + data.count("valid") == 2 * COUNT
 
 
@@ -154,12 +158,12 @@ def test_names_that_are_not_utf_8_are_escaped(tmp_path: Path, catdog) -> None:
     refused = catdog("data", "prepare", source, tmp_path / "set")
     assert (refused.code, refused.err.count("\n")) == (1, 1)
     assert "e.g. train/cat.caf%E9.1.jpg" in refused.err
-    data = datasets.prepare(str(source), str(tmp_path / "set"), ignore=["*caf*"])
+    data = datasets.prepare_dataset(str(source), str(tmp_path / "set"), ignore=["*caf*"])
     assert "train/cat.900 %E9.jpg" in data.table["key"].to_pylist()
     assert len([path for path in (tmp_path / "set" / "images" / "train").iterdir() if "%E9" in path.name]) == 1
     name = "train/cat.900 é.jpg".encode("latin-1").decode("utf-8", "surrogateescape")
     (tmp_path / "latin.tar").write_bytes(tarred(kaggle_files() | {name: jpeg(901)}, "w"))
-    data = datasets.prepare(str(tmp_path / "latin.tar"), str(tmp_path / "tar"))
+    data = datasets.prepare_dataset(str(tmp_path / "latin.tar"), str(tmp_path / "tar"))
     assert "train/cat.900 %E9.jpg" in data.table["key"].to_pylist()
 
 
@@ -175,13 +179,15 @@ def test_folders_beside_the_splits_can_be_ignored(tmp_path: Path, catdog) -> Non
     assert "Not taken: 1 .jpg (ignored), e.g. single_prediction/cat_or_dog.jpg" in shown.out
     write(tmp_path / "three", class_folders("ants", "bees") | {"sample/1.jpg": jpeg(9001)})
     with pytest.raises(CatdogError, match=r"found 3 class folders .*, or leave folders out with --ignore 'sample'"):
-        datasets.prepare(str(tmp_path / "three"), str(tmp_path / "b"))
-    assert datasets.prepare(str(tmp_path / "three"), str(tmp_path / "b"), ignore=["sample/*"]).table.num_rows == 80
+        datasets.prepare_dataset(str(tmp_path / "three"), str(tmp_path / "b"))
+    assert (
+        datasets.prepare_dataset(str(tmp_path / "three"), str(tmp_path / "b"), ignore=["sample/*"]).table.num_rows == 80
+    )
 
 
 def test_dev_is_a_validation_folder(tmp_path: Path) -> None:
     files = class_folders("cats", "dogs", "train/") | {"dev/cats/a.jpg": jpeg(9000), "dev/dogs/b.jpg": jpeg(9001)}
-    data = datasets.prepare(str(write(tmp_path / "src", files)), str(tmp_path / "set"))
+    data = datasets.prepare_dataset(str(write(tmp_path / "src", files)), str(tmp_path / "set"))
     assert sorted(data.split("valid")["key"].to_pylist()) == ["dev/cats/a.jpg", "dev/dogs/b.jpg"]
 
 
@@ -192,7 +198,7 @@ def test_a_question_mark_in_a_buckets_key(monkeypatch: pytest.MonkeyPatch) -> No
     for name, content in (kaggle_files() | odd).items():
         with bucket.open_output_stream(f"bucket/src/{name}") as stream:
             stream.write(content)
-    data = datasets.prepare("s3://bucket/src?region=x", "s3://bucket/set?region=x")
+    data = datasets.prepare_dataset("s3://bucket/src?region=x", "s3://bucket/set?region=x")
     rows = {row["key"]: row["uri"] for row in data.table.to_pylist()}
     for key, content in odd.items():
         assert storage.read_bytes(rows[key]) == content

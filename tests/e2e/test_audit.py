@@ -24,7 +24,7 @@ from catdog.experiments.cross_validation import OutOfFold
 def planted(drawn: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     """The drawn set, with one training photo in validation and test again, a little smaller and saved anew."""
     source = tmp_path_factory.mktemp("source") / "set"
-    data = catalog.read(drawn.root)
+    data = catalog.read_catalog(drawn.root)
     for split in ("train", "test"):
         shutil.copytree(Path(drawn.root) / split, source / split)
     places = {
@@ -34,7 +34,7 @@ def planted(drawn: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Catalog
         copy = image.resize((image.width * 9 // 10, image.height * 9 // 10))
     for split in ("valid", "test"):
         copy.save(places[split], "JPEG")
-    return datasets.prepare(str(source), str(source.parent / "prepared"), 0.25, 0)
+    return datasets.prepare_dataset(str(source), str(source.parent / "prepared"), 0.25, 0)
 
 
 @pytest.mark.usefixtures("two_cpus")
@@ -58,12 +58,12 @@ def test_what_was_planted_is_found(planted: Catalog, tmp_path: Path) -> None:
     leaks = [finding for finding in by_issue["duplicate"] if finding.leaks]
     assert {frozenset((one.split, split_of(planted, one.other))) for one in leaks} >= {frozenset(("train", "valid"))}
 
-    audit.write(findings, str(tmp_path / "a.csv"))
+    audit.write_findings(findings, str(tmp_path / "a.csv"))
     lines = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text())))
     assert len(lines) == len(findings)
     assert lines[0]["issue"] == "label"
     assert lines[0]["label"] in planted.class_names
-    audit.draw(findings, planted, str(tmp_path / "a.png"))
+    audit.draw_findings(findings, planted, str(tmp_path / "a.png"))
     with Image.open(tmp_path / "a.png") as sheet:
         assert np.asarray(sheet).std() > 20
 

@@ -84,7 +84,9 @@ def test_fine_tuning_with_everything_on_keeps_workers_equal_and_scores_as_it_val
     # Trained at 55 pixels, saved for 64; the lower blocks are the file's, the upper ones are not.
     model = keras.saving.load_model(tmp_path / "all" / "model" / "model.keras")
     assert model.input_shape == (None, SIZE, SIZE, 3)
-    before = registry.build(registry.Spec("mobilenet", SIZE, 0.25, pretrained=True), Path(weights).read_bytes())
+    before = registry.build_model(
+        registry.ModelSpec("mobilenet", SIZE, 0.25, pretrained=True), Path(weights).read_bytes()
+    )
     for layer, same in (("conv_pw_3", True), ("conv_pw_4", False)):
         ours, theirs = (m.get_layer("backbone").get_layer(layer).get_weights()[0] for m in (model, before))
         assert np.array_equal(ours, theirs) == same
@@ -123,13 +125,13 @@ def test_an_image_that_cannot_be_read_has_no_features_and_costs_no_second_run(
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     uris = [*rows["uri"].to_pylist()[:5], str(tmp_path / "broken.jpg")]
     rows = rows.set_column(2, "uri", pa.array(uris))
-    spec = registry.Spec("mobilenet", SIZE, 0.25, freeze=True, pretrained=True)
+    spec = registry.ModelSpec("mobilenet", SIZE, 0.25, freeze=True, pretrained=True)
     loaded = ray.put(Path(weights).read_bytes())
     said: list[dict] = []
     for _ in range(2):
-        feature_cache.compute(rows, spec, loaded, 0, ["identity"], str(tmp_path / "cache"), said.append)
+        feature_cache.compute_features(rows, spec, loaded, 0, ["identity"], str(tmp_path / "cache"), said.append)
     assert [event["images"] for event in said] == [6, 1]
-    _, at = feature_cache.read(str(tmp_path / "cache"), rows["key"].to_pylist(), "identity")
+    _, at = feature_cache.read_features(str(tmp_path / "cache"), rows["key"].to_pylist(), "identity")
     assert at.tolist() == [0, 1, 2, 3, 4]
 
 
@@ -146,7 +148,7 @@ def test_several_models_are_averaged_in_logit_space(drawn: Catalog, untrained: s
     places = dict(zip(drawn.table["key"].to_pylist(), drawn.table["uri"].to_pylist(), strict=True))
     each = []
     for uri, size in ((untrained, 32), (other, 48)):
-        pixels = np.stack([images.read(places[key], size).pixels for key in parts["key"].to_pylist()])
+        pixels = np.stack([images.read_image(places[key], size).pixels for key in parts["key"].to_pylist()])
         each.append(ModelBundle.load(uri).logits(pixels))
     logits = parts["logit"].to_numpy()
     assert logits == pytest.approx(np.mean(each, axis=0), abs=1e-5)
@@ -203,13 +205,13 @@ def test_cached_features_are_what_keras_computes(
     (folder,) = (Path(probed[0].runs) / ".features").iterdir()
     rows = drawn.split("valid")
     keys = rows["key"].to_pylist()[::-1]
-    pixels = np.stack([images.read(uri, SIZE).pixels for uri in rows["uri"].to_pylist()[::-1]])
+    pixels = np.stack([images.read_image(uri, SIZE).pixels for uri in rows["uri"].to_pylist()[::-1]])
     backbone = keras.applications.MobileNet(
         input_shape=(SIZE, SIZE, 3), alpha=0.25, include_top=False, weights=None, pooling="avg"
     )
     backbone.load_weights(weights)
     for view, shown in (("identity", pixels), ("mirror", pixels[:, :, ::-1])):
-        found, at = feature_cache.read(str(folder), keys, view)
+        found, at = feature_cache.read_features(str(folder), keys, view)
         assert at.tolist() == list(range(len(keys)))
         assert found == pytest.approx(backbone.predict(shown / 127.5 - 1, verbose=0), rel=1e-3, abs=1e-6)
 
@@ -224,8 +226,8 @@ def test_out_of_fold_predictions_are_those_of_models_that_never_saw_the_image(
         assert abs(found.labels[found.folds == fold].mean() - 0.5) < 0.05
     # scikit-learn alone, on the same features, folds and penalties, comes to the same.
     (folder,) = (Path(config.runs) / ".features").iterdir()
-    plain, _ = feature_cache.read(str(folder), found.keys, "identity")
-    mirrored, _ = feature_cache.read(str(folder), found.keys, "mirror")
+    plain, _ = feature_cache.read_features(str(folder), found.keys, "identity")
+    mirrored, _ = feature_cache.read_features(str(folder), found.keys, "mirror")
     candidates = []
     for strength in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0):
         rest, held_out = found.folds != 1, found.folds == 1
@@ -234,12 +236,12 @@ def test_out_of_fold_predictions_are_those_of_models_that_never_saw_the_image(
         candidates.append((model.decision_function(plain[held_out]) + model.decision_function(mirrored[held_out])) / 2)
     assert min(np.abs(found.logits[held_out] - each).max() for each in candidates) < 1e-3
 
-    again = cross_validation.read(str(Path(config.runs) / "probe"))
+    again = cross_validation.read_out_of_fold(str(Path(config.runs) / "probe"))
     assert again.keys == sorted(found.keys)
     summary = cross_validation.summarise(again)
     assert summary["log_loss"] == pytest.approx(sklearn_metrics.log_loss(again.labels, again.probabilities))
     with pytest.raises(UsageError, match="--folds received 200, but .* has 48"):
-        cross_validation.assign(drawn, 200, 0)
+        cross_validation.assign_folds(drawn, 200, 0)
 
 
 def test_listed_images_are_left_out_of_training_and_still_judged(
@@ -256,7 +258,7 @@ def test_listed_images_are_left_out_of_training_and_still_judged(
     with pytest.raises(
         UsageError, match="1 unknown keys such as 'train/nobody.jpg'; expected keys of .* such as 'train/"
     ):
-        train.train(config.model_copy(update={"leave_out": str(listed), "name": "x"}))
+        train.train_model(config.model_copy(update={"leave_out": str(listed), "name": "x"}))
 
 
 def test_folds_are_trained_one_by_one_and_a_second_call_does_nothing_twice(drawn: Catalog, tmp_path: Path) -> None:
@@ -271,7 +273,7 @@ def test_folds_are_trained_one_by_one_and_a_second_call_does_nothing_twice(drawn
     assert set(found.folds) == {2}
     assert len(found.keys) == 48
     # It keeps its best epoch, so that was chosen on images of neither fold.
-    fold = catalog.read(str(tmp_path / "cv" / "data" / "fold-2"))
+    fold = catalog.read_catalog(str(tmp_path / "cv" / "data" / "fold-2"))
     assert set(fold.split("test")["key"].to_pylist()) == set(found.keys)
     assert not set(fold.split("valid")["key"].to_pylist()) & set(found.keys)
     assert {event["kind"] for event in events} >= {"fold", "member", "epoch", "part"}

@@ -139,7 +139,7 @@ def test_training_and_scoring_as_jobs(head: Head, tmp_path: Path) -> None:
     out = tmp_path / "out" / "results.csv"
     score = f"python jobs/score.py --model {tmp_path / 'runs' / 'job'} --data {data.root} --out {out}"
     assert "log loss" in head.run(*submit, *score.split())
-    assert submission.check(str(out), data).rows == 24
+    assert submission.check_submission(str(out), data).rows == 24
     assert json.loads((out.parent / "results.report.json").read_text())["n"] == data.count("valid")
 
     # They ran here: this cluster knows their actors, and no other was started for them.

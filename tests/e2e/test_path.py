@@ -36,7 +36,7 @@ def own(drawn: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     """A copy of the drawn set with a file that no decoder reads in each split."""
     root = tmp_path_factory.mktemp("own") / "set"
     shutil.copytree(drawn.root, root)
-    data = catalog.read(str(root))
+    data = catalog.read_catalog(str(root))
     for split in ("train", "valid", "test"):
         Path(data.split(split)["uri"][0].as_py()).write_bytes(b"")
     return data
@@ -60,7 +60,7 @@ def trained(own: Catalog, tmp_path_factory: pytest.TempPathFactory) -> tuple[tra
         data=own.root, image_size=32, epochs=5, batch_size=16, workers=2, name="bn",
         runs=str(tmp_path_factory.mktemp("runs")),
     )  # fmt: skip
-    return train.train(config, watch), events
+    return train.train_model(config, watch), events
 
 
 def processes() -> dict[int, str]:
@@ -111,7 +111,7 @@ def scored(
     gone = Path(own.split("test")["uri"][2].as_py())
     gone.rename(gone.with_suffix(".away"))
     out = tmp_path_factory.mktemp("scored") / "results.csv"
-    return score.score(config_for(trained[0].run, own, out, max_unreadable=0.1)), out
+    return score.score_dataset(config_for(trained[0].run, own, out, max_unreadable=0.1)), out
 
 
 def test_scoring_agrees_with_training_and_with_scikit_learn(
@@ -131,7 +131,7 @@ def test_scoring_agrees_with_training_and_with_scikit_learn(
     assert report["log_loss_low"] < report["log_loss"] < report["log_loss_high"]
     assert {"accuracy", "roc_auc", "brier_score", "clip", "bundle_fingerprint", "catalog_fingerprint"} <= set(report)
 
-    assert submission.check(str(out), own).rows == 24
+    assert submission.check_submission(str(out), own).rows == 24
     lines = out.read_text().splitlines()
     assert lines[0] == "id,label"
     assert [line.split(",")[0] for line in lines[1:]] == [str(n) for n in range(1, 25)]
@@ -158,18 +158,18 @@ def test_too_many_unreadable_images_are_written_and_then_told(
     done = catdog("score", "--model", trained[0].run, "--data", own.root, "--out", out)
     assert done.code == 1
     assert "more than 1.00% of the images are unreadable (valid, test)" in done.err
-    assert submission.check(str(out), own).rows == 24
+    assert submission.check_submission(str(out), own).rows == 24
 
     # One split alone, of the same model: what is said of the other one stays.
     before = {name: out.with_name(f"results.{name}").read_text() for name in ("rejected.csv", "report.json")}
     assert "test/3.jpg" in before["rejected.csv"]
-    score.score(config_for(trained[0].run, own, out, split="valid", max_unreadable=0.1))
+    score.score_dataset(config_for(trained[0].run, own, out, split="valid", max_unreadable=0.1))
     assert before == {name: out.with_name(f"results.{name}").read_text() for name in before}
 
     # What the storage did not give then is scored once it is back, by the same command.
     gone = Path(own.split("test")["uri"][2].as_py())
     gone.with_suffix(".away").rename(gone)
-    score.score(config_for(trained[0].run, own, out, max_unreadable=0.1))
+    score.score_dataset(config_for(trained[0].run, own, out, max_unreadable=0.1))
     assert "test/3.jpg" not in out.with_name("results.rejected.csv").read_text()
 
 
@@ -179,7 +179,7 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
     monkeypatch.setattr(score, "PART_ROWS", 4)
     out = tmp_path / "results.csv"
     config = config_for(untrained, drawn, out, split="test", batch_size=1)
-    score.score(config)
+    score.score_dataset(config)
     first = out.read_bytes()
     parts = sorted((tmp_path / "results.parts").iterdir())
     # Two parts of four rows, and sixteen of one: the last parts of a split are small.
@@ -188,7 +188,7 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
     parts[0].unlink()
     parts[2].write_bytes(parts[2].read_bytes()[:-40])
     events: list[dict] = []
-    score.score(config, events.append)
+    score.score_dataset(config, events.append)
     assert events[0] == {"kind": "plan", "actors": 2, "parts": 2, "kept": 16}
     assert out.read_bytes() == first
     assert parts[1].stat().st_mtime_ns == kept
@@ -201,10 +201,10 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
     other = str(tmp_path / "other")
     save_untrained(other, drawn, temperature=3.0)
     with pytest.raises(UsageError, match=r"results.csv is of another model, data set or --batch-size"):
-        score.score(config_for(other, drawn, out, split="valid"))
+        score.score_dataset(config_for(other, drawn, out, split="valid"))
     assert out.read_bytes() == first
     before = {ending: out.with_suffix(ending).read_bytes() for ending in (".csv", ".meta.json")}
-    score.score(config_for(other, drawn, out, split="test"))
+    score.score_dataset(config_for(other, drawn, out, split="test"))
     assert out.read_bytes() != first
     assert not set(parts) & set((tmp_path / "results.parts").iterdir())
 
@@ -218,16 +218,16 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
             assert f"{out} is not the file that results.meta.json was written for" in refused.err
             assert "run the same `catdog score` again" in refused.err
         with pytest.raises(UsageError, match=r"results.csv is .* of a run that was killed"):
-            score.score(config_for(other, drawn, out, split="valid"))
-        score.score(config_for(other, drawn, out, split="test"))
-        assert submission.check(str(out), drawn) == submission.Checked(24)
+            score.score_dataset(config_for(other, drawn, out, split="valid"))
+        score.score_dataset(config_for(other, drawn, out, split="test"))
+        assert submission.check_submission(str(out), drawn) == submission.Checked(24)
     # The other files of the set count as well; one that was taken away is told.
     rejected = out.with_suffix(".rejected.csv")
     rejected.rename(tmp_path / "away")
-    assert "results.rejected.csv too, which is gone" in submission.check(str(out), drawn).warnings[0]
+    assert "results.rejected.csv too, which is gone" in submission.check_submission(str(out), drawn).warnings[0]
     rejected.write_text("split,id,key,reason\ntest,1,test/1.jpg,is empty\n")
     with pytest.raises(CatdogError, match=r"results.rejected.csv is not the file"):
-        submission.check(str(out), drawn)
+        submission.check_submission(str(out), drawn)
 
 
 def test_an_actor_that_dies_costs_its_part_and_nothing_else(
@@ -242,21 +242,21 @@ def test_an_actor_that_dies_costs_its_part_and_nothing_else(
             os.kill(killed[0], signal.SIGKILL)
 
     out = tmp_path / "results.csv"
-    score.score(config_for(untrained, drawn, out, split="test"), watch)
+    score.score_dataset(config_for(untrained, drawn, out, split="test"), watch)
     assert killed
     bundle = ModelBundle.load(untrained)
-    pixels = np.stack([images.read(uri, 32).pixels for uri in drawn.split("test")["uri"].to_pylist()])
+    pixels = np.stack([images.read_image(uri, 32).pixels for uri in drawn.split("test")["uri"].to_pylist()])
     expected = bundle.probabilities(bundle.logits(pixels))
     written = [float(line.split(",")[1]) for line in out.read_text().splitlines()[1:]]
     assert written == pytest.approx(expected, abs=1e-6)
-    assert submission.check(str(out), drawn).rows == 24
+    assert submission.check_submission(str(out), drawn).rows == 24
 
 
 def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
     drawn: Catalog, untrained: str, tmp_path: Path, catdog: Callable[..., Outcome]
 ) -> None:
     outs = {engine: tmp_path / engine / "results.csv" for engine in ("auto", "tensorflow", "packed")}
-    packing.pack(drawn.root, str(tmp_path / "packed"))
+    packing.pack_dataset(drawn.root, str(tmp_path / "packed"))
     for name, out in outs.items():
         data = tmp_path / "packed" if name == "packed" else drawn.root
         more = ["--engine", "tensorflow"] if name == "tensorflow" else []
@@ -268,16 +268,16 @@ def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
     assert engines == {"auto": "onnx", "tensorflow": "tensorflow", "packed": "onnx"}
     # What TensorFlow began, TensorFlow has finished: nothing is done again.
     events: list[dict] = []
-    score.score(config_for(untrained, drawn, outs["tensorflow"]), events.append)
+    score.score_dataset(config_for(untrained, drawn, outs["tensorflow"]), events.append)
     assert events == []
     # One split again with the other engine: the set of files still speaks of both.
     for part in outs["tensorflow"].with_suffix(".parts").glob("valid-*"):
         shutil.copy(part, outs["auto"].with_suffix(".parts"))
-    score.score(config_for(untrained, drawn, outs["auto"], split="valid", engine="tensorflow"), events.append)
+    score.score_dataset(config_for(untrained, drawn, outs["auto"], split="valid", engine="tensorflow"), events.append)
     assert events == []
     counts = json.loads((tmp_path / "auto" / "results.meta.json").read_text())["counts"]
     assert (sum(counts["valid"].values()), sum(counts["test"].values())) == (drawn.count("valid"), 24)
-    assert submission.check(str(outs["auto"]), drawn) == submission.Checked(24)
+    assert submission.check_submission(str(outs["auto"]), drawn) == submission.Checked(24)
     assert outs["packed"].read_bytes() == outs["auto"].read_bytes()
     assert len(score.read_parts(str(outs["auto"]))) == drawn.count("valid") + 24
 
@@ -316,7 +316,7 @@ def test_images_that_the_model_was_trained_on_judge_nothing(
     assert report["n"] == len(valid) == len(fresh)
     assert report["log_loss"] == pytest.approx(sklearn_metrics.log_loss(labels, probabilities), abs=1e-9)
     assert (report["trained_on"]["n"], report["test"]["n"], report["test"]["trained_on"]["n"]) == (10, 0, 12)
-    assert submission.check(str(out), anew).rows == 12
+    assert submission.check_submission(str(out), anew).rows == 12
     assert json.loads((tmp_path / "results.meta.json").read_text())["positive_class"] == drawn.class_names[1]
 
 
@@ -344,7 +344,7 @@ actors = []
 for cpus, gpus, gpu, model, data, out in JOBS:
     ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
     events = []
-    score.score(score.ScoreConfig(model=model, data=data, out=out, gpu=gpu), events.append)
+    score.score_dataset(score.ScoreConfig(model=model, data=data, out=out, gpu=gpu), events.append)
     actors.append(events[0]["actors"])
     ray.shutdown()
 assert "tensorflow" not in sys.modules  # which takes seconds to import, and the driver has no use for it
@@ -382,12 +382,12 @@ def test_no_cluster_starves(drawn: Catalog, untrained: str, tmp_path: Path) -> N
     assert not outs["one"].exists()
     assert report("one")["n"] == drawn.count("valid")
     with pytest.raises(CatdogError, match="has no test images"):
-        score.score(config_for(untrained, bare, outs["one"], split="test"))
+        score.score_dataset(config_for(untrained, bare, outs["one"], split="test"))
     assert report("four")["n"] == drawn.count("valid")
     assert outs["three"].read_bytes() == outs["four"].read_bytes()
-    assert report("four")["test"]["n"] == submission.check(str(outs["four"]), labelled).rows == 24
+    assert report("four")["test"]["n"] == submission.check_submission(str(outs["four"]), labelled).rows == 24
     assert json.loads(outs["gpu"].with_name("results.meta.json").read_text())["engine"] == "tensorflow"
     loaded = ModelBundle.load(untrained, "tensorflow")
-    pixels = np.stack([images.read(uri, 32).pixels for uri in drawn.split("test")["uri"].to_pylist()])
+    pixels = np.stack([images.read_image(uri, 32).pixels for uri in drawn.split("test")["uri"].to_pylist()])
     written = [float(line.split(",")[1]) for line in outs["gpu"].read_text().splitlines()[1:]]
     assert written == pytest.approx(loaded.probabilities(loaded.logits(pixels)), abs=1e-6)

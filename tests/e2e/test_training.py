@@ -29,12 +29,12 @@ SIZE, BATCH, EPOCHS, RATE = 32, 8, 1, 1e-3
 def by_plain_keras(data: Catalog) -> list[np.ndarray]:
     """The same steps in one process: Keras's own `train_on_batch`, in the order that seed, epoch and key give."""
     rows = data.split("train")
-    pixels = np.stack([images.read(uri, SIZE).pixels for uri in rows["uri"].to_pylist()])
+    pixels = np.stack([images.read_image(uri, SIZE).pixels for uri in rows["uri"].to_pylist()])
     labels = rows["label"].to_numpy().astype(np.float32)
     hashes = rng.key_hash(rows["key"].to_pylist())
     steps = len(labels) // BATCH
     keras.utils.set_random_seed(0)
-    model = registry.build(registry.Spec("workshop_cnn", SIZE))
+    model = registry.build_model(registry.ModelSpec("workshop_cnn", SIZE))
     total = steps * EPOCHS
     warm_up = max(1, total // 20)
     schedule = keras.optimizers.schedules.CosineDecay(0.0, total - warm_up, warmup_target=RATE, warmup_steps=warm_up)
@@ -53,7 +53,7 @@ def by_plain_keras(data: Catalog) -> list[np.ndarray]:
 def test_one_worker_two_workers_and_plain_keras_end_with_the_same_weights(drawn: Catalog, tmp_path: Path) -> None:
     runs = {}
     # A packed set is trained on like the folder that it was made from.
-    packing.pack(drawn.root, str(tmp_path / "packed"))
+    packing.pack_dataset(drawn.root, str(tmp_path / "packed"))
     for workers, data in ((1, drawn.root), (2, str(tmp_path / "packed"))):
         config = TrainConfig(
             data=data,
@@ -69,10 +69,10 @@ def test_one_worker_two_workers_and_plain_keras_end_with_the_same_weights(drawn:
             runs=str(tmp_path),
         )
         events: list[dict] = []
-        result = train.train(config, events.append)
+        result = train.train_model(config, events.append)
         assert [event["workers"] for event in events if event["kind"] == "start"] == [workers]
         runs[workers] = result
-    start = registry.build(registry.Spec("workshop_cnn", SIZE))
+    start = registry.build_model(registry.ModelSpec("workshop_cnn", SIZE))
     expected = by_plain_keras(drawn)
     for result in runs.values():
         for ours, theirs, initial in zip(weights(result.run), expected, start.weights, strict=True):

@@ -22,7 +22,7 @@ from catdog.run_directory import RunDirectory
 
 
 def test_the_shipped_grid_is_the_tutorials() -> None:
-    grid = tuning.find("gray-grid").grid
+    grid = tuning.get_search("gray-grid").grid
     assert grid == {"conv_layers": [1, 2, 3], "units": [32, 64, 128], "dense_layers": [0, 1, 2]}
 
 

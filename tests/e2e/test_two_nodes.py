@@ -26,9 +26,9 @@ os.environ["RAY_ADDRESS"] = cluster.address
 events = []
 config = train.TrainConfig(data=DATA, arch="workshop_cnn", image_size=32, epochs=40, patience=2, learning_rate=0.003,
                               batch_size=16, name="two", runs=RUNS)
-result = train.train(config, events.append)
+result = train.train_model(config, events.append)
 score.PART_ROWS = 2
-score.score(score.ScoreConfig(model=result.run, data=DATA, out=OUT), events.append)
+score.score_dataset(score.ScoreConfig(model=result.run, data=DATA, out=OUT), events.append)
 start = next(event for event in events if event["kind"] == "start")
 plan = next(event for event in events if event["kind"] == "plan")
 nodes = {event["node"] for event in events if event["kind"] == "part"}
@@ -62,4 +62,4 @@ def test_a_worker_and_an_actor_on_each_node(tmp_path: Path, short_tmp: Path) -> 
     assert (workers, nodes, actors, scored_on) == (2, 2, 2, 2)
     # And patience ended the training: two epochs after the best one.
     assert epochs == int(best_epoch) + 2 < 40
-    assert submission.check(values["OUT"], data).rows == 24
+    assert submission.check_submission(values["OUT"], data).rows == 24

@@ -21,7 +21,7 @@ def test_temperature_is_the_one_of_least_log_loss() -> None:
     best = optimize.minimize_scalar(
         lambda t: sklearn_metrics.log_loss(labels, special.expit(logits / t)), bounds=(0.5, 4), method="bounded"
     )
-    temperature, _ = calibration.fit(labels, logits)
+    temperature, _ = calibration.fit_calibration(labels, logits)
     assert abs(temperature / best.x - 1) < 0.03
 
 
@@ -32,7 +32,7 @@ def test_clip_follows_the_share_of_certain_mistakes() -> None:
     for wrong, expected in ((0, 1 / 2001), (8, 9 / 2001)):
         flipped = labels.copy()
         flipped[:wrong] = 1 - flipped[:wrong]
-        _, clip = calibration.fit(flipped, logits)
+        _, clip = calibration.fit_calibration(flipped, logits)
         assert expected / 1.3 < clip < expected * 1.3
 
 
@@ -56,10 +56,10 @@ def test_models_calibrated_together_beat_the_mean_of_their_own() -> None:
         labels, honest = overconfident(6000, 1.0, seed)
         each = np.stack([honest + random.normal(0, 2, 6000) for _ in range(2)])
         fitted, new = slice(0, 2000), slice(2000, None)
-        own = np.array([calibration.fit(labels[fitted], logits[fitted]) for logits in each])
+        own = np.array([calibration.fit_calibration(labels[fitted], logits[fitted]) for logits in each])
         mean = each.mean(axis=0)
         for found, (temperature, clip) in (
-            (together, calibration.fit(labels[fitted], mean[fitted])),
+            (together, calibration.fit_calibration(labels[fitted], mean[fitted])),
             (apart, (np.exp(np.log(own[:, 0]).mean()), own[:, 1].mean())),
         ):
             found.append(sklearn_metrics.log_loss(labels[new], metrics.calibrated(mean[new], temperature, clip)))

@@ -24,7 +24,7 @@ def test_the_best_of_many_looks_better_than_it_is_and_is_not_when_halves_judge()
         each = [sklearn_metrics.log_loss(labels, special.expit(one)) for one in logits]
         best.append(min(each))
         true.append(np.mean(each))
-        judged.append(selection.judge(labels, logits, keys, calibrated=False).log_loss)
+        judged.append(selection.judge_selection(labels, logits, keys, calibrated=False).log_loss)
     assert np.mean(best) < np.mean(true) - 0.03
     assert abs(np.mean(judged) - np.mean(true)) < 0.006
 
@@ -33,7 +33,7 @@ def test_each_half_is_judged_by_what_the_other_chose_and_calibrated() -> None:
     labels, logits, keys = epochs(400, 6, 1)
     half = calibration.halves(keys)
     for calibrated in (False, True):
-        found = selection.judge(labels, logits, keys, calibrated)
+        found = selection.judge_selection(labels, logits, keys, calibrated)
         for number, other in ((0, 1), (1, 0)):
             scores = [
                 sklearn_metrics.log_loss(labels[half == other], special.expit(one[half == other])) for one in logits
@@ -41,7 +41,7 @@ def test_each_half_is_judged_by_what_the_other_chose_and_calibrated() -> None:
             best = logits[int(np.argmin(scores))]
             probabilities = special.expit(best[half == number])
             if calibrated:
-                temperature, clip = calibration.fit(labels[half == other], best[half == other])
+                temperature, clip = calibration.fit_calibration(labels[half == other], best[half == other])
                 probabilities = np.clip(special.expit(best[half == number] / temperature), clip, 1 - clip)
             assert np.isclose(found.halves[number], sklearn_metrics.log_loss(labels[half == number], probabilities))
             assert found.chosen[number] == np.argmin(scores)

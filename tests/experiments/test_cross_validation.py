@@ -33,7 +33,7 @@ def test_copies_lie_in_one_fold_and_folds_stay_stratified() -> None:
         int(number) for number in np.concatenate([np.arange(400) // 2, random.integers(0, 9, 100)])
     ]
     digests += [None] * 100
-    fold = cross_validation.assign(made_of(digests, labels), 5, 0)
+    fold = cross_validation.assign_folds(made_of(digests, labels), 5, 0)
     folds_of: dict[int, set[int]] = {}
     for digest, where in zip(digests, fold, strict=True):
         if digest is not None:
@@ -48,10 +48,10 @@ def test_copies_lie_in_one_fold_and_folds_stay_stratified() -> None:
 def test_without_copies_folds_are_what_they_were() -> None:
     labels = [int(number % 3 == 0) for number in range(300)]
     digests: list[int | None] = list(range(300))
-    fold = cross_validation.assign(made_of(digests, labels), 7, 3)
+    fold = cross_validation.assign_folds(made_of(digests, labels), 7, 3)
     # Dealt in turn, in the order of a hash.
     drawn = rng.uniform(3, 4, rng.key_hash([f"{number}.jpg" for number in range(300)]), 1)[:, 0]
     for label in (0, 1):
         mine = np.flatnonzero(np.array(labels) == label)
         assert (fold[mine[np.argsort(drawn[mine], kind="stable")]] == np.arange(len(mine)) % 7).all()
-    assert (cross_validation.assign(made_of([None] * 300, labels), 7, 3) == fold).all()
+    assert (cross_validation.assign_folds(made_of([None] * 300, labels), 7, 3) == fold).all()

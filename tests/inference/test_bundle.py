@@ -81,12 +81,12 @@ def test_a_bundle_knows_its_images_and_those_of_its_members(tmp_path: Path, draw
         for place, rows in zip(places, (slice(0, 40), slice(30, 60)), strict=False)
     ]
     fields = infos[0].model_dump(exclude={"members", "onnx", "images_known", "checksums", "versions", "schema_version"})
-    both = bundle.assemble(places[2], places[:2], **fields)
+    both = bundle.assemble_bundle(places[2], places[:2], **fields)
     made = bundle.read_provenance(places[2], both)
     assert made.trained_on(train["digest"]).tolist() == [number < 60 for number in range(len(train))]
     assert made.chosen_on(valid["digest"]).all()
     assert made.known
-    assert bundle.merge(infos).images_known
+    assert bundle.merge_infos(infos).images_known
 
     # A bundle of version 2 names none, and so one that it is a member of does not know all.
     edit(
@@ -101,7 +101,7 @@ def test_a_bundle_knows_its_images_and_those_of_its_members(tmp_path: Path, draw
     _, old = bundle.read_info(places[1])
     assert not bundle.read_provenance(places[1], old).known
     assert (infos[1].chosen_on, old.chosen_on) == ("none", "validation")
-    assert not bundle.assemble(places[3], places[:2], **fields).images_known
+    assert not bundle.assemble_bundle(places[3], places[:2], **fields).images_known
 
     (Path(places[0]) / "images.parquet").write_bytes(b"PAR1")
     with pytest.raises(CatdogError, match=r"images.parquet is not the file that bundle.json was written for"):

@@ -8,13 +8,15 @@ import pytest
 import tensorflow as tf
 
 from catdog.models import batch_norm, registry
-from catdog.models.registry import Spec
+from catdog.models.registry import ModelSpec
 
 
 @pytest.fixture(scope="module")
 def model() -> keras.Model:
     keras.utils.set_random_seed(1)
-    built = registry.build(Spec("mobilenet", 64, 0.25, pretrained=True, trainable_from="conv_dw_4", dropout=0.0))
+    built = registry.build_model(
+        ModelSpec("mobilenet", 64, 0.25, pretrained=True, trainable_from="conv_dw_4", dropout=0.0)
+    )
     random = np.random.default_rng(0)
     for variable in built.variables:  # batch-norm that does something
         if "moving" in variable.path or "beta" in variable.path:
@@ -32,8 +34,8 @@ def gradients(model: keras.Model, forward: object) -> tuple[np.ndarray, list[np.
 
 @pytest.mark.parametrize(("bfloat16", "logit", "angle"), [(False, 1e-4, 1e-5), (True, 0.05, 0.02)])
 def test_it_agrees_with_keras(model: keras.Model, bfloat16: bool, logit: float, angle: float) -> None:
-    expected, theirs = gradients(model, lambda batch: registry.forward(model, batch))
-    found, ours = gradients(model, lambda batch: batch_norm.apply(model, batch, bfloat16))
+    expected, theirs = gradients(model, lambda batch: registry.forward_in_inference_mode(model, batch))
+    found, ours = gradients(model, lambda batch: batch_norm.apply_folded(model, batch, bfloat16))
     assert found == pytest.approx(expected, abs=logit * max(1.0, float(np.abs(expected).max())))
     flat = [np.concatenate([part.ravel() for part in parts]) for parts in (ours, theirs)]
     cosine = flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
@@ -42,25 +44,25 @@ def test_it_agrees_with_keras(model: keras.Model, bfloat16: bool, logit: float, 
 
 
 def test_it_is_for_chains_only(model: keras.Model) -> None:
-    assert batch_norm.suits(model)
-    assert not batch_norm.suits(registry.build(Spec("vgg16", 64)))
-    assert not batch_norm.suits(registry.build(Spec("mobilenetv2", 64)))
+    assert batch_norm.can_fold_batch_norm(model)
+    assert not batch_norm.can_fold_batch_norm(registry.build_model(ModelSpec("vgg16", 64)))
+    assert not batch_norm.can_fold_batch_norm(registry.build_model(ModelSpec("mobilenetv2", 64)))
 
 
-def in_float64(spec: Spec) -> keras.Model:
+def in_float64(spec: ModelSpec) -> keras.Model:
     """In float32 Keras's own gradients are up to 0.0007 off."""
     keras.config.set_dtype_policy("float64")
     try:
-        return registry.build(spec)
+        return registry.build_model(spec)
     finally:
         keras.config.set_dtype_policy("float32")
 
 
 @pytest.mark.parametrize("arch", ["small_resnet", "mobilenet"])
 def test_a_step_with_fused_batch_norm_is_that_of_keras(arch: str) -> None:
-    plain = registry.build(Spec(arch, 64, 0.25))
+    plain = registry.build_model(ModelSpec(arch, 64, 0.25))
     copied = batch_norm.fuse_batch_norm(plain)
-    exact = in_float64(Spec(arch, 64, 0.25))
+    exact = in_float64(ModelSpec(arch, 64, 0.25))
     exact.set_weights(plain.get_weights())
     for layer in (*exact.layers, *copied.layers):
         if isinstance(layer, keras.layers.Dropout):
@@ -76,10 +78,12 @@ def test_a_step_with_fused_batch_norm_is_that_of_keras(arch: str) -> None:
 
 
 def test_batch_norm_that_is_not_trained_stays_as_it_is() -> None:
-    for spec in (Spec("mobilenet", 64, 0.25, freeze=True), Spec("blog_cnn", 64)):
-        plain = registry.build(spec)
+    for spec in (ModelSpec("mobilenet", 64, 0.25, freeze=True), ModelSpec("blog_cnn", 64)):
+        plain = registry.build_model(spec)
         assert batch_norm.fuse_batch_norm(plain) is plain
-    copied = batch_norm.fuse_batch_norm(registry.build(Spec("mobilenet", 64, 0.25, trainable_from="conv_dw_4")))
+    copied = batch_norm.fuse_batch_norm(
+        registry.build_model(ModelSpec("mobilenet", 64, 0.25, trainable_from="conv_dw_4"))
+    )
     copied(np.full((2, 64, 64, 3), 9, np.uint8), training=True)
     moved = {v.path.split("/")[0] for v in copied.weights if "moving_mean" in v.path and v.numpy().any()}
     blocks = [f"conv_{kind}_{number}_bn" for number in range(4, 14) for kind in ("dw", "pw")]
@@ -87,7 +91,7 @@ def test_batch_norm_that_is_not_trained_stays_as_it_is() -> None:
 
 
 def test_a_copy_keeps_the_layers_of_a_model_with_branches() -> None:
-    plain = registry.build(Spec("mobilenetv3small", 64))
+    plain = registry.build_model(ModelSpec("mobilenetv3small", 64))
     copied = batch_norm.fuse_batch_norm(plain)
     assert copied is not plain
     assert [v.path for v in copied.weights] == [v.path for v in plain.weights]

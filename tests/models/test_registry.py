@@ -14,7 +14,7 @@ from helpers import SHARED
 
 from catdog.errors import CatdogError, UsageError
 from catdog.models import registry
-from catdog.models.registry import Spec
+from catdog.models.registry import ModelSpec
 from catdog.training import optimizers
 from catdog.training.recipes import TrainConfig
 
@@ -24,11 +24,11 @@ def trainable(model: keras.Model) -> int:
 
 
 def test_workshop_cnn_has_the_workshops_parameters() -> None:
-    assert registry.build(Spec("workshop_cnn", 150)).count_params() == 4_791_809
+    assert registry.build_model(ModelSpec("workshop_cnn", 150)).count_params() == 4_791_809
 
 
 def test_blog_cnn_is_the_blogs() -> None:
-    model = registry.build(Spec("blog_cnn", 150))
+    model = registry.build_model(ModelSpec("blog_cnn", 150))
     # Convolutions 3·32, 32·32, 32·64 of 3×3 with biases; 17·17·64 → 64 → 1.
     assert model.count_params() == (27 * 32 + 32) + (288 * 32 + 32) + (288 * 64 + 64) + (18496 * 64 + 64) + 65
     kinds = [type(layer).__name__ for layer in model.layers if layer.count_params() or "Drop" in type(layer).__name__]
@@ -36,7 +36,7 @@ def test_blog_cnn_is_the_blogs() -> None:
 
 
 def test_vgg16_has_the_workshops_parameters_and_trains_its_head_only() -> None:
-    model = registry.build(Spec("vgg16", 150, freeze=True))
+    model = registry.build_model(ModelSpec("vgg16", 150, freeze=True))
     assert model.count_params() == 16_812_353
     assert trainable(model) == 2_097_665
 
@@ -47,7 +47,7 @@ def test_vgg16_top_trains_one_layer_of_the_whole_vgg16(tmp_path: Path) -> None:
     whole = keras.applications.VGG16(weights=None)
     path = tmp_path / "vgg16.weights.h5"
     whole.save_weights(path)
-    model = registry.build(Spec("vgg16_top", 224, freeze=True, pretrained=True), path.read_bytes())
+    model = registry.build_model(ModelSpec("vgg16_top", 224, freeze=True, pretrained=True), path.read_bytes())
     assert model.count_params() == whole.count_params() - 4097 * 1000 + 4097
     assert trainable(model) == 4097
     assert sum(isinstance(layer, keras.layers.Dropout) for layer in model.get_layer("backbone").layers) == 2
@@ -58,12 +58,12 @@ def test_vgg16_top_trains_one_layer_of_the_whole_vgg16(tmp_path: Path) -> None:
 def changed_by_a_step(recipe: str, model: keras.Model) -> set[str]:
     """The layers whose weights one training step of a recipe changes."""
     config = TrainConfig(data="d", recipe=recipe, weights="none").resolve()
-    optimizer = optimizers.build(config, model, 10)
+    optimizer = optimizers.build_optimizer(config, model, 10)
     optimizer.build(model.trainable_variables)
     before = [np.asarray(variable).copy() for variable in model.variables]
     batch = np.random.default_rng(0).integers(0, 256, (2, *model.input_shape[1:]), dtype=np.uint8)
     with tf.GradientTape() as tape:
-        logits = registry.forward(model, batch)[:, 0]
+        logits = registry.forward_in_inference_mode(model, batch)[:, 0]
         loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=[0.0, 1.0], logits=logits))
     gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
     optimizer.apply(gradients, model.trainable_variables)
@@ -79,12 +79,14 @@ def changed_by_a_step(recipe: str, model: keras.Model) -> set[str]:
 )
 def test_a_step_of_vgg16s_recipes_trains_the_head_and_what_else_they_say(recipe: str, below: set[str]) -> None:
     config = TrainConfig(data="d", recipe=recipe, weights="none", image_size=48).resolve()
-    model = registry.build(config.spec)
-    assert changed_by_a_step(recipe, model) == below | {layer.name for layer in registry.head(model) if layer.weights}
+    model = registry.build_model(config.spec)
+    assert changed_by_a_step(recipe, model) == below | {
+        layer.name for layer in registry.head_layers(model) if layer.weights
+    }
 
 
 def test_gray_cnn_is_the_grids() -> None:
-    model = registry.build(Spec("gray_cnn", 64, conv_layers=2, units=32, dense_layers=1))
+    model = registry.build_model(ModelSpec("gray_cnn", 64, conv_layers=2, units=32, dense_layers=1))
     kinds = [type(layer).__name__ for layer in model.layers if layer.count_params()]
     assert kinds == ["Conv2D", "Conv2D", "Dense", "Dense"]
     # Grey in: the first convolution has one channel. 14·14·32 pixels reach the dense layer.
@@ -92,19 +94,19 @@ def test_gray_cnn_is_the_grids() -> None:
 
 
 def test_only_the_upper_layers_are_trained() -> None:
-    model = registry.build(Spec("mobilenet", 64, 0.25, pretrained=True, trainable_from="conv_dw_13"))
+    model = registry.build_model(ModelSpec("mobilenet", 64, 0.25, pretrained=True, trainable_from="conv_dw_13"))
     paths = {variable.path.split("/")[-2] for variable in model.trainable_variables}
     assert paths == {"conv_dw_13", "conv_dw_13_bn", "conv_pw_13", "conv_pw_13_bn", "logit"}
     with pytest.raises(CatdogError, match="trainable_from received 'block99', expected a layer of mobilenet"):
-        registry.build(Spec("mobilenet", 64, 0.25, trainable_from="block99"))
+        registry.build_model(ModelSpec("mobilenet", 64, 0.25, trainable_from="block99"))
 
 
 @pytest.mark.parametrize("name", ["mobilenet", "vgg16", "densenet121"])
 def test_training_leaves_a_pretrained_backbones_batch_norm_alone(name: str) -> None:
-    model = registry.build(Spec(name, 64, pretrained=True, dropout=0.0))
+    model = registry.build_model(ModelSpec(name, 64, pretrained=True, dropout=0.0))
     batch = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     before = [np.asarray(variable).copy() for variable in model.variables]
-    assert np.asarray(registry.forward(model, batch)) == pytest.approx(
+    assert np.asarray(registry.forward_in_inference_mode(model, batch)) == pytest.approx(
         np.asarray(model(batch, training=False)), abs=1e-5
     )
     for variable, value in zip(model.variables, before, strict=True):
@@ -132,7 +134,7 @@ def test_every_model_takes_uint8_gives_one_logit_and_loads_without_catdog(tmp_pa
         for name in registry.ARCHITECTURES:
             if name == "vgg16_top":  # half a gigabyte, of layers that vgg16 has too
                 continue
-            model = registry.build(Spec(name, 72, alpha=0.25 if name == "mobilenet" else 1.0))
+            model = registry.build_model(ModelSpec(name, 72, alpha=0.25 if name == "mobilenet" else 1.0))
             expected[name] = np.asarray(model(batch, training=False))
             assert model.input_shape == (None, 72, 72, 3)
             assert model.inputs[0].dtype == "uint8"
@@ -155,7 +157,7 @@ def test_every_model_takes_uint8_gives_one_logit_and_loads_without_catdog(tmp_pa
     ],
 )  # fmt: skip
 def test_preprocessing_is_keras_own(name: str, module: str) -> None:
-    model = registry.build(Spec(name, 72))
+    model = registry.build_model(ModelSpec(name, 72))
     backbone = model.get_layer("backbone")
     batch = np.random.default_rng(0).integers(0, 256, (2, 72, 72, 3), dtype=np.uint8)
     before = keras.Model(model.inputs, backbone._inbound_nodes[-1].input_tensors[0])
@@ -176,7 +178,7 @@ def test_weights_from_a_file(layout: str, tmp_path: Path) -> None:
         path = published
     else:
         source.save_weights(path)
-    model = registry.build(Spec("mobilenet", 64, 0.25, freeze=True, pretrained=True), path.read_bytes())
+    model = registry.build_model(ModelSpec("mobilenet", 64, 0.25, freeze=True, pretrained=True), path.read_bytes())
     for ours, theirs in zip(model.get_layer("backbone").variables, source.variables, strict=True):
         assert np.array_equal(np.asarray(ours), np.asarray(theirs))
     assert trainable(model) == 257
@@ -186,7 +188,7 @@ def test_the_larger_shared_weights_load() -> None:
     path = SHARED / "weights" / "mobilenet_1_0_224_no_top_block13_identity.weights.h5"
     if not path.exists():
         pytest.skip("the published weights are not here")
-    model = registry.build(Spec("mobilenet", 64, 1.0, freeze=True, pretrained=True), path.read_bytes())
+    model = registry.build_model(ModelSpec("mobilenet", 64, 1.0, freeze=True, pretrained=True), path.read_bytes())
     assert trainable(model) == 1025
 
 
@@ -194,9 +196,9 @@ def test_weights_that_do_not_fit_say_so(tmp_path: Path) -> None:
     small = keras.applications.MobileNet(input_shape=(64, 64, 3), alpha=0.25, include_top=False, weights=None)
     small.save_weights(tmp_path / "s.weights.h5")
     with pytest.raises(CatdogError, match=r"--weights does not fit mobilenet with --alpha 0.5: "):
-        registry.build(Spec("mobilenet", 64, 0.5, pretrained=True), (tmp_path / "s.weights.h5").read_bytes())
+        registry.build_model(ModelSpec("mobilenet", 64, 0.5, pretrained=True), (tmp_path / "s.weights.h5").read_bytes())
     with pytest.raises(CatdogError, match="--weights does not fit vgg16"):
-        registry.build(Spec("vgg16", 64, pretrained=True), b"no weights at all")
+        registry.build_model(ModelSpec("vgg16", 64, pretrained=True), b"no weights at all")
 
 
 def test_a_download_that_fails_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,11 +207,11 @@ def test_a_download_that_fails_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", offline)
     with pytest.raises(CatdogError, match=r"could not download .* of mobilenet .*URL fetch failure.* --weights PATH"):
-        registry.download_imagenet(Spec("mobilenet", 224, 0.25))
+        registry.download_imagenet(ModelSpec("mobilenet", 224, 0.25))
 
 
 def test_unknown_names_and_sizes_are_one_line() -> None:
     with pytest.raises(UsageError, match="'resnet', expected one of small_resnet, blog_cnn"):
-        registry.find("resnet")
+        registry.get_architecture("resnet")
     with pytest.raises(CatdogError, match="blog_cnn cannot be built with --image-size 16"):
-        registry.build(Spec("blog_cnn", 16))
+        registry.build_model(ModelSpec("blog_cnn", 16))

@@ -56,7 +56,7 @@ def judge(
 ) -> dict:
     provenance = Provenance(np.array(train, np.uint64), np.array(valid, np.uint64), known)
     applied = applied or Applied(info.temperature, info.clip, "own")
-    content = report.build({split: table}, {split: COUNTS}, report.Subject(info, provenance, data, applied))
+    content = report.build_report({split: table}, {split: COUNTS}, report.Subject(info, provenance, data, applied))
     return content if split == "valid" else content[split]
 
 
@@ -75,14 +75,14 @@ def test_images_that_were_trained_on_are_left_out_and_told(info: BundleInfo, dra
     assert section["trained_on"]["n"] == 300
     assert section["trained_on"]["log_loss"] == pytest.approx(sklearn_metrics.log_loss(labels[:300], written[:300]))
     assert section["calibration"] == "fitted on other photos"
-    lines = dict(report.rows(section))
+    lines = dict(report.table_rows(section))
     assert lines["left out"].startswith("300 of 400 images were trained on (log loss of them 0.")
     assert lines["label is the probability of"] == section["positive_class"] == drawn.class_names[1]
 
     nothing = judge(info, other(drawn), table, range(1, 500), range(0))
     assert (nothing["n"], nothing["trained_on"]["n"]) == (0, 400)
     assert "log_loss" not in nothing
-    assert "all 400 images were trained on" in dict(report.rows(nothing))["left out"]
+    assert "all 400 images were trained on" in dict(report.table_rows(nothing))["left out"]
     report.to_json(nothing)
 
 
@@ -106,7 +106,7 @@ def test_what_chose_is_told_and_what_it_is_worth_elsewhere(info: BundleInfo, dra
     chosen = info.model_copy(update={"chosen_on": "validation", "validation": {"log_loss_cross_chosen": 0.4321}})
     section = judge(chosen, other(drawn), table, range(0), range(1, 401))
     assert (section["chosen_on"], section["log_loss_cross_chosen"]) == ("these images", 0.4321)
-    said = dict(report.rows(section))["chosen on"]
+    said = dict(report.table_rows(section))["chosen on"]
     assert said == "these images; 0.4321 where each half is judged by the epoch that the other half chose"
     part = judge(chosen, other(drawn), table, range(0), range(1, 101))
     assert part["chosen_on"] == "100 of these 400 images"
@@ -147,7 +147,7 @@ def test_without_digests_the_catalogs_fingerprint_decides(info: BundleInfo, draw
     elsewhere = judge(info, other(drawn), table, range(0), valid, known)
     assert elsewhere["calibration"] == "fitted on photos that are not known; these may be among them"
     assert elsewhere["trained_on"] is None
-    assert "not known" in dict(report.rows(elsewhere))["trained on"]
+    assert "not known" in dict(report.table_rows(elsewhere))["trained on"]
     # What is known of some images is used, though it is not all.
     part = judge(info, other(drawn), scored(400), range(1, 101), range(0), known=False)
     assert (part["n"], part["trained_on"]["n"]) == (300, 100)

@@ -77,7 +77,7 @@ def test_what_check_refuses(lines: list[str], message: str, tmp_path: Path, draw
     path = tmp_path / "results.csv"
     path.write_text("\n".join(lines) + "\n" * bool(lines))
     with pytest.raises(CatdogError, match=message) as refused:
-        submission.check(str(path), drawn)
+        submission.check_submission(str(path), drawn)
     assert "\n" not in str(refused.value)
 
 
@@ -98,12 +98,12 @@ def test_encodings_and_line_ends(content: bytes, message: str | None, tmp_path: 
     path = tmp_path / "results.csv"
     path.write_bytes(content)
     if message is None:
-        checked = submission.check(str(path), drawn)
+        checked = submission.check_submission(str(path), drawn)
         assert checked.rows == 24
         assert any("byte order mark" in line for line in checked.warnings) == content.startswith(b"\xef\xbb\xbf")
     else:
         with pytest.raises(CatdogError, match=message):
-            submission.check(str(path), drawn)
+            submission.check_submission(str(path), drawn)
 
 
 def test_a_thousands_separator_is_told(tmp_path: Path, drawn: Catalog) -> None:
@@ -112,7 +112,7 @@ def test_a_thousands_separator_is_told(tmp_path: Path, drawn: Catalog) -> None:
     for row, message in [("1,100,0.5", "expected 1100,0.5"), ('"1,100",0.5', "id '1,100' has .*, expected 1100")]:
         path.write_text("\n".join([*good(1099), row]))
         with pytest.raises(CatdogError, match=rf"row 1101: .*thousands separator.*{message}|row 1101: {message}"):
-            submission.check(str(path), many)
+            submission.check_submission(str(path), many)
 
 
 def test_check_accepts_what_write_writes(tmp_path: Path, drawn: Catalog) -> None:
@@ -120,9 +120,9 @@ def test_check_accepts_what_write_writes(tmp_path: Path, drawn: Catalog) -> None
     path = str(tmp_path / "results.csv")
     # As sure as a float can be, and still no 0 or 1 in the file.
     sure = np.array([1e-6, 1 - 1e-6, 1e-14, 1 - 1e-14, *([1 / 3] * 20)])
-    digest = submission.write(path, pa.chunked_array([ids]), sure)
+    digest = submission.write_submission(path, pa.chunked_array([ids]), sure)
     assert digest == hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    checked = submission.check(path, drawn)
+    checked = submission.check_submission(path, drawn)
     assert checked.rows == 24
     assert len(checked.warnings) == 1
     assert "nothing says what made results.csv: results.meta.json is not there" in checked.warnings[0]
@@ -157,7 +157,7 @@ def test_gaps_in_numbered_ids_are_told(tmp_path: Path, drawn: Catalog) -> None:
     def warnings(ids: list[int]) -> str:
         path = tmp_path / "mine.csv"
         path.write_text("\n".join(["id,label", *(f"{n},0.5" for n in ids)]))
-        return "\n".join(submission.check(str(path), numbered(drawn, ids, str(tmp_path))).warnings)
+        return "\n".join(submission.check_submission(str(path), numbered(drawn, ids, str(tmp_path))).warnings)
 
     assert "1 of the numbers up to 25 is no id of the test split, e.g. 7" in warnings([*range(1, 7), *range(8, 26)])
     assert "2 of the numbers up to 26 are no ids of the test split, e.g. 1" in warnings([*range(3, 27)])
@@ -172,17 +172,19 @@ def test_the_sample_submission_says_which_ids_kaggle_expects(tmp_path: Path, dra
     sample = ["id,label", *(f"{n},0.5" for n in range(2, 27))]
     data = numbered(drawn, range(1, 25), str(tmp_path), sample)
     with pytest.raises(CatdogError) as refused:
-        submission.check(str(path), data)
+        submission.check_submission(str(path), data)
     assert "has 24 rows, expected 25: it lacks 2 ids of sample_submission.csv, e.g. 25, and" in str(refused.value)
     assert "its test split lacks 2 ids of sample_submission.csv, e.g. 25, and has 1 more, e.g. 1" in str(refused.value)
     assert "prepare the data set again" in str(refused.value)
     # With the rows added by hand Kaggle takes it; that the data set lacks them is told.
     path.write_text("\n".join(sample))
-    told = "\n".join(submission.check(str(path), data).warnings)
+    told = "\n".join(submission.check_submission(str(path), data).warnings)
     assert "its test split lacks 2 ids" in told
     # What is no sample submission is told too, and the test split stands for it.
     path.write_text("\n".join(good()))
-    told = "\n".join(submission.check(str(path), numbered(drawn, range(1, 25), str(tmp_path), ["nothing"])).warnings)
+    told = "\n".join(
+        submission.check_submission(str(path), numbered(drawn, range(1, 25), str(tmp_path), ["nothing"])).warnings
+    )
     assert "sample_submission.csv is not a sample submission" in told
 
 

@@ -20,8 +20,8 @@ def gradient(size: int) -> np.ndarray:
 
 def changed(settings: Augmentation, random: np.ndarray, source: int = 60, size: int = 60) -> np.ndarray:
     out = np.zeros((len(random), size, size, 3), np.uint8)
-    for place, parameters in zip(out, augmentation.draw(random, settings, source, size), strict=True):
-        augmentation.apply(gradient(source), parameters, settings, place)
+    for place, parameters in zip(out, augmentation.draw_changes(random, settings, source, size), strict=True):
+        augmentation.apply_change(gradient(source), parameters, settings, place)
     return out
 
 
@@ -54,7 +54,7 @@ def test_half_are_mirrored() -> None:
 
 def test_a_crop_is_what_scipy_makes_of_the_same_pixels() -> None:
     settings, random = Augmentation(crop=(0.5, 0.9), aspect=1.3), uniform(50)
-    parameters = augmentation.draw(random, settings, 80, 48)
+    parameters = augmentation.draw_changes(random, settings, 80, 48)
     seen = changed(settings, random, 80, 48)
     for image, row in zip(seen, parameters, strict=True):
         across, down = row[:3], row[3:6]
@@ -105,7 +105,7 @@ def test_mixup_blends_images_and_labels_alike() -> None:
     shares = np.array([0.25, 1.0, 0.5, 0.5], np.float32)
     pixels = np.stack([np.full((4, 4, 3), level, np.uint8) for level in (0, 10, 200, 250)])
     labels = np.array([0, 1, 1, 0], np.float32)
-    mixed, blended = augmentation.mix(shares, pixels, labels)
+    mixed, blended = augmentation.mixup(shares, pixels, labels)
     assert [int(image[0, 0, 0]) for image in mixed.numpy()] == [150, 10]
     assert blended.numpy().tolist() == [0.75, 1.0]
 

@@ -33,7 +33,7 @@ def test_what_is_given_stands_and_the_rest_is_the_recipes(weights: str) -> None:
     config = given.resolve()
     assert config.epochs == 3
     assert config.augmentation.rotation == 7
-    assert config.augmentation.crop == recipes.find("fine-tune").options["augmentation"].crop
+    assert config.augmentation.crop == recipes.get_recipe("fine-tune").options["augmentation"].crop
     # What a run was resolved to is what it resolves to again, from JSON too.
     again = TrainConfig(**config.model_dump(mode="json")).resolve()
     assert again == config
@@ -59,10 +59,10 @@ def test_every_recipe_resolves_to_something_that_can_be_built(name: str) -> None
     options = {"arch": "mobilenet"} if name in ("fine-tune", "best", "linear-probe") else {}
     config = TrainConfig(data="d", recipe=name, weights="none", **options).resolve()
     assert config.recipe == name
-    arch = registry.find(config.arch or "")
-    assert config.image_size == recipes.find(name).options.get("image_size", arch.image_size)
+    arch = registry.get_architecture(config.arch or "")
+    assert config.image_size == recipes.get_recipe(name).options.get("image_size", arch.image_size)
     if arch.name != "vgg16_top":  # 134 million parameters; tests/test_models.py builds it once
-        model = registry.build(config.spec)
+        model = registry.build_model(config.spec)
         assert model.output_shape == (None, 1)
 
 
