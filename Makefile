@@ -6,7 +6,7 @@ BIN := .venv/bin
 unexport RAY_ADDRESS
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo test check install clean
+.PHONY: demo test check audit install clean
 
 install: .venv/installed
 
@@ -27,6 +27,11 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Compares the pinned versions with the public list of known holes.
+audit: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
 
 clean:
 	rm -rf .venv data/demo runs/demo

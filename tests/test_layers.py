@@ -71,3 +71,17 @@ def test_exports_are_there_and_cost_nothing_until_they_are_used() -> None:
         "        assert getattr(package, name) is not None, name\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_the_readme_lists_every_module() -> None:
+    """Its tree is where people look first; a module that it lacks, or that is gone, makes it useless."""
+    tree = (ROOT.parent / "README.md").read_text().partition("    catdog/  ")[2].partition("    jobs/  ")[0]
+    listed, package = set(), ""
+    for line in tree.splitlines()[1:]:
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        if name.endswith("/"):
+            package = name
+        else:
+            listed.add(package + name if depth == 4 else name)
+    there = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py") if not path.name.startswith("__")}
+    assert listed == there
