@@ -8,6 +8,7 @@ import sysconfig
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+import catdog
 from catdog.errors import UsageError
 
 # What this process and its workers import from site-packages.
@@ -18,14 +19,17 @@ PACKAGES = (
 
 
 def leave_working_folder() -> None:
-    """Takes off the path what `python -m` put first on it, the working folder, unless catdog itself is there only.
+    """Takes off the path what `python -m` put first on it, the working folder, unless this very catdog is there only.
 
-    So `python -m catdog` imports what the command `catdog` does.
+    So `python -m catdog` imports what the command `catdog` does. In a checkout that is not installed, or where another
+    one is, the folder stays: workers would not find this catdog without it.
     """
     if sys.flags.safe_path:
         return
     folder = sys.path.pop(0)
-    if not any(finder.find_spec("catdog", None) for finder in sys.meta_path):
+    specs = (finder.find_spec("catdog", None) for finder in sys.meta_path)
+    elsewhere = next((spec.origin for spec in specs if spec is not None), None)
+    if elsewhere is None or not Path(elsewhere).samefile(catdog.__file__):
         sys.path.insert(0, folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,14 @@ def test_python_m_catdog_imports_nothing_from_the_working_folder(folder: Path) -
     shown = run(folder, "-m", "catdog", "models", PYTHONPATH=str(ROOT))
     assert shown.returncode == 0, shown.stderr
     assert "small_resnet" in shown.stdout
+
+
+def test_python_m_catdog_in_another_checkout_keeps_it_for_workers(tmp_path: Path) -> None:
+    copy = tmp_path / "catdog"
+    shutil.copytree(ROOT / "catdog", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "cli.py").write_text("from catdog import imports\ndef main(): print(imports.driver_path())\n")
+    shown = run(tmp_path, "-m", "catdog", PYTHONPATH=str(ROOT))
+    assert shown.stdout.strip() == str([str(tmp_path), str(ROOT)]), shown.stderr
 
 
 def test_a_file_that_hides_a_package_is_named(tmp_path: Path) -> None:
