@@ -51,6 +51,11 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
             f"received the address {address}, which is that of the Jobs API; expected HOST:PORT of a head, or auto "
             "(`ray job submit` takes its own from RAY_API_SERVER_ADDRESS)"
         )
+    if address and address.startswith("ray://"):
+        raise UsageError(
+            f"received the address {address}, which is Ray Client's, and Ray Train does not run behind it; expected "
+            "HOST:PORT of a head, on one of the cluster's nodes or in a submitted job"
+        )
     # Reports reach the Train controller by polling; its two seconds are as long as a small epoch.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if not debug:
@@ -70,14 +75,12 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
             os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
             os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
             options["include_dashboard"] = False
-        if not (address or "").startswith("ray://"):  # where the driver is another process, with a path of its own
-            options["job_config"] = _JobConfig()
         # Ray Data is slow to import, and Ray to start: each mostly waits, so they do it together.
         with quiet_stderr(not debug), ThreadPoolExecutor(1) as meanwhile:
             meanwhile.submit(importlib.import_module, "ray.data")
             # "local": without it Ray would join whatever cluster this machine last heard of.
             with interruption.keeping_handlers():
-                ray.init(address=address or "local", **options)
+                ray.init(address=address or "local", job_config=_JobConfig(), **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError, RayError) as error:
         where = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
         raise CatdogError(f"could not {where}: {_first_line(error)}") from error
@@ -160,7 +163,7 @@ def _require_head(address: str) -> None:
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
     from ray._private.services import get_ray_address_from_environment
 
-    where = get_ray_address_from_environment("auto", None) if address == "auto" else address.removeprefix("ray://")
+    where = get_ray_address_from_environment("auto", None) if address == "auto" else address
     host, _, port = where.rpartition(":")
     if not host or "/" in host or not port.isdecimal():
         return
@@ -184,8 +187,6 @@ def _require_head(address: str) -> None:
         raise CatdogError(
             f"the Ray cluster at {where} refused the token of {source}; expected the one that its head has"
         )
-    if code == grpc.StatusCode.UNIMPLEMENTED and address.startswith("ray://"):
-        return  # Ray's client server knows of no nodes
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         reason = f"no answer within {_ANSWER_SECONDS} s"
     elif code == grpc.StatusCode.UNIMPLEMENTED or "HTTP/2" in details:

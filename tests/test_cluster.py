@@ -141,8 +141,12 @@ def test_scoring_takes_an_actor_a_cpu_or_gpu_but_none_without_a_part(monkeypatch
         resources.plan_scoring(both)
 
 
-def test_the_address_of_the_jobs_api_is_told_apart() -> None:
-    with pytest.raises(UsageError, match="that of the Jobs API"), cluster.connect("http://127.0.0.1:8265"):
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("http://127.0.0.1:8265", "that of the Jobs API"), ("ray://127.0.0.1:10001", "Ray Client's.*expected HOST:PORT")],
+)
+def test_addresses_of_other_services_are_told_apart(address: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message), cluster.connect(address):
         pass
 
 

@@ -44,7 +44,7 @@ def test_what_is_waited_for_is_said(
     scored = catdog("score", "--model", untrained, "--data", drawn.root, "--out", out)
     assert scored.code == 0, scored.err
     assert scored.out.index(why) < scored.out.index("Scoring ")
-    assert submission.check_submission(str(out), drawn) == drawn.count("test")
+    assert submission.check_submission(str(out), drawn).rows == drawn.count("test")
 
     # Images are decoded on the CPU that is left, and then both workers are waited for.
     holder = hold(1)
