@@ -14,7 +14,7 @@ import yaml
 
 from catdog import cluster, resources
 from catdog.errors import CatdogError, UsageError
-from catdog.inference.engines import EngineName
+from catdog.resources import EngineName
 
 ROOT = Path(__file__).parents[1]
 
