@@ -1,13 +1,51 @@
-"""What a prediction is worth: log loss with its interval, accuracy, ROC AUC, Brier score, confusion; pure functions.
+"""Metrics of predictions: log loss with its interval, accuracy, ROC AUC, Brier score, confusion; pure functions.
 
 Labels are 0 or 1, probabilities are of label 1. Logits are turned into probabilities in one place, here.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+
 import numpy as np
 
 _NORMAL_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Metrics of one set of predictions.
+
+    Attributes:
+        n: number of images, at least 1.
+        log_loss: mean, in nats.
+        log_loss_low: low end of its 95 % interval (`loss_interval`).
+        log_loss_high: high end of it.
+        accuracy: share of images on the right side of 0.5.
+        roc_auc: area under the ROC curve; None where all images are of one class.
+        brier_score: mean squared error of the probabilities.
+        true_negative: images of label 0 that were taken for label 0, at 0.5.
+        false_positive: images of label 0 that were taken for label 1.
+        false_negative: images of label 1 that were taken for label 0.
+        true_positive: images of label 1 that were taken for label 1.
+    """
+
+    n: int
+    log_loss: float
+    log_loss_low: float
+    log_loss_high: float
+    accuracy: float
+    roc_auc: float | None
+    brier_score: float
+    true_negative: int
+    false_positive: int
+    false_negative: int
+    true_positive: int
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Figures by name, in the order of the report's JSON."""
+        return dataclasses.asdict(self)
 
 
 def calibrated(logits: np.ndarray, temperature: float = 1.0, clip: float = 0.0) -> np.ndarray:
@@ -108,20 +146,15 @@ def difference_interval(values: np.ndarray) -> tuple[float, float]:
     return float(mean - _NORMAL_95 * error), float(mean + _NORMAL_95 * error)
 
 
-def summarise(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | int | None]:
-    """Every figure of the validation report that follows from labels and probabilities.
+def summarise(labels: np.ndarray, probabilities: np.ndarray) -> Figures:
+    """Computes every figure that follows from labels and probabilities.
 
     Args:
         labels: 0 or 1, N, N at least 1.
         probabilities: float in [0, 1], N.
 
-    Returns:
-        n, log_loss with log_loss_low and log_loss_high (`loss_interval`), accuracy, roc_auc (None with one class only),
-        brier_score, and the confusion matrix at 0.5 as true_negative, false_positive, false_negative,
-        true_positive.
-
     Raises:
-        ValueError: nothing to summarise.
+        ValueError: there are no labels.
     """
     # Here, because it takes longer to import than all else that scoring needs.
     from sklearn import metrics as sklearn_metrics
@@ -134,16 +167,16 @@ def summarise(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float 
     predicted = probabilities > 0.5
     confusion = sklearn_metrics.confusion_matrix(labels, predicted, labels=[0, 1])
     both = 0 < labels.sum() < len(labels)
-    return {
-        "n": len(labels),
-        "log_loss": float(each.mean()),
-        "log_loss_low": low,
-        "log_loss_high": high,
-        "accuracy": float((predicted == labels).mean()),
-        "roc_auc": float(sklearn_metrics.roc_auc_score(labels, probabilities)) if both else None,
-        "brier_score": float(((probabilities - labels) ** 2).mean()),
-        "true_negative": int(confusion[0, 0]),
-        "false_positive": int(confusion[0, 1]),
-        "false_negative": int(confusion[1, 0]),
-        "true_positive": int(confusion[1, 1]),
-    }
+    return Figures(
+        n=len(labels),
+        log_loss=float(each.mean()),
+        log_loss_low=low,
+        log_loss_high=high,
+        accuracy=float((predicted == labels).mean()),
+        roc_auc=float(sklearn_metrics.roc_auc_score(labels, probabilities)) if both else None,
+        brier_score=float(((probabilities - labels) ** 2).mean()),
+        true_negative=int(confusion[0, 0]),
+        false_positive=int(confusion[0, 1]),
+        false_negative=int(confusion[1, 0]),
+        true_positive=int(confusion[1, 1]),
+    )

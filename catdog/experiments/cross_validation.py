@@ -210,7 +210,7 @@ def _holds_more(run: str, folds: int) -> bool:
 def summarise(found: OutOfFold) -> dict[str, Any]:
     """The figures of out-of-fold predictions: those of a report, and the log loss of the plain logits."""
     plain = float(metrics.losses_from_logits(found.labels, found.logits).mean())
-    return {**metrics.summarise(found.labels, found.probabilities), "log_loss_plain": plain}
+    return {**metrics.summarise(found.labels, found.probabilities).as_dict(), "log_loss_plain": plain}
 
 
 def read_out_of_fold(run: str) -> OutOfFold:

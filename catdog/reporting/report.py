@@ -199,7 +199,7 @@ def _judge(split: str, table: pa.Table, subject: Subject) -> dict[str, Any]:
         probabilities = written.copy()
         probabilities[readable] = calibration.cross_fitted(labels[readable], logits[readable], halves[readable])
     return {
-        **metrics.summarise(labels, probabilities),
+        **metrics.summarise(labels, probabilities).as_dict(),
         "calibration": _calibration(split, table, own, subject),
         **_choice(split, table, subject),
         # With the very probabilities that were written, whatever they were fitted on.

@@ -20,14 +20,14 @@ def test_summary_agrees_with_scikit_learn(scores: tuple[np.ndarray, np.ndarray])
     labels, logits = scores
     probabilities = metrics.calibrated(logits, clip=1e-6)
     summary = metrics.summarise(labels, probabilities)
-    assert summary["log_loss"] == pytest.approx(sklearn_metrics.log_loss(labels, probabilities), rel=1e-12)
-    assert summary["accuracy"] == sklearn_metrics.accuracy_score(labels, probabilities > 0.5)
-    assert summary["brier_score"] == pytest.approx(sklearn_metrics.brier_score_loss(labels, probabilities))
-    assert summary["roc_auc"] == pytest.approx(sklearn_metrics.roc_auc_score(labels, probabilities))
-    right = summary["true_negative"] + summary["true_positive"]
-    assert right == round(summary["accuracy"] * 600)
-    assert summary["false_positive"] == int(((probabilities > 0.5) & (labels == 0)).sum())
-    assert summary["n"] == 600
+    assert summary.log_loss == pytest.approx(sklearn_metrics.log_loss(labels, probabilities), rel=1e-12)
+    assert summary.accuracy == sklearn_metrics.accuracy_score(labels, probabilities > 0.5)
+    assert summary.brier_score == pytest.approx(sklearn_metrics.brier_score_loss(labels, probabilities))
+    assert summary.roc_auc == pytest.approx(sklearn_metrics.roc_auc_score(labels, probabilities))
+    right = summary.true_negative + summary.true_positive
+    assert right == round(summary.accuracy * 600)
+    assert summary.false_positive == int(((probabilities > 0.5) & (labels == 0)).sum())
+    assert summary.n == 600
 
 
 def test_calibration_is_the_sigmoid_at_any_size() -> None:
@@ -96,8 +96,8 @@ def test_the_interval_of_a_difference_covers_it_and_may_be_negative() -> None:
 
 
 def test_one_class_has_no_roc_auc_and_nothing_no_summary() -> None:
-    assert metrics.summarise(np.array([1, 1]), np.array([0.7, 0.9]))["roc_auc"] is None
+    assert metrics.summarise(np.array([1, 1]), np.array([0.7, 0.9])).roc_auc is None
     alone = metrics.summarise(np.array([1]), np.array([0.9]))
-    assert 0 <= alone["log_loss_low"] < alone["log_loss"] < alone["log_loss_high"] < np.inf
+    assert 0 <= alone.log_loss_low < alone.log_loss < alone.log_loss_high < np.inf
     with pytest.raises(ValueError, match="expected at least one"):
         metrics.summarise(np.array([]), np.array([]))
