@@ -210,13 +210,13 @@ def data_audit(
     from catdog import cluster, storage, waiting
     from catdog.data import catalog
     from catdog.experiments import audit, cross_validation
-    from catdog.reporting import submission
+    from catdog.reporting import result_set
     from catdog.training import feature_cache
 
     target = storage.absolute_output(out_, "--out")
     if not storage.name(target).endswith(".csv"):
         raise UsageError(f"--out received {out_!r}, expected the name of a .csv file")
-    pictures = submission.sidecar(target, "png")
+    pictures = result_set.sidecar(target, "png")
     rows, found = catalog.read_catalog(data), cross_validation.read_out_of_fold(oof)
     with _same_command("nothing was written", "start again"), out.status("Auditing…"), cluster.connect(address, debug):
         waiting.wait_for([{"CPU": 1}], display.show_wait)
@@ -406,12 +406,14 @@ def submit(
     del address, debug
     from catdog import storage
     from catdog.data import catalog
-    from catdog.reporting import submission
+    from catdog.reporting import kaggle, result_set, submission
 
     if not storage.is_local(file):
         raise UsageError(f"FILE received {file!r}; Kaggle's client sends files of this machine, so copy it here first")
-    display.show_check(file, submission.check_submission(file, catalog.read_catalog(data or submission.origin(file))))
-    answer = submission.submit(storage.absolute(file), message, competition or submission.COMPETITION)
+    display.show_check(
+        file, submission.check_submission(file, catalog.read_catalog(data or result_set.read_origin(file)))
+    )
+    answer = kaggle.send_submission(storage.absolute(file), message, competition or kaggle.COMPETITION)
     out.print(f"Sent {file}: {answer}")
 
 

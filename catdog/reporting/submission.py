@@ -1,17 +1,14 @@
-"""The Kaggle file: writing it, checking it, sending it."""
+"""The Kaggle file: written, and checked as Kaggle would and more strictly."""
 
 from __future__ import annotations
 
 import codecs
-import contextlib
 import csv
 import hashlib
 import io
-import json
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,19 +18,13 @@ from catdog import storage
 from catdog.data import layouts
 from catdog.data.catalog import SAMPLE_NAME, Catalog
 from catdog.errors import CatdogError, UsageError
-from catdog.reporting import faults
+from catdog.reporting import faults, result_set
 
 # Kaggle's log loss keeps probabilities this far from 0 and 1.
 _KAGGLE_CLIP = 1e-15
 # Twelve digits are written, of which none may round to 0 or 1.
 _LEAST = 1e-12
 _PIECE = 65_536
-COMPETITION = "dogs-vs-cats-redux-kernels-edition"
-
-
-def sidecar(out: str, ending: str) -> str:
-    """The URI of something that belongs to a CSV and shares its stem: `results.csv` → `results.ENDING`."""
-    return storage.join(storage.parent(out), f"{storage.name(out).removesuffix('.csv')}.{ending}")
 
 
 def write_submission(out: str, ids: pa.ChunkedArray, probabilities: np.ndarray) -> str:
@@ -61,30 +52,12 @@ def write_submission(out: str, ids: pa.ChunkedArray, probabilities: np.ndarray) 
 
 
 def _pieces(ids: pa.ChunkedArray, probabilities: np.ndarray, order: np.ndarray) -> Iterator[str]:
-    yield _csv([faults.COLUMNS])
+    yield result_set.csv_text([faults.COLUMNS])
     for start in range(0, len(order), _PIECE):
         piece = order[start : start + _PIECE]
         # Twelve digits: the last bits of a float do not show. None may round to 0 or 1, which can cost most.
         written = [f"{p:.12g}" for p in np.clip(probabilities[piece], _LEAST, 1 - _LEAST)]
-        yield _csv(zip(ids.take(pa.array(piece)).to_pylist(), written, strict=True))
-
-
-def write_rejected(out: str, tables: dict[str, pa.Table]) -> str:
-    """Names every image that could not be read, and why: `split,id,key,reason`, perhaps with no rows.
-
-    Args:
-        out: URI of the submission that the list belongs to.
-        tables: by split, columns id, key and detail of the unreadable images.
-
-    Returns:
-        The file's SHA-256, in hex.
-    """
-    rows = [
-        (split, row["id"], row["key"], row["detail"])
-        for split, table in tables.items()
-        for row in table.select(["id", "key", "detail"]).to_pylist()
-    ]
-    return write_sidecar(out, "rejected.csv", _csv([("split", "id", "key", "reason"), *rows]))
+        yield result_set.csv_text(zip(ids.take(pa.array(piece)).to_pylist(), written, strict=True))
 
 
 @dataclass(frozen=True)
@@ -231,144 +204,15 @@ def _gaps(ids: list[str]) -> list[str]:
     ]
 
 
-def write_sidecar(out: str, ending: str, text: str) -> str:
-    """Writes a text file that shares a CSV's stem, and returns its SHA-256 in hex."""
-    storage.write_text(sidecar(out, ending), text)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def read_meta(out: str) -> dict[str, Any]:
-    """What the `meta.json` of a CSV says; nothing, where there is none that can be read."""
-    try:
-        found = json.loads(storage.read_bytes(sidecar(out, "meta.json")))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def digests(out: str) -> dict[str, str]:
-    """The SHA-256 (hex) of each file that the `meta.json` of a CSV was written for, by what follows their stem."""
-    found = read_meta(out).get("sha256")
-    return found if isinstance(found, dict) else {}
-
-
-def is_intact(out: str, ending: str) -> bool:
-    """Tells whether a file that belongs to a CSV is the one that `meta.json` was written for."""
-    uri = sidecar(out, ending)
-    return storage.exists(uri) and digests(out).get(ending) == hashlib.sha256(storage.read_bytes(uri)).hexdigest()
-
-
-def require_intact(out: str) -> list[str]:
-    """Compares a CSV and what belongs to it with the digests in `meta.json`.
-
-    Args:
-        out: URI of the CSV.
-
-    Returns:
-        The URIs of the files that `meta.json` names and that are not there.
-
-    Raises:
-        CatdogError: a file is of another run, or was changed.
-    """
-    absent = []
-    for ending in digests(out):
-        uri = sidecar(out, ending)
-        if not storage.exists(uri):
-            absent.append(uri)
-        elif not is_intact(out, ending):
-            raise CatdogError(
-                f"{uri} is not the file that {storage.name(sidecar(out, 'meta.json'))} was written for: another run "
-                "wrote it, or one was killed before it was done, or it was changed; run the same `catdog score` again "
-                "(or copy a CSV that you changed to another name)"
-            )
-    return absent
-
-
 def _origin_warnings(uri: str, data: Catalog) -> list[str]:
-    meta = storage.name(sidecar(uri, "meta.json"))
-    if "csv" not in digests(uri):
-        there = "names no SHA-256 of it" if storage.exists(sidecar(uri, "meta.json")) else "is not there"
+    meta = storage.name(result_set.sidecar(uri, "meta.json"))
+    if "csv" not in result_set.read_digests(uri):
+        there = "names no SHA-256 of it" if storage.exists(result_set.sidecar(uri, "meta.json")) else "is not there"
         return [f"nothing says what made {storage.name(uri)}: {meta} {there}"]
-    warnings = [f"{meta} was written for {storage.name(gone)} too, which is gone" for gone in require_intact(uri)]
-    if read_meta(uri).get("catalog_fingerprint") != data.fingerprint:
-        made_from = read_meta(uri).get("data")
+    warnings = [
+        f"{meta} was written for {storage.name(gone)} too, which is gone" for gone in result_set.require_intact(uri)
+    ]
+    if result_set.read_meta(uri).get("catalog_fingerprint") != data.fingerprint:
+        made_from = result_set.read_meta(uri).get("data")
         warnings.append(f"{meta} says that it was made from {made_from}, which differs from {data.root}")
     return warnings
-
-
-def origin(path: str) -> str:
-    """The data set that a submission's `meta.json` says it was made from.
-
-    Raises:
-        UsageError: there is no such file.
-    """
-    uri = sidecar(storage.absolute(path), "meta.json")
-    try:
-        return json.loads(storage.read_bytes(uri))["data"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"FILE received {path!r} without a readable {uri}; give its data set with --data DIR"
-        ) from error
-
-
-def submit(path: str, message: str, competition: str = COMPETITION) -> str:
-    """Sends a submission with Kaggle's own client.
-
-    Args:
-        path: the CSV, on this machine.
-        message: what Kaggle shows beside it.
-        competition: its name in Kaggle's URL.
-
-    Returns:
-        What Kaggle answered.
-
-    Raises:
-        CatdogError: no client, no credentials, or Kaggle refused or did not say that it has it.
-    """
-    site = f"https://www.kaggle.com/c/{competition}"
-    place = f"the file is {path}, and {site}/submit takes it by hand"
-    printed = io.StringIO()
-    try:
-        # Without credentials the client prints a page and leaves the process, already while it is imported.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            from kaggle.api.kaggle_api_extended import KaggleApi
-
-            api = KaggleApi()
-            api.authenticate()
-    except ImportError as error:
-        raise CatdogError(f"the kaggle client is not installed: `pip install kaggle`; {place}") from error
-    except (SystemExit, Exception) as error:
-        if hasattr(error, "request"):  # of the library `requests`: a token is there, and Kaggle was asked about it
-            raise CatdogError(f"could not ask Kaggle about the credentials ({_line(error)}); {place}") from error
-        reason = "" if isinstance(error, SystemExit) else f" ({_line(error)})"
-        raise CatdogError(
-            f"no Kaggle credentials{reason}: run `kaggle auth login`, or make a token on your account's settings page "
-            f"and set KAGGLE_API_TOKEN; {place}"
-        ) from error
-    try:
-        with contextlib.redirect_stdout(printed):
-            answer = api.competition_submit(path, message, competition, quiet=True)
-    except Exception as error:  # the client raises its own, requests' and urllib3's
-        raise CatdogError(f"Kaggle did not take the submission ({_line(error)}); {place}") from error
-    # After a failed upload the client returns this text, or an answer with it, and prints why.
-    text = answer if isinstance(answer, str) else str(getattr(answer, "message", "") or "")
-    if isinstance(answer, str) or text.strip() == "Could not submit to competition":
-        why = " ".join(printed.getvalue().split())
-        raise CatdogError(f"Kaggle did not take the submission ({text}{': ' + why if why else ''}); {place}")
-    reference = getattr(answer, "ref", None)
-    if not reference and not text.startswith("Successfully submitted"):
-        raise CatdogError(
-            f"Kaggle did not say whether it took the submission (it answered {text or 'nothing'!r}); look at "
-            f"{site}/submissions before you send it again; {place}"
-        )
-    return text + (f" (submission {reference})" if reference else "")
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _csv(rows: Iterable[tuple[str, ...]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -29,7 +29,7 @@ from catdog.evaluation.calibration import Applied
 from catdog.inference import bundle
 from catdog.inference.bundle import BundleInfo
 from catdog.inference.provenance import Provenance
-from catdog.reporting import report, submission
+from catdog.reporting import report, result_set, submission
 from catdog.resources import EngineName, ScorePlan
 from catdog.scoring import actor
 from catdog.scoring.actor import Part
@@ -121,7 +121,7 @@ def score_dataset(config: ScoreConfig, on_event: EventHandler | None = None) -> 
     started = time.perf_counter()
     job = _Job.open(config)
     # It also shows now, and not after an hour of scoring, whether anything can be written there.
-    with lease.hold(storage.join(submission.sidecar(job.out, "parts"), "lease.json"), "scoring") as held:
+    with lease.hold(storage.join(result_set.sidecar(job.out, "parts"), "lease.json"), "scoring") as held:
         return _score(job, held, started, on_event)
 
 
@@ -217,7 +217,7 @@ class _Job:
         """The parts that are still to be made, by engine, up to the first engine that has none."""
         found: dict[EngineName, list[Part]] = {}
         # One listing: asking a bucket for each of thousands of parts takes minutes.
-        there = set(storage.list_names(submission.sidecar(self.out, "parts")))
+        there = set(storage.list_names(result_set.sidecar(self.out, "parts")))
         for engine in self.engines:
             found[engine] = [
                 part
@@ -230,7 +230,7 @@ class _Job:
 
     def parts(self, engine: EngineName, splits: list[str] | None = None) -> list[Part]:
         """The parts of some splits, or of all that are to be scored, in catalog order."""
-        folder = submission.sidecar(self.out, "parts")
+        folder = result_set.sidecar(self.out, "parts")
         versions = json.dumps(package_versions(), sort_keys=True)
         origin = [self.data.fingerprint, bundle.fingerprint_of(self.info), engine, str(self.batch_size), versions]
         parts = []
@@ -262,7 +262,7 @@ def read_parts(out: str) -> pa.Table:
     Returns:
         The columns of `scorer.PART_SCHEMA`.
     """
-    folder = submission.sidecar(storage.absolute(out), "parts")
+    folder = result_set.sidecar(storage.absolute(out), "parts")
     names = [name for name in storage.list_names(folder) if name.endswith(".parquet")]
     return pa.concat_tables(
         [actor.read(storage.join(folder, name)) for name in names] or [actor.PART_SCHEMA.empty_table()]
@@ -337,7 +337,7 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
     refitted = applied if applied.origin == "refitted" else None
     merged = {split: actor.merge(each, job.data, refitted) for split, each in by_split.items()}
     counts = {split: each.counts for split, each in merged.items()}
-    rejected, report_file = submission.sidecar(out, "rejected.csv"), submission.sidecar(out, "report.json")
+    rejected, report_file = result_set.sidecar(out, "rejected.csv"), result_set.sidecar(out, "report.json")
     sections = {split: each.judged for split, each in merged.items() if each.judged is not None}
     content = (
         report.build_report(sections, counts, report.Subject(job.info, job.provenance, job.data, applied))
@@ -346,11 +346,11 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
     )
     # The old meta.json stays until all is written, and vouches for nothing new: it names the old files' digests. Those
     # that this run does not write are of the same model and data (`_refuse_mixed_set`).
-    digests = {e: of for e, of in submission.digests(out).items() if storage.exists(submission.sidecar(out, e))}
+    digests = {e: of for e, of in result_set.read_digests(out).items() if storage.exists(result_set.sidecar(out, e))}
     unreadable = {split: each.unreadable for split, each in merged.items()}
-    digests["rejected.csv"] = submission.write_rejected(out, unreadable)
+    digests["rejected.csv"] = result_set.write_rejected(out, unreadable)
     if content is not None:
-        digests["report.json"] = submission.write_sidecar(out, "report.json", report.to_json(content))
+        digests["report.json"] = result_set.write_sidecar(out, "report.json", report.to_json(content))
     if "test" in merged:
         digests["csv"] = submission.write_submission(out, job.data.split("test")["id"], merged["test"].probabilities)
     seconds["merge"] = time.perf_counter() - merging
@@ -372,8 +372,8 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
         "versions": package_versions(),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    submission.write_sidecar(out, "meta.json", report.to_json(meta))
-    submission.require_intact(out)  # another run may have been writing here
+    result_set.write_meta(out, meta)
+    result_set.require_intact(out)  # another run may have been writing here
     _drop_stale_parts(job, parts)
     excess = [s for s, c in counts.items() if c["unreadable"] > config.max_unreadable * sum(c.values())]
     csv = out if "test" in merged else None
@@ -400,7 +400,7 @@ def _calibrate(job: _Job, valid: list[Part] | None) -> Applied:
 
 def _refuse_mixed_set(job: _Job) -> None:
     """A CSV and its sidecars speak of one model and one data set; what this run leaves in place must be of the same."""
-    meta = submission.read_meta(job.out)
+    meta = result_set.read_meta(job.out)
     try:
         before = (meta["bundle_fingerprint"], meta["catalog_fingerprint"], meta["options"]["batch_size"])
         is_same = (before, meta["versions"]) == (
@@ -414,8 +414,8 @@ def _refuse_mixed_set(job: _Job) -> None:
         "report.json": not any(job.data.is_labelled(split) for split in job.splits),
     }
     for ending, stays in kept.items():
-        uri = submission.sidecar(job.out, ending)
-        if stays and storage.exists(uri) and not (is_same and submission.is_intact(job.out, ending)):
+        uri = result_set.sidecar(job.out, ending)
+        if stays and storage.exists(uri) and not (is_same and result_set.is_intact(job.out, ending)):
             raise UsageError(
                 f"{uri} is of another model, data set or --batch-size, of other versions of packages or of a run that "
                 "was killed, and this run would not replace it; give another --out, or --split all"
@@ -424,7 +424,7 @@ def _refuse_mixed_set(job: _Job) -> None:
 
 def _drop_stale_parts(job: _Job, written: list[Part]) -> None:
     """Deletes what other models or data sets left under this name; what counts is all written by now."""
-    folder = submission.sidecar(job.out, "parts")
+    folder = result_set.sidecar(job.out, "parts")
     begun = [part for engine in job.info.engines for part in job.parts(engine, job.others)]
     current = {storage.name(part.uri) for part in [*written, *begun]}
     for name in storage.list_names(folder):
