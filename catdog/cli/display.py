@@ -121,11 +121,11 @@ def score_view(update: Callable[[str], None]) -> Callable[[dict[str, Any]], None
 
 def show_score(result: ScoreResult, seconds: float) -> None:
     """Shows the report, what could not be read, and where everything is."""
-    from catdog.reporting import report
+    from catdog.reporting import render
 
-    for title, section in _sections(result.report):
-        table = Table(title, "")
-        for what, figure in report.table_rows(section):
+    for section in result.report.sections if result.report else []:
+        table = Table("validation" if section.split == "valid" else section.split, "")
+        for what, figure in render.table_rows(section):
             table.add_row(what, figure)
         out.print(table)
     for split, counts in result.counts.items():
@@ -166,10 +166,3 @@ def show_out_of_fold(found: list[OutOfFold]) -> None:
             low, high = metrics.difference_interval(gain)
             verdict = " is noise" if low <= 0 <= high else ""
             out.print(f"  better than {found[0].name} by {gain.mean():.4f} ({low:.4f} to {high:.4f}){verdict}")
-
-
-def _sections(content: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
-    if content is None:
-        return []
-    found = [("validation", content)] if "n" in content else []
-    return found + ([("test", content["test"])] if "test" in content else [])

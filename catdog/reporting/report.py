@@ -1,10 +1,11 @@
-"""The validation report: how good the model is on labelled photos it has not seen, as JSON and as a text table."""
+"""The validation report: how good the model is on labelled images that it was not trained on.
+
+A report is an object; `render` makes JSON and the text table of it.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -12,30 +13,128 @@ import pyarrow as pa
 from catdog.data.catalog import Catalog
 from catdog.evaluation import calibration, metrics
 from catdog.evaluation.calibration import Applied
+from catdog.evaluation.metrics import Figures
 from catdog.inference import bundle, provenance
 from catdog.inference.bundle import BundleInfo
 from catdog.inference.provenance import Provenance
 
-# With fewer the interval of a log loss is mostly what `metrics.loss_interval` reckons with beyond what was seen.
-_FEW_MISTAKES = 5
-_CROSS_CHOSEN = {"log_loss_cross_chosen": "epoch", "log_loss_cross_searched": "trial"}
-_LABELS = {
-    "n": "images",
-    "log_loss": "log loss",
-    "accuracy": "accuracy",
-    "roc_auc": "ROC AUC",
-    "brier_score": "Brier score",
-    "unreadable": "unreadable",
-    "chosen_on": "chosen on",
-    "calibration": "calibration",
-    "temperature": "temperature",
-    "clip": "clip",
-}
+_IMAGE_COLUMNS = ["key", "label", "logit", "probability", "status"]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Images of a split that were not judged, because the model was trained on them.
+
+    Attributes:
+        n: how many.
+        log_loss: of them, in nats; None without images.
+        accuracy: of them; None without images.
+    """
+
+    n: int
+    log_loss: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The images that chose the model, or its epoch, and its log loss where they did not.
+
+    Attributes:
+        chosen_on: which images, in words.
+        log_loss_cross_chosen: in nats, each half of the images judged by the epoch that is best on the other half; None
+            where it was not computed, or not for exactly these images.
+        log_loss_cross_searched: the same of the trials of a search.
+    """
+
+    chosen_on: str
+    log_loss_cross_chosen: float | None = None
+    log_loss_cross_searched: float | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Quality of the model on the images of a split that it was not trained on.
+
+    Attributes:
+        figures: metrics of the judged probabilities, which are cross-fitted for images that calibrated the model.
+        calibration: what the judged probabilities were calibrated on, in words.
+        choice: what chose the model.
+        log_loss_as_written: in nats, of the very probabilities that were written, whatever they were fitted on.
+        log_loss_plain: in nats, before temperature and clip; the training loop reports it too, so the two compare.
+    """
+
+    figures: Figures
+    calibration: str
+    choice: Choice
+    log_loss_as_written: float
+    log_loss_plain: float
+
+
+@dataclass(frozen=True)
+class Section:
+    """Report on one split.
+
+    Attributes:
+        split: "valid" or "test".
+        judgement: None where the model was trained on every image of the split.
+        trained_on: images left out of the judgement; None where it is not known which images the model was trained on.
+        unreadable: number of images that could not be read; each counts with the probability it has in a submission.
+        recovered: number of damaged images that were read as far as they go.
+        clip: distance of the probabilities from 0 and 1.
+        temperature: divisor of the logits.
+        class_names: of labels 0 and 1; probabilities are of the second.
+        bundle_fingerprint: of the model.
+        catalog_fingerprint: of the data set.
+        images: a row for each image of the split, in catalog order: key, label, logit (null if unreadable), probability
+            as written, status, and `judged`, the probability that the figures are of (null if trained on). For pictures
+            and tables of single images; the JSON has none of it.
+    """
+
+    split: str
+    judgement: Judgement | None
+    trained_on: LeftOut | None
+    unreadable: int
+    recovered: int
+    clip: float
+    temperature: float
+    class_names: tuple[str, str]
+    bundle_fingerprint: str
+    catalog_fingerprint: str
+    images: pa.Table = field(repr=False, compare=False)
+
+    @property
+    def n(self) -> int:
+        """Number of judged images."""
+        return self.judgement.figures.n if self.judgement else 0
+
+    @property
+    def positive_class(self) -> str:
+        """Class that the probabilities are of."""
+        return self.class_names[1]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Report on the scored splits that have labels.
+
+    Attributes:
+        valid: the validation split; None where it was not scored or has no labels.
+        test: the test split, likewise.
+    """
+
+    valid: Section | None = None
+    test: Section | None = None
+
+    @property
+    def sections(self) -> list[Section]:
+        """Sections that there are, validation first."""
+        return [section for section in (self.valid, self.test) if section is not None]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: a model on a data set.
+    """A model that is judged on a data set.
 
     Attributes:
         info: of the bundle, or of several as one.
@@ -83,146 +182,99 @@ class Subject:
         return np.full(len(table), split == "valid" and self.is_own_set)
 
 
-def build_report(tables: dict[str, pa.Table], counts: dict[str, dict[str, int]], subject: Subject) -> dict[str, Any]:
+def build_report(tables: dict[str, pa.Table], counts: dict[str, dict[str, int]], subject: Subject) -> Report:
     """Judges the scored splits that have labels, each without the images that the model was trained on.
 
     Args:
-        tables: by split, columns key, label, logit, probability and digest of each image.
-        counts: by split, images by status.
-        subject: what is judged.
-
-    Returns:
-        Validation's figures at the top, flat, and a labelled test split's, alike, under "test"; an unreadable image
-        counts with what it would get in a submission. A split of which the model was trained on every image has `n` 0
-        and no figures.
+        tables: by split ("valid", "test"), a row for each image: key, label, logit, probability, status and digest.
+        counts: by split, number of images by status.
+        subject: the model and the data set.
     """
-    sections = {split: _section(split, table, counts[split], subject) for split, table in tables.items()}
-    content: dict[str, Any] = sections.pop("valid", {})
-    return content | sections
+    return Report(**{split: _section(split, table, counts[split], subject) for split, table in tables.items()})
 
 
-def to_json(content: dict[str, Any]) -> str:
-    """Renders a report as JSON text; what is not a number there is null."""
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
-
-
-def table_rows(section: dict[str, Any]) -> list[tuple[str, str]]:
-    """The lines of the text table: what, and its figure.
-
-    Args:
-        section: the top of a report, or a part of it that is alike.
-    """
-    lines = []
-    for key, label in _LABELS.items():
-        if key not in section:
-            continue
-        value = section[key]
-        text = f"{value:.3g}" if key == "clip" else f"{value:.4f}" if isinstance(value, float) else str(value)
-        if key == "log_loss":
-            mistakes = section["false_positive"] + section["false_negative"]
-            wide = f"; wide, with so few mistakes to tell from: {mistakes}" if mistakes < _FEW_MISTAKES else ""
-            text += f"  (95 % interval {section['log_loss_low']:.4f} to {section['log_loss_high']:.4f}{wide})"
-        if key == "chosen_on":
-            text += "".join(
-                f"; {section[name]:.4f} where each half is judged by the {what} that the other half chose"
-                for name, what in _CROSS_CHOSEN.items()
-                if name in section
-            )
-        lines.append((label, text))
-        if key == "n":
-            lines += _training_images(section)
-    lines.append(("label is the probability of", section["positive_class"]))
-    if section["n"]:
-        first, second = section["class_names"]
-        right = f"{section['true_negative']} / {section['false_positive']}"
-        lines.append((f"{first}: right / taken for {second}", right))
-        right = f"{section['true_positive']} / {section['false_negative']}"
-        lines.append((f"{second}: right / taken for {first}", right))
-    return lines
-
-
-def _training_images(section: dict[str, Any]) -> list[tuple[str, str]]:
-    seen, count = section["trained_on"], section["n"]
-    if seen is None:
-        return [("trained on", "not known: the model or the data set is from before images had digests")]
-    if not seen["n"]:
-        return []
-    which = f"all {seen['n']} images were" if not count else f"{seen['n']} of {seen['n'] + count} images were"
-    nothing = "; nothing is left to judge the model by" if not count else ""
-    return [("left out", f"{which} trained on (log loss of them {seen['log_loss']:.4f}){nothing}")]
-
-
-def _section(split: str, table: pa.Table, counts: dict[str, int], subject: Subject) -> dict[str, Any]:
-    info = subject.info
+def _section(split: str, table: pa.Table, counts: dict[str, int], subject: Subject) -> Section:
     trained_on = subject.provenance.trained_on(table["digest"])
     seen, rest = table.filter(pa.array(trained_on)), table.filter(pa.array(~trained_on))
-    return {
-        **_judge(split, rest, subject),
-        "trained_on": _left_out(seen) if subject.known(table) or len(seen) else None,
-        "unreadable": counts["unreadable"],
-        "recovered": counts["recovered"],
-        "clip": subject.applied.clip,
-        "temperature": subject.applied.temperature,
-        "class_names": list(info.class_names),
-        "positive_class": info.class_names[1],
-        "bundle_fingerprint": bundle.fingerprint_of(info),
-        "catalog_fingerprint": subject.data.fingerprint,
-    }
+    own = subject.calibrated_on(split, rest)
+    judged = np.zeros(len(table))
+    judged[~trained_on] = _judged_probabilities(rest, own, subject)
+    return Section(
+        split=split,
+        judgement=_judge(split, rest, judged[~trained_on], own, subject) if len(rest) else None,
+        trained_on=_left_out(seen) if subject.known(table) or len(seen) else None,
+        unreadable=counts["unreadable"],
+        recovered=counts["recovered"],
+        clip=subject.applied.clip,
+        temperature=subject.applied.temperature,
+        class_names=subject.info.class_names,
+        bundle_fingerprint=bundle.fingerprint_of(subject.info),
+        catalog_fingerprint=subject.data.fingerprint,
+        images=table.select(_IMAGE_COLUMNS).append_column("judged", pa.array(judged, mask=trained_on)),
+    )
 
 
-def _left_out(seen: pa.Table) -> dict[str, Any]:
-    """What images that the model was trained on would have come to."""
+def _left_out(seen: pa.Table) -> LeftOut:
     if not len(seen):
-        return {"n": 0}
+        return LeftOut(0)
     labels, probabilities = seen["label"].to_numpy(), seen["probability"].to_numpy()
-    return {
-        "n": len(seen),
-        "log_loss": float(metrics.losses(labels, probabilities).mean()),
-        "accuracy": float(((probabilities > 0.5) == (labels == 1)).mean()),
-    }
+    log_loss = float(metrics.losses(labels, probabilities).mean())
+    return LeftOut(len(seen), log_loss, float(((probabilities > 0.5) == (labels == 1)).mean()))
 
 
-def _judge(split: str, table: pa.Table, subject: Subject) -> dict[str, Any]:
-    """The figures of images that the model was not trained on."""
-    if not len(table):
-        return {"n": 0}
-    info = subject.info
-    labels, written = table["label"].to_numpy(), table["probability"].to_numpy()
-    logits = table["logit"].fill_null(float(np.log(info.prior / (1 - info.prior)))).to_numpy()
-    own = subject.calibrated_on(split, table)
-    probabilities = written
-    if _is_cross_fitted(own, subject):
-        # Temperature and clip were fitted on these very photos: judged here is what each half does for the other.
-        readable = own & table["logit"].is_valid().to_numpy()
-        halves = np.zeros(len(table), np.int64)
-        halves[own] = calibration.halves(table["key"].filter(pa.array(own)).to_pylist())
-        probabilities = written.copy()
-        probabilities[readable] = calibration.cross_fitted(labels[readable], logits[readable], halves[readable])
-    return {
-        **metrics.summarise(labels, probabilities).as_dict(),
-        "calibration": _calibration(split, table, own, subject),
-        **_choice(split, table, subject),
-        # With the very probabilities that were written, whatever they were fitted on.
-        "log_loss_as_written": float(metrics.losses(labels, written).mean()),
-        # Before temperature and clip: what the training loop reports too, so that the two can be compared.
-        "log_loss_plain": float(metrics.losses_from_logits(labels, logits).mean()),
-    }
+def _judged_probabilities(table: pa.Table, own: np.ndarray, subject: Subject) -> np.ndarray:
+    """Probabilities as written, but cross-fitted where temperature and clip were fitted on the very same images.
+
+    Args:
+        table: the images that the model was not trained on, N.
+        own: which of them temperature and clip were fitted to: bool, N.
+        subject: the model and the data set.
+
+    Returns:
+        float64, N.
+    """
+    probabilities = table["probability"].to_numpy()
+    if not _is_cross_fitted(own, subject):
+        return probabilities
+    readable = own & table["logit"].is_valid().to_numpy()
+    labels, logits = table["label"].to_numpy(), _logits(table, subject)
+    halves = np.zeros(len(table), np.int64)
+    halves[own] = calibration.halves(table["key"].filter(pa.array(own)).to_pylist())
+    probabilities = probabilities.copy()
+    probabilities[readable] = calibration.cross_fitted(labels[readable], logits[readable], halves[readable])
+    return probabilities
 
 
-def _choice(split: str, table: pa.Table, subject: Subject) -> dict[str, Any]:
-    """Says what chose the model, and what it is worth where that did not judge it."""
+def _judge(split: str, table: pa.Table, judged: np.ndarray, own: np.ndarray, subject: Subject) -> Judgement:
+    labels = table["label"].to_numpy()
+    return Judgement(
+        figures=metrics.summarise(labels, judged),
+        calibration=_calibration(split, table, own, subject),
+        choice=_choice(split, table, subject),
+        log_loss_as_written=float(metrics.losses(labels, table["probability"].to_numpy()).mean()),
+        log_loss_plain=float(metrics.losses_from_logits(labels, _logits(table, subject)).mean()),
+    )
+
+
+def _logits(table: pa.Table, subject: Subject) -> np.ndarray:
+    """Plain logits; an unreadable image has the prior's."""
+    prior = subject.info.prior
+    return table["logit"].fill_null(float(np.log(prior / (1 - prior)))).to_numpy()
+
+
+def _choice(split: str, table: pa.Table, subject: Subject) -> Choice:
     info = subject.info
     if info.chosen_on == "none":
-        return {"chosen_on": "nothing"}
+        return Choice("nothing")
     count = int(subject.chosen_on(split, table).sum())
     if count == len(table):
-        names = [name for name in _CROSS_CHOSEN if name in info.validation]
-        return {"chosen_on": "these images"} | {name: info.validation[name] for name in names}
+        crossed = [info.validation.get(name) for name in ("log_loss_cross_chosen", "log_loss_cross_searched")]
+        return Choice("these images", *crossed)
     if count:
-        return {"chosen_on": f"{count} of these {len(table)} images"}
+        return Choice(f"{count} of these {len(table)} images")
     if subject.known(table) or (subject.is_own_set and split != "valid"):
-        return {"chosen_on": "other photos"}
-    return {"chosen_on": "photos that are not known; these may be among them"}
+        return Choice("other photos")
+    return Choice("photos that are not known; these may be among them")
 
 
 def _is_cross_fitted(own: np.ndarray, subject: Subject) -> bool:

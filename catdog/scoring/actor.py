@@ -206,7 +206,7 @@ class Merged:
         counts: images by status.
         unreadable: id, key and detail of those that could not be read.
         probabilities: float64, in catalog order; in a file, as nobody needs them all at once.
-        judged: key, label, logit, probability and digest of each image, of a split with labels.
+        judged: key, label, logit, probability, status and digest of each image, of a split with labels.
     """
 
     counts: dict[str, int]
@@ -247,7 +247,7 @@ def merge(parts: list[Part], data: Catalog, refitted: Applied | None = None) -> 
         probabilities[at : at + table.num_rows] = table["probability"].to_numpy()
         at += table.num_rows
         if labelled:
-            known = table.select(["key", "label", "logit", "probability"])
+            known = table.select(["key", "label", "logit", "probability", "status"])
             judged.append(known.append_column("digest", part.rows["digest"]))
     counts = {status: statuses[status] for status in ("ok", "recovered", "unreadable")}
     return Merged(counts, pa.concat_tables(unreadable), probabilities, pa.concat_tables(judged) if labelled else None)

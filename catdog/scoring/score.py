@@ -29,7 +29,8 @@ from catdog.evaluation.calibration import Applied
 from catdog.inference import bundle
 from catdog.inference.bundle import BundleInfo
 from catdog.inference.provenance import Provenance
-from catdog.reporting import report, result_set, submission
+from catdog.reporting import render, report, result_set, submission
+from catdog.reporting.report import Report
 from catdog.resources import EngineName, ScorePlan
 from catdog.scoring import actor
 from catdog.scoring.actor import Part
@@ -83,8 +84,8 @@ class ScoreResult:
 
     Attributes:
         csv: URI of the submission, or None where no test split was scored.
-        report: what `*.report.json` says, or None where no split with labels was scored.
-        report_file: its URI.
+        report: None where no split with labels was scored.
+        report_file: URI of the report as JSON.
         counts: by split, how many images are ok, recovered and unreadable.
         unreadable: URI of the CSV that names the unreadable images.
         calibration: where the probabilities' temperature and clip come from.
@@ -93,7 +94,7 @@ class ScoreResult:
     """
 
     csv: str | None
-    report: dict[str, Any] | None
+    report: Report | None
     report_file: str
     counts: dict[str, dict[str, int]]
     unreadable: str
@@ -350,7 +351,7 @@ def _write_results(job: _Job, engine: EngineName, parts: list[Part], seconds: di
     unreadable = {split: each.unreadable for split, each in merged.items()}
     digests["rejected.csv"] = result_set.write_rejected(out, unreadable)
     if content is not None:
-        digests["report.json"] = result_set.write_sidecar(out, "report.json", report.to_json(content))
+        digests["report.json"] = result_set.write_sidecar(out, "report.json", render.to_json(content))
     if "test" in merged:
         digests["csv"] = submission.write_submission(out, job.data.split("test")["id"], merged["test"].probabilities)
     seconds["merge"] = time.perf_counter() - merging

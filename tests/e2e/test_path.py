@@ -22,7 +22,7 @@ from catdog.errors import CatdogError, UsageError
 from catdog.inference import bundle
 from catdog.inference.bundle import ModelBundle
 from catdog.inference.provenance import Provenance
-from catdog.reporting import submission
+from catdog.reporting import render, submission
 from catdog.scoring import score
 from catdog.scoring.score import ScoreConfig
 from catdog.training import train
@@ -121,7 +121,11 @@ def test_scoring_agrees_with_training_and_with_scikit_learn(
     tmp_path = out.parent
     assert result.too_many_unreadable == []
     report = json.loads((tmp_path / "results.report.json").read_text())
-    assert report == result.report
+    assert result.report is not None
+    assert report == render.json_content(result.report)
+    assert result.report.valid is not None
+    statuses = result.report.valid.images["status"].to_pylist()
+    assert statuses.count("unreadable") == report["unreadable"] == 1
     # No train/score skew: the loop's figure and the job's, for the same weights.
     assert report["log_loss_plain"] == pytest.approx(trained[0].validation["log_loss"], abs=1e-4)
     valid = [row for row in score.read_parts(str(out)).to_pylist() if row["label"] is not None]
