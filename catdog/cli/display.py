@@ -120,7 +120,7 @@ def score_view(update: Callable[[str], None]) -> Callable[[dict[str, Any]], None
 
 
 def show_score(result: ScoreResult, seconds: float) -> None:
-    """Shows the report, what could not be read, and where everything is."""
+    """Shows the report, the number of damaged images, and where the files are."""
     from catdog.reporting import render
 
     for section in result.report.sections if result.report else []:
@@ -142,7 +142,7 @@ def show_score(result: ScoreResult, seconds: float) -> None:
 
 
 def show_check(file: str, checked: Checked) -> None:
-    """Shows what the check of a submission found."""
+    """Shows the result of checking a submission."""
     out.print(f"{file}: {checked.rows} rows, every test id once, every label a probability")
     for warning in checked.warnings:
         err.print(f"warning: {warning}")

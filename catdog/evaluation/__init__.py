@@ -1,4 +1,4 @@
-"""What predictions are worth: metrics with their intervals, calibration, and the honest worth of a choice."""
+"""Evaluation of predictions: metrics with their intervals, calibration, and the unbiased log loss of a choice."""
 
 from catdog.exports import lazy
 

@@ -1,6 +1,6 @@
-"""Calibration: the temperature and the clip that make a model's probabilities honest, and what they are honestly worth.
+"""Calibration: temperature and clip fitted to a model's logits, and an unbiased estimate of the log loss they give.
 
-Both are fitted on predictions of photos that the model was not trained on. What they gain is then judged by
+Both are fitted on predictions of photos that the model was not trained on. The log loss with them is then estimated by
 cross-fitting: each half of those photos is calibrated with what was fitted on the other half.
 """
 
@@ -25,14 +25,14 @@ _CLIPS = np.geomspace(1e-4, 0.02, 47)
 
 @dataclass(frozen=True)
 class Applied:
-    """The temperature and the clip of the probabilities that scoring writes.
+    """Temperature and clip of the probabilities that scoring writes.
 
     Attributes:
-        temperature: what the logit is divided by.
-        clip: how far probabilities stay away from 0 and 1.
-        origin: "none" was fitted; the model's "own"; the "mean" of several models' own; "refitted" on the mean of their
-            logits.
-        digests: uint64, of the images that they were refitted on, null where unknown.
+        temperature: divisor of the logit.
+        clip: least distance of a probability from 0 and 1.
+        origin: "none", nothing was fitted; "own", the model's; "mean", the mean of several models' own; "refitted", on
+            the mean of several models' logits.
+        digests: of the images that they were refitted on: uint64, null where unknown; None unless refitted.
     """
 
     temperature: float
@@ -42,7 +42,7 @@ class Applied:
 
     @property
     def words(self) -> str:
-        """Says where they come from."""
+        """Origin in words, for people."""
         if self.origin == "refitted":
             assert self.digests is not None
             return f"refitted on the mean of the models' logits for {len(self.digests)} validation images"
@@ -54,9 +54,9 @@ class Applied:
 
 
 def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
-    """Finds the temperature and the clip of least log loss, as if one more image had been a certain mistake.
+    """Finds the temperature and the clip of least log loss, with one more image added that is a certain mistake.
 
-    Without that image a few hundred predictions that happen to be right would ask for no clip at all, and the first
+    Without that image a few hundred predictions that happen to be right would lead to no clip at all, and the first
     wrong one after them would cost without bound (Laplace's rule of succession, on the log loss).
 
     Args:
@@ -108,13 +108,13 @@ def halves(keys: list[str]) -> np.ndarray:
 def judge_and_calibrate(
     labels: np.ndarray, logits: np.ndarray, keys: list[str], fitted: bool
 ) -> tuple[dict[str, float | int], float, float]:
-    """What a bundle is saved with: its figures on validation photos, its temperature and its clip.
+    """Computes the figures on validation photos, the temperature and the clip that a bundle is saved with.
 
     Args:
         labels: 0 or 1, N.
         logits: float, N.
         keys: N.
-        fitted: fit temperature and clip; else they do next to nothing.
+        fitted: fit temperature and clip; else they are 1 and `DEFAULT_CLIP`, which change next to nothing.
 
     Returns:
         Figures (n, log_loss and accuracy of the plain logits and, if fitted, log_loss_calibrated, cross-fitted on

@@ -1,7 +1,7 @@
-"""Selection: what the best of several epochs or trials is honestly worth.
+"""Selection: an unbiased log loss of the best of several epochs or trials.
 
-The least of several log losses is too good: the images that it is of have chosen it. So one half of them chooses, the
-other judges, and the other way about.
+The least of several log losses is too good, because the same images chose it. So one half of the images chooses and the
+other half judges, then the other way round.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from catdog.evaluation import calibration, metrics
 
 @dataclass(frozen=True)
 class Judged:
-    """What a choice is worth on images that did not take part in it.
+    """Log loss of a choice on images that did not take part in it.
 
     Attributes:
         log_loss: over all images, in nats.
-        halves: of either half, judged by what is best on the other.
+        halves: of each half, in nats, judged by the candidate that is best on the other half.
         chosen: the candidate that judges each half.
     """
 
@@ -35,7 +35,7 @@ def judge_selection(labels: np.ndarray, candidates: np.ndarray, keys: list[str],
         labels: 0 or 1, N, N at least 2.
         candidates: float, C×N: each one's logits.
         keys: N.
-        calibrated: temperature and clip are fitted on the half that chooses, as they are on all images in the end.
+        calibrated: fit temperature and clip on the half that chooses, as is done on all images in the end.
     """
     losses = np.stack([metrics.losses_from_logits(labels, logits) for logits in candidates])
     half_of = calibration.halves(keys)

@@ -1,4 +1,4 @@
-"""What a scoring run leaves for people: the report, and the Kaggle file, written, checked and sent."""
+"""Results for people: the report, and the Kaggle file, written, checked and sent."""
 
 from catdog.exports import lazy
 

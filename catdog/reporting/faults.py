@@ -1,4 +1,4 @@
-"""What is wrong with the text of a submission, and how to mend it: the usual mistakes, each in one line."""
+"""Faults in the text of a submission: the usual mistakes, each in one line that says how to mend it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def in_header(fields: list[str]) -> str | None:
     """Says what is wrong with the first row.
 
     Args:
-        fields: of the row.
+        fields: the row's.
 
     Returns:
         The fault, or None for `id,label`.
@@ -58,11 +58,11 @@ def in_header(fields: list[str]) -> str | None:
 
 
 def in_fields(fields: list[str], ids: Collection[str]) -> str | None:
-    """Says why a row has not two fields.
+    """Says why a row does not have two fields.
 
     Args:
-        fields: of the row.
-        ids: those that there may be.
+        fields: the row's.
+        ids: valid ids.
 
     Returns:
         The fault, or None where it has two.
@@ -100,8 +100,8 @@ def in_id(name: str, ids: Collection[str], origin: str) -> str | None:
 
     Args:
         name: the field.
-        ids: those that there may be, at least one.
-        origin: where they are from, for the message.
+        ids: valid ids, at least one.
+        origin: where the valid ids are from, for the message.
 
     Returns:
         The fault, or None.
@@ -140,7 +140,7 @@ def read_label(text: str, class_names: tuple[str, str]) -> float:
         A probability in [0, 1].
 
     Raises:
-        ValueError: it is none; says what it is instead.
+        ValueError: it is not a probability; says what it is instead.
     """
     bare = text.strip()
     if _NUMBER.fullmatch(bare):

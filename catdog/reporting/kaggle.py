@@ -15,11 +15,11 @@ def send_submission(path: str, message: str, competition: str = COMPETITION) -> 
 
     Args:
         path: the CSV, on this machine.
-        message: what Kaggle shows beside it.
+        message: description that Kaggle shows beside it.
         competition: its name in Kaggle's URL.
 
     Returns:
-        What Kaggle answered.
+        Kaggle's answer.
 
     Raises:
         CatdogError: no client, no credentials, or Kaggle refused or did not say that it has it.

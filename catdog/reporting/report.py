@@ -154,13 +154,13 @@ class Subject:
         return self.data.fingerprint in self.info.catalog_fingerprint.split("+")
 
     def known(self, table: pa.Table) -> bool:
-        """Tells whether it is known of a split's images which of them made the model."""
+        """Tells whether it is known which images of a split made the model."""
         return self.provenance.known and table["digest"].null_count < len(table)
 
     def calibrated_on(self, split: str, table: pa.Table) -> np.ndarray:
         """Tells of each image whether temperature and clip were fitted to it: bool, N.
 
-        As for `chosen_on`.
+        Where digests are unknown, as `chosen_on`.
         """
         if self.applied.origin == "none":
             return np.zeros(len(table), bool)
@@ -172,7 +172,7 @@ class Subject:
     def chosen_on(self, split: str, table: pa.Table) -> np.ndarray:
         """Tells of each image whether it chose the model, or its epoch: bool, N.
 
-        Where digests are unknown, the validation split of the data set that the model was trained on is taken for it.
+        Where digests are unknown, these are the validation split of the data set that the model was trained on.
         """
         return self._own(split, table) if self.info.chosen_on == "validation" else np.zeros(len(table), bool)
 

@@ -62,11 +62,11 @@ def _pieces(ids: pa.ChunkedArray, probabilities: np.ndarray, order: np.ndarray) 
 
 @dataclass(frozen=True)
 class Checked:
-    """What the check of a submission found, where it found no error.
+    """Result of checking a submission that has no error.
 
     Attributes:
-        rows: how many it has.
-        warnings: what Kaggle accepts and its sender may regret, a line each.
+        rows: number of rows, without the header.
+        warnings: a line for each thing that Kaggle accepts but the sender may regret.
     """
 
     rows: int
@@ -74,7 +74,7 @@ class Checked:
 
 
 def check_submission(path: str, data: Catalog) -> Checked:
-    """Checks a submission: every id once, every label a probability, and the file the one that `meta.json` names.
+    """Checks that every id is there once, every label is a probability, and the file is the one that `meta.json` names.
 
     The ids are those of the data set's `sample_submission.csv`, as that is what Kaggle expects, or else of its test
     split.
@@ -84,11 +84,11 @@ def check_submission(path: str, data: Catalog) -> Checked:
         data: the catalog.
 
     Returns:
-        How many rows it has, and warnings.
+        Number of rows, and warnings.
 
     Raises:
         UsageError: there is no such file.
-        CatdogError: it would be refused, or worse, accepted and wrong; says the row and the reason.
+        CatdogError: Kaggle would refuse it, or accept it although it is wrong; says the row and the reason.
     """
     uri = storage.absolute(path)
     if storage.kind(uri) != "file":
@@ -170,7 +170,7 @@ def _rows(content: bytes) -> Iterator[list[str]]:
 
 
 def _compare(expected: Collection[str], got: Collection[str], name: str, origin: str) -> str:
-    """What is missing and what is too much, of ids that differ."""
+    """Says which ids are missing and which are too many, where they differ."""
     missing = [each for each in expected if each not in got]
     extra = [each for each in got if each not in expected]
     found = [

@@ -1,4 +1,4 @@
-"""Every figure against somebody else's implementation of it."""
+"""Every figure against another implementation of it."""
 
 import numpy as np
 import pytest

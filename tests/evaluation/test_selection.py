@@ -1,4 +1,4 @@
-"""What a choice is worth where it did not judge itself: by simulation, and against a choice written out."""
+"""Log loss of a choice that did not judge itself: by simulation, and against a choice written out."""
 
 from __future__ import annotations
 

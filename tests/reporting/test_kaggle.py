@@ -18,7 +18,7 @@ def write_good(path: Path) -> None:
 
 
 class Answer:
-    """What Kaggle's client returns: ApiCreateSubmissionResponse of 2.2.5 (message and ref), or SubmitResult of 1.6."""
+    """An answer of Kaggle's client: ApiCreateSubmissionResponse of 2.2.5 (message and ref), or SubmitResult of 1.6."""
 
     def __init__(self, message: str = "", **fields: int) -> None:
         self.message = message

@@ -1,4 +1,4 @@
-"""What Kaggle would refuse is refused here, with the row and the reason."""
+"""Submissions that Kaggle would refuse are refused here, with the row and the reason."""
 
 from __future__ import annotations
 
