@@ -97,17 +97,17 @@ def variants(
         run_ = "".join(letter if letter.isalnum() else "-" for letter in name)
         config = TrainConfig(data=data, recipe="fine-tune", weights=weights, runs=runs, name=run_, **(SHORT | options))
         found[name] = cross_validation.cross_validate(config, FOLDS, fold)
-        out.print(f"{name}: {cross_validation.summarise(found[name])['log_loss']:.4f}", markup=False)
+        out.print(f"{name}: {found[name].figures.log_loss:.4f}", markup=False)
     out.print(f"\n{os.cpu_count()} CPU cores, {time.strftime('%Y-%m-%d')}, fold {fold} of {FOLDS}\n")
     out.print("| with | log loss | uncalibrated | better than with none (95 % interval) | | minutes |")
     out.print("|---|---|---|---|---|---|")
     base = found["none of them"]
     for name, each in found.items():
-        figures, gain = cross_validation.summarise(each), base.losses - each.losses
+        figures, gain = each.figures, base.losses - each.losses
         low, high = metrics.difference_interval(gain)
         verdict = "" if each is base else "noise" if low <= 0 <= high else "helps" if low > 0 else "hurts"
         out.print(
-            f"| {name} | {figures['log_loss']:.4f} | {figures['log_loss_plain']:.4f} | "
+            f"| {name} | {figures.log_loss:.4f} | {each.log_loss_plain:.4f} | "
             f"{gain.mean():+.4f} ({low:+.4f} to {high:+.4f}) | {verdict} | {each.seconds / 60:.1f} |"
         )
 
@@ -132,11 +132,11 @@ def main(
         else:
             config = TrainConfig(data=data, recipe=entry.recipe, runs=runs, name=entry.recipe, **entry.options)
             found = cross_validation.cross_validate(config, FOLDS, fold)
-        figures = cross_validation.summarise(found)
+        figures = found.figures
         lines.append(
-            f"| {entry.recipe} | {entry.published}: {entry.figure} | **{figures['log_loss']:.4f}** "
-            f"({figures['log_loss_low']:.4f} to {figures['log_loss_high']:.4f}) | {figures['log_loss_plain']:.4f} | "
-            f"{figures['accuracy']:.4f} | {figures['n']} | {found.seconds / 60:.1f} |"
+            f"| {entry.recipe} | {entry.published}: {entry.figure} | **{figures.log_loss:.4f}** "
+            f"({figures.log_loss_low:.4f} to {figures.log_loss_high:.4f}) | {found.log_loss_plain:.4f} | "
+            f"{figures.accuracy:.4f} | {figures.n} | {found.seconds / 60:.1f} |"
         )
         out.print(lines[-1], markup=False)
     out.print(f"\n{os.cpu_count()} CPU cores, {time.strftime('%Y-%m-%d')}\n")

@@ -154,11 +154,11 @@ def show_out_of_fold(found: list[OutOfFold]) -> None:
     from catdog.experiments import cross_validation
 
     for one in [*found, cross_validation.average_out_of_fold(found)] if len(found) > 1 else found:
-        figures = cross_validation.summarise(one)
-        interval = f"95 % interval {figures['log_loss_low']:.4f} to {figures['log_loss_high']:.4f}"
+        figures = one.figures
+        interval = f"95 % interval {figures.log_loss_low:.4f} to {figures.log_loss_high:.4f}"
         out.print(
-            f"{one.name}: out-of-fold log loss {figures['log_loss']:.4f} ({interval}), uncalibrated "
-            f"{figures['log_loss_plain']:.4f}, accuracy {figures['accuracy']:.4f} on {figures['n']} images, "
+            f"{one.name}: out-of-fold log loss {figures.log_loss:.4f} ({interval}), uncalibrated "
+            f"{one.log_loss_plain:.4f}, accuracy {figures.accuracy:.4f} on {figures.n} images, "
             f"{one.seconds / 60:.1f} minutes"
         )
         if one is not found[0]:

@@ -25,6 +25,7 @@ from catdog.data import catalog
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import calibration, metrics
+from catdog.evaluation.metrics import Figures
 from catdog.run_directory import RunDirectory
 from catdog.scoring import score
 from catdog.scoring.score import ScoreConfig
@@ -71,6 +72,16 @@ class OutOfFold:
     def losses(self) -> np.ndarray:
         """Log loss of each calibrated prediction, in nats: float64, N."""
         return metrics.losses(self.labels, self.probabilities)
+
+    @property
+    def figures(self) -> Figures:
+        """Figures of the calibrated predictions."""
+        return metrics.summarise(self.labels, self.probabilities)
+
+    @property
+    def log_loss_plain(self) -> float:
+        """Mean log loss before calibration, in nats."""
+        return float(metrics.losses_from_logits(self.labels, self.logits).mean())
 
 
 def assign_folds(data: Catalog, folds: int, seed: int) -> np.ndarray:
@@ -193,8 +204,10 @@ def cross_validate(
         "fold": only,
         "seconds": seconds,
         "features": folder,
+        **found.figures.as_dict(),
+        "log_loss_plain": found.log_loss_plain,
     }
-    storage.write_text(storage.join(config.run, REPORT_NAME), json.dumps(content | summarise(found), indent=2) + "\n")
+    storage.write_text(storage.join(config.run, REPORT_NAME), json.dumps(content, indent=2) + "\n")
     return found
 
 
@@ -205,12 +218,6 @@ def _holds_more(run: str, folds: int) -> bool:
         return False
     report = json.loads(storage.read_bytes(path))
     return report["folds"] == folds and report["fold"] is None
-
-
-def summarise(found: OutOfFold) -> dict[str, Any]:
-    """The figures of out-of-fold predictions: those of a report, and the log loss of the plain logits."""
-    plain = float(metrics.losses_from_logits(found.labels, found.logits).mean())
-    return {**metrics.summarise(found.labels, found.probabilities).as_dict(), "log_loss_plain": plain}
 
 
 def read_out_of_fold(run: str) -> OutOfFold:

@@ -238,8 +238,10 @@ def test_out_of_fold_predictions_are_those_of_models_that_never_saw_the_image(
 
     again = cross_validation.read_out_of_fold(str(Path(config.runs) / "probe"))
     assert again.keys == sorted(found.keys)
-    summary = cross_validation.summarise(again)
-    assert summary["log_loss"] == pytest.approx(sklearn_metrics.log_loss(again.labels, again.probabilities))
+    loss = again.figures.log_loss
+    assert loss == pytest.approx(sklearn_metrics.log_loss(again.labels, again.probabilities))
+    written = json.loads((Path(config.runs) / "probe" / cross_validation.REPORT_NAME).read_text())
+    assert (written["log_loss"], written["log_loss_plain"]) == pytest.approx((loss, again.log_loss_plain))
     with pytest.raises(UsageError, match="--folds received 200, but .* has 48"):
         cross_validation.assign_folds(drawn, 200, 0)
 
