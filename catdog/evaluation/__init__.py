@@ -5,6 +5,7 @@ from catdog.exports import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
+        "Figures": "metrics",
         "fit_calibration": "calibration",
         "loss_interval": "metrics",
         "losses": "metrics",

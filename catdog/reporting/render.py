@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -28,12 +29,9 @@ def json_content(report: Report) -> dict[str, Any]:
 
 
 def _section_content(section: Section) -> dict[str, Any]:
-    judgement, seen = section.judgement, section.trained_on
     return {
-        **(_judgement_content(judgement) if judgement else {"n": 0}),
-        "trained_on": _without_none({"n": seen.n, "log_loss": seen.log_loss, "accuracy": seen.accuracy})
-        if seen
-        else None,
+        **(_judgement_content(section.judgement) if section.judgement else {"n": 0}),
+        "trained_on": _without_none(dataclasses.asdict(section.trained_on)) if section.trained_on else None,
         "unreadable": section.unreadable,
         "recovered": section.recovered,
         "clip": section.clip,
@@ -46,16 +44,10 @@ def _section_content(section: Section) -> dict[str, Any]:
 
 
 def _judgement_content(judgement: Judgement) -> dict[str, Any]:
-    choice = judgement.choice
-    crossed = {
-        "log_loss_cross_chosen": choice.log_loss_cross_chosen,
-        "log_loss_cross_searched": choice.log_loss_cross_searched,
-    }
     return {
         **judgement.figures.as_dict(),
         "calibration": judgement.calibration,
-        "chosen_on": choice.chosen_on,
-        **_without_none(crossed),
+        **_without_none(dataclasses.asdict(judgement.choice)),
         "log_loss_as_written": judgement.log_loss_as_written,
         "log_loss_plain": judgement.log_loss_plain,
     }
