@@ -6,12 +6,13 @@ import contextlib
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 
 from catdog.errors import CatdogError
+from catdog.events import EventHandler, Waiting
 
 Bundle = Mapping[str, float]
 # What was just let go may take a moment to be free; after that it is told, and told again.
@@ -21,7 +22,7 @@ _ENTRYPOINT_CHARACTERS = 60
 _RESOURCE = re.compile(r"(CPU|GPU)(_group_[0-9a-f]{20,})?")
 
 
-def wait_for(bundles: Sequence[Bundle], on_event: Callable[[dict[str, Any]], None], limit: float | None = None) -> None:
+def wait_for(bundles: Sequence[Bundle], on_event: EventHandler, limit: float | None = None) -> None:
     """Waits until the cluster has room for some workers or actors, which may then be started.
 
     Ray would let them wait without a word. While it waits a placement group stands in Ray's queue for them, so that an
@@ -29,8 +30,7 @@ def wait_for(bundles: Sequence[Bundle], on_event: Callable[[dict[str, Any]], Non
 
     Args:
         bundles: of each, how many CPUs and GPUs; each must fit a node.
-        on_event: told `{"kind": "wait", "seconds": …, "why": …}` after 5 seconds and then every 30: how long it has
-            waited, and a line that says for what and who may hold it.
+        on_event: told of `Waiting` after 5 seconds and then every 30.
         limit: seconds after which it gives up, or None to wait for as long as it takes.
 
     Raises:
@@ -51,7 +51,7 @@ def wait_for(bundles: Sequence[Bundle], on_event: Callable[[dict[str, Any]], Non
                 stack.callback(ray.util.remove_placement_group, queued)
             if not said or seconds - said >= _SAY_AGAIN:
                 said = seconds
-                on_event({"kind": "wait", "seconds": seconds, "why": _why(bundles)})
+                on_event(Waiting(seconds, _why(bundles)))
 
 
 def _fits(bundles: Sequence[Bundle]) -> bool:

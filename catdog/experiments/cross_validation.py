@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +25,7 @@ from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import calibration, metrics
 from catdog.evaluation.metrics import Figures
+from catdog.events import EventHandler, FoldStarted
 from catdog.run_directory import RunDirectory
 from catdog.scoring import score
 from catdog.scoring.score import ScoreConfig
@@ -34,8 +34,6 @@ from catdog.training.recipes import TrainConfig
 
 OOF_NAME, REPORT_NAME = "oof.parquet", "oof.json"
 _CHOICE_SHARE = 0.1
-
-EventHandler = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ def cross_validate(
         config: of each training run; `name` is the folder of the fold's runs.
         folds: K, at least 2.
         only: train this fold alone, counted from 1.
-        on_event: told what training tells, and `{"kind": "fold", "fold", "folds"}`.
+        on_event: told of `FoldStarted`, and what training and scoring tell.
 
     Returns:
         The out-of-fold predictions, which are also in `RUNS/NAME/oof.parquet`, unless that has those of all folds.
@@ -177,7 +175,7 @@ def cross_validate(
         else:
             done = []
             for fold in chosen:
-                on_event({"kind": "fold", "fold": fold + 1, "folds": folds})
+                on_event(FoldStarted(fold + 1, folds))
                 done.append(_run_fold(config, data, fold_of, fold, on_event))
             merged, seconds = pa.concat_tables([table for table, _ in done]), sum(spent for _, spent in done)
     merged = merged.sort_by("key")  # as they are read again

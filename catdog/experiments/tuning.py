@@ -22,10 +22,10 @@ from catdog import cluster, lease, run_directory, storage, waiting
 from catdog.data import catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import selection
+from catdog.events import EpochDone, Event, EventHandler
 from catdog.inference import bundle
 from catdog.run_directory import RunDirectory
 from catdog.training import ingest, train
-from catdog.training.launch import EventHandler
 from catdog.training.recipes import TrainConfig
 
 METRIC, ACCURACY = "valid_log_loss", "valid_accuracy"
@@ -111,7 +111,7 @@ def run_search(
         grid: fields of `TrainConfig`, and the values of each.
         asha: stop trials early that fall behind others at the same epoch (Li et al., 2020).
         concurrent: trials at a time; None is one a CPU.
-        on_event: called with "wait" events, as by `waiting.wait_for`.
+        on_event: told of `Waiting`.
 
     Returns:
         The trials, the least log loss first, failed ones last.
@@ -242,10 +242,16 @@ def _trial(choice: dict[str, Any], options: dict[str, Any]) -> None:
     name = trial_name(choice)
     started = RunDirectory(storage.join(options["runs"], name)).exists
 
-    def report(event: dict[str, Any]) -> None:
-        if event["kind"] == "epoch":
+    def report(event: Event) -> None:
+        if isinstance(event, EpochDone):
             tune.report(
-                {"epochs": event["epoch"], **{name: event[name] for name in ("epoch", METRIC, ACCURACY, "loss")}}
+                {
+                    "epochs": event.epoch,
+                    "epoch": event.epoch,
+                    METRIC: event.valid_log_loss,
+                    ACCURACY: event.valid_accuracy,
+                    "loss": event.loss,
+                }
             )
 
     config = TrainConfig(**(options | choice | {"name": name, "resume": started}))

@@ -24,6 +24,7 @@ from catdog import cluster, resources, rng, storage, waiting
 from catdog.data import images
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError
+from catdog.events import EventHandler, FeaturesStarted
 from catdog.inference import engines
 from catdog.inference.views import apply_view
 from catdog.models import registry
@@ -65,7 +66,7 @@ def compute_features(
     seed: int,
     views: list[str],
     folder: str,
-    on_event: Callable[[dict[str, Any]], None],
+    on_event: EventHandler,
     gpu: bool | None = None,
     may_grow: bool = False,
     wait: float | None = None,
@@ -79,7 +80,7 @@ def compute_features(
         seed: of random ones.
         views: how each image is shown.
         folder: URI, from `cache_folder`.
-        on_event: told `{"kind": "features", "images", "kept"}`, and of "wait" by `waiting.wait_for`.
+        on_event: told of `FeaturesStarted` and `Waiting`.
         gpu: a GPU for each actor; None where there are any.
         may_grow: an autoscaler may bring a GPU that is not there yet.
         wait: seconds to wait for a CPU or GPU, or None.
@@ -92,7 +93,7 @@ def compute_features(
         for view, keys in there.items():
             keys.update(part.filter(pc.equal(part["view"], view))["key"].to_pylist())
     missing = [at for at, key in enumerate(rows["key"].to_pylist()) if any(key not in keys for keys in there.values())]
-    on_event({"kind": "features", "images": len(missing), "kept": rows.num_rows - len(missing)})
+    on_event(FeaturesStarted(len(missing), rows.num_rows - len(missing)))
     if not missing:
         return
     wanted = rows.take(missing).select(["key", "uri"]).combine_chunks()

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -17,10 +17,10 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from catdog import cluster, run_directory
 from catdog.errors import CatdogError
+from catdog.events import EventHandler
 from catdog.training import trainer
 from catdog.training.recipes import TrainConfig
 
-EventHandler = Callable[[dict[str, Any]], None]
 _MAX_RESTARTS = 3
 # gRPC reads it instead of no_proxy, where it is set.
 _GRPC_EXEMPT = "no_grpc_proxy"

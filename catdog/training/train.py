@@ -23,13 +23,13 @@ from catdog.data import catalog, key_list
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import calibration
+from catdog.events import DecodingStarted, EventHandler, MemberStarted, RunOpened
 from catdog.inference import bundle
 from catdog.inference.engines import set_up
 from catdog.inference.provenance import Provenance
 from catdog.models import registry
 from catdog.run_directory import RunDirectory
 from catdog.training import feature_cache, ingest, launch
-from catdog.training.launch import EventHandler
 from catdog.training.recipes import TrainConfig
 from catdog.waiting import wait_for
 
@@ -68,8 +68,7 @@ def train_model(config: TrainConfig, on_event: EventHandler | None = None, patie
 
     Args:
         config: what to do.
-        on_event: called in this process with what happens: `{"kind": …}` of "open", "member", "decode", "features",
-            "start", "step", "epoch" and "wait".
+        on_event: called in this process with each `events.TrainingEvent`.
         patience: how long to wait for another process that works on the run, in seconds.
 
     Returns:
@@ -128,7 +127,7 @@ def _train_one(config: TrainConfig, data: Catalog, on_event: EventHandler) -> Tr
         ingest.require_memory(sum(table.num_rows for table in rows.values()), config.image_size or 0)
         # Only now, when nothing more can be refused, is an old run deleted or a name taken.
         _open_run(config, data, on_event)
-        on_event({"kind": "decode", "images": sum(table.num_rows for table in rows.values()), "run": config.run})
+        on_event(DecodingStarted(sum(table.num_rows for table in rows.values()), config.run))
         labels = {split: table["label"].to_numpy().astype(np.int64) for split, table in rows.items()}
         keys = {split: table["key"].to_pylist() for split, table in rows.items()}
         head = None
@@ -194,7 +193,7 @@ def _train_members(config: TrainConfig, data: Catalog, on_event: EventHandler) -
             resources.plan_training(member.batch_size, member.workers, member.cpus_per_worker, member.gpu, may_grow)
         _open_run(config, data, on_event)
         for number, member in enumerate(members, 1):
-            on_event({"kind": "member", "member": number, "members": len(members)})
+            on_event(MemberStarted(number, len(members)))
             member = member.model_copy(update={"resume": RunDirectory(member.run).exists})
             results.append(_train_exclusively(_train_one, member, data, on_event, nested=True))
     valid = [pq.read_table(pa.BufferReader(storage.read_bytes(RunDirectory(member.run).valid))) for member in members]
@@ -272,7 +271,7 @@ def _open_run(config: TrainConfig, data: Catalog, on_event: EventHandler) -> Non
     """Writes down what the run is, deleting the old one of its name if that was asked for."""
     options = _computed(config) | {name: getattr(config, name) for name in {"data", *_SHAPE_FIELDS}}
     strangers = RunDirectory(config.run).open({"options": options} | _inputs(config, data), config.overwrite)
-    on_event({"kind": "open", "run": config.run, "strangers": strangers})
+    on_event(RunOpened(config.run, strangers))
 
 
 def _check_run(config: TrainConfig, data: Catalog, nested: bool = False) -> TrainResult | None:

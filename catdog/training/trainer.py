@@ -21,6 +21,7 @@ import ray.train
 from catdog import storage
 from catdog.errors import CatdogError
 from catdog.evaluation import calibration, metrics, selection
+from catdog.events import EpochDone, StepDone, TrainingEvent, TrainingStarted
 from catdog.inference import bundle, engines
 from catdog.inference.views import apply_view
 from catdog.models import batch_norm, registry
@@ -151,7 +152,7 @@ class Replica:
         node = np.frombuffer(bytes.fromhex(ray.get_runtime_context().get_node_id())[:8], np.int64)
         nodes = len(np.unique(self._all_gather(node)))
         if self.rank == 0:
-            self._emit("start", workers=self.world, nodes=nodes, epoch=progress.epoch, rejected=self._rejected())
+            self._emit(TrainingStarted(self.world, nodes, progress.epoch, self._rejected()))
         board = self._open_board(progress) if self.rank == 0 else None
         config = self.config
         while progress.epoch < config.epochs and not self._out_of_patience(progress):
@@ -167,7 +168,7 @@ class Replica:
             if not np.isfinite(figures["log_loss"]):
                 raise CommonError(f"the validation log loss of epoch {progress.epoch + 1} is {figures['log_loss']}")
             progress.epoch += 1
-            entry = {
+            entry: dict[str, Any] = {
                 "epoch": progress.epoch,
                 "loss": loss,
                 "valid_log_loss": figures["log_loss"],
@@ -187,7 +188,7 @@ class Replica:
                 with contextlib.suppress(CatdogError):  # a curve is not worth a run
                     board.add(entry)
                 kept = config.keep == "best" and progress.best_epoch == progress.epoch
-                self._emit("epoch", best=kept, **entry)
+                self._emit(EpochDone(**entry, best=kept))
         for model in (self.model, self.scorer):
             checkpoint.assign_variables(model, best)
         digests = self._require_equal_replicas()
@@ -221,7 +222,7 @@ class Replica:
                 said = time.perf_counter()
                 # From this worker's images: to add up all in each step would be one more time that workers wait.
                 estimate = float(np.mean(losses)) * self.batch_size / len(range(self.rank, self.batch_size, self.world))
-                self._emit("step", epoch=epoch + 1, step=step + 1, steps=self.steps, loss=estimate)
+                self._emit(StepDone(epoch + 1, step + 1, self.steps, estimate))
         loss = float(self._all_gather(np.array([np.mean(losses)])).sum())
         if not np.isfinite(loss):
             raise CommonError(
@@ -396,8 +397,8 @@ class Replica:
             for row, reason in pixels.rejected
         ]
 
-    def _emit(self, kind: str, **values: Any) -> None:
-        self.job["events"].put({"kind": kind, **values})
+    def _emit(self, event: TrainingEvent) -> None:
+        self.job["events"].put(event)
 
     def _open_board(self, progress: checkpoint.Progress) -> TensorBoardWriter:
         return TensorBoardWriter(RunDirectory(self.job["run"]).tensorboard, progress.epoch)

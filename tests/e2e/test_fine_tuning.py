@@ -22,6 +22,7 @@ from catdog.data import catalog, images
 from catdog.data.catalog import Catalog
 from catdog.errors import UsageError
 from catdog.evaluation import metrics
+from catdog.events import EpochDone, Event, FoldStarted, MemberStarted, PartDone
 from catdog.experiments import cross_validation
 from catdog.inference import bundle
 from catdog.inference.bundle import ModelBundle
@@ -127,10 +128,10 @@ def test_an_image_that_cannot_be_read_has_no_features_and_costs_no_second_run(
     rows = rows.set_column(2, "uri", pa.array(uris))
     spec = registry.ModelSpec("mobilenet", SIZE, 0.25, freeze=True, pretrained=True)
     loaded = ray.put(Path(weights).read_bytes())
-    said: list[dict] = []
+    said: list[Event] = []
     for _ in range(2):
         feature_cache.compute_features(rows, spec, loaded, 0, ["identity"], str(tmp_path / "cache"), said.append)
-    assert [event["images"] for event in said] == [6, 1]
+    assert [event.images for event in said] == [6, 1]
     _, at = feature_cache.read_features(str(tmp_path / "cache"), rows["key"].to_pylist(), "identity")
     assert at.tolist() == [0, 1, 2, 3, 4]
 
@@ -270,7 +271,7 @@ def test_folds_are_trained_one_by_one_and_a_second_call_does_nothing_twice(drawn
         data=drawn.root, arch="workshop_cnn", image_size=32, epochs=1, batch_size=16, name="cv", runs=str(tmp_path),
         workers=1, members=[{"seed": 1}, {"seed": 2}], leave_out=str(listed),
     )  # fmt: skip
-    events: list[dict] = []
+    events: list[Event] = []
     found = cross_validation.cross_validate(config, 2, only=2, on_event=events.append)
     assert set(found.folds) == {2}
     assert len(found.keys) == 48
@@ -278,7 +279,7 @@ def test_folds_are_trained_one_by_one_and_a_second_call_does_nothing_twice(drawn
     fold = catalog.read_catalog(str(tmp_path / "cv" / "data" / "fold-2"))
     assert set(fold.split("test")["key"].to_pylist()) == set(found.keys)
     assert not set(fold.split("valid")["key"].to_pylist()) & set(found.keys)
-    assert {event["kind"] for event in events} >= {"fold", "member", "epoch", "part"}
+    assert {type(event) for event in events} >= {FoldStarted, MemberStarted, EpochDone, PartDone}
     # Its bundle knows what it was trained on, in whatever set that comes again, and what was left out.
     images = bundle.read_provenance(*bundle.read_info(str(tmp_path / "cv" / "fold-2")))
     out = set(listed.read_text().split())
@@ -295,11 +296,11 @@ def test_folds_are_trained_one_by_one_and_a_second_call_does_nothing_twice(drawn
     mean = (each[0]["logit"].to_numpy() + each[1]["logit"].to_numpy()) / 2
     expected = sklearn_metrics.log_loss(each[0]["label"].to_numpy(), metrics.calibrated(mean))
     assert said["validation"]["log_loss"] == pytest.approx(expected)
-    second: list[dict] = []
+    second: list[Event] = []
     again = cross_validation.cross_validate(config, 2, only=2, on_event=second.append)
     assert (again.logits == found.logits).all()
     assert again.seconds == found.seconds
-    assert {event["kind"] for event in second} == {"fold"}
+    assert second == [FoldStarted(2, 2)]
     # All that is left of it is known as such: overwriting leaves nothing.
     run = RunDirectory(str(tmp_path / "cv" / "fold-2"))
     assert run.open(run.read() or {}, overwrite=True) == []

@@ -19,6 +19,7 @@ from sklearn import metrics as sklearn_metrics
 from catdog.data import catalog, images, packing
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
+from catdog.events import EpochDone, Event, TrainingStarted
 from catdog.inference import bundle
 from catdog.inference.bundle import ModelBundle
 from catdog.inference.provenance import Provenance
@@ -43,17 +44,18 @@ def own(drawn: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
 
 
 @pytest.fixture(scope="module")
-def trained(own: Catalog, tmp_path_factory: pytest.TempPathFactory) -> tuple[train.TrainResult, list[dict]]:
+def trained(own: Catalog, tmp_path_factory: pytest.TempPathFactory) -> tuple[train.TrainResult, list[Event]]:
     """A batch-normalised model trained on two workers, of which one is killed in the second epoch."""
-    events: list[dict] = []
+    events: list[Event] = []
+    killed: list[int] = []
 
-    def watch(event: dict) -> None:
-        if event["kind"] == "epoch" and event["epoch"] == 1 and not any(e["kind"] == "killed" for e in events):
+    def watch(event: Event) -> None:
+        if isinstance(event, EpochDone) and event.epoch == 1 and not killed:
             wait_for_checkpoint(config.runs, "bn")
             pids = [pid for pid, name in processes().items() if "RayTrainWorker" in name]
             assert len(pids) == 2
             os.kill(pids[0], signal.SIGKILL)
-            events.append({"kind": "killed"})
+            killed.append(pids[0])
         events.append(event)
 
     config = TrainConfig(
@@ -83,19 +85,18 @@ def config_for(run: str, data: Catalog, out: Path, **options: object) -> ScoreCo
     return ScoreConfig(model=run, data=data.root, out=str(out), **options)
 
 
-def test_a_killed_worker_costs_no_epoch(trained: tuple[train.TrainResult, list[dict]]) -> None:
+def test_a_killed_worker_costs_no_epoch(trained: tuple[train.TrainResult, list[Event]]) -> None:
     result, events = trained
-    starts = [event["epoch"] for event in events if event["kind"] == "start"]
-    assert starts[0] == 0
-    assert starts[-1] >= 1
+    starts = [event for event in events if isinstance(event, TrainingStarted)]
+    assert starts[0].epoch == 0
+    assert starts[-1].epoch >= 1
     assert len(starts) == 2
-    assert [event["epoch"] for event in events if event["kind"] == "epoch"][-1] == 5
+    assert [event.epoch for event in events if isinstance(event, EpochDone)][-1] == 5
     assert result.epochs == 5
-    left_out = next(event["rejected"] for event in events if event["kind"] == "start")
-    assert [line.split(": ")[1] for line in left_out] == ["is empty (0 bytes)"] * 2
+    assert [line.split(": ")[1] for line in starts[0].rejected] == ["is empty (0 bytes)"] * 2
 
 
-def test_all_variables_of_both_workers_are_equal_to_the_bit(trained: tuple[train.TrainResult, list[dict]]) -> None:
+def test_all_variables_of_both_workers_are_equal_to_the_bit(trained: tuple[train.TrainResult, list[Event]]) -> None:
     kept = bundle_json(trained[0].run)["training"]
     for digests in [*(entry["variables_sha256"] for entry in kept["history"]), kept["variables_sha256"]]:
         assert len(digests) == 2
@@ -105,7 +106,7 @@ def test_all_variables_of_both_workers_are_equal_to_the_bit(trained: tuple[train
 
 @pytest.fixture(scope="module")
 def scored(
-    trained: tuple[train.TrainResult, list[dict]], own: Catalog, tmp_path_factory: pytest.TempPathFactory
+    trained: tuple[train.TrainResult, list[Event]], own: Catalog, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[score.ScoreResult, Path]:
     """Both splits scored, while one test image could not be had, and where the CSV is."""
     gone = Path(own.split("test")["uri"][2].as_py())
@@ -115,7 +116,7 @@ def scored(
 
 
 def test_scoring_agrees_with_training_and_with_scikit_learn(
-    trained: tuple[train.TrainResult, list[dict]], own: Catalog, scored: tuple[score.ScoreResult, Path]
+    trained: tuple[train.TrainResult, list[Event]], own: Catalog, scored: tuple[score.ScoreResult, Path]
 ) -> None:
     result, out = scored
     tmp_path = out.parent
@@ -152,7 +153,7 @@ def test_scoring_agrees_with_training_and_with_scikit_learn(
 
 
 def test_too_many_unreadable_images_are_written_and_then_told(
-    trained: tuple[train.TrainResult, list[dict]],
+    trained: tuple[train.TrainResult, list[Event]],
     own: Catalog,
     scored: tuple[score.ScoreResult, Path],
     catdog: Callable[..., Outcome],

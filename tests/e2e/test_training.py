@@ -19,6 +19,7 @@ from helpers import bundle_json, wait_for_checkpoint, weights
 from catdog import rng
 from catdog.data import images, packing, synthetic
 from catdog.data.catalog import Catalog
+from catdog.events import Event, TrainingStarted
 from catdog.models import registry
 from catdog.training import train
 from catdog.training.train import TrainConfig
@@ -68,9 +69,9 @@ def test_one_worker_two_workers_and_plain_keras_end_with_the_same_weights(drawn:
             name=f"w{workers}",
             runs=str(tmp_path),
         )
-        events: list[dict] = []
+        events: list[Event] = []
         result = train.train_model(config, events.append)
-        assert [event["workers"] for event in events if event["kind"] == "start"] == [workers]
+        assert [event.workers for event in events if isinstance(event, TrainingStarted)] == [workers]
         runs[workers] = result
     start = registry.build_model(registry.ModelSpec("workshop_cnn", SIZE))
     expected = by_plain_keras(drawn)

@@ -15,6 +15,7 @@ KERAS = {"backend": "jax", "floatx": "float16", "epsilon": 0.1, "image_data_form
 SCRIPT = """
 import json, os, ray
 from ray.cluster_utils import Cluster
+from catdog.events import PartDone, ScoringPlanned, TrainingStarted
 from catdog.scoring import score
 from catdog.training import train
 
@@ -29,10 +30,10 @@ config = train.TrainConfig(data=DATA, arch="workshop_cnn", image_size=32, epochs
 result = train.train_model(config, events.append)
 score.PART_ROWS = 2
 score.score_dataset(score.ScoreConfig(model=result.run, data=DATA, out=OUT), events.append)
-start = next(event for event in events if event["kind"] == "start")
-plan = next(event for event in events if event["kind"] == "plan")
-nodes = {event["node"] for event in events if event["kind"] == "part"}
-print(json.dumps([start["workers"], start["nodes"], plan["actors"], len(nodes), result.epochs]))
+start = next(event for event in events if isinstance(event, TrainingStarted))
+plan = next(event for event in events if isinstance(event, ScoringPlanned))
+nodes = {event.node for event in events if isinstance(event, PartDone)}
+print(json.dumps([start.workers, start.nodes, plan.actors, len(nodes), result.epochs]))
 print(result.validation["epoch"])
 cluster.shutdown()
 """
