@@ -284,7 +284,7 @@ def train(
 ) -> None:
     """Train a model, data-parallel on Ray Train, and write its bundle to RUNS/NAME/model/."""
     from catdog.training import train
-    from catdog.training.recipes import TrainConfig
+    from catdog.training.config import TrainConfig
 
     # What was not given is the recipe's to say, or the resumed run's.
     given = {key for key in ctx.params if ctx.get_parameter_source(key).name != "DEFAULT"}  # type: ignore[union-attr]
@@ -450,7 +450,7 @@ def tune_(
 ) -> None:
     """Search training options with Ray Tune, and rank the runs by validation log loss."""
     from catdog.experiments import tuning
-    from catdog.training.recipes import TrainConfig
+    from catdog.training.config import TrainConfig
 
     chosen = tuning.get_search(search) if search is not None else tuning.Search("", "")
     values = chosen.grid | {key: value for text in grid or [] for key, value in _settings([text]).items()}
@@ -512,7 +512,7 @@ def _same_command(kept: str, purpose: str) -> AbstractContextManager[None]:
 def _settings(texts: list[str]) -> dict[str, Any]:
     """Reads what `--set` was given; a value is JSON, or else the text it is."""
     from catdog.training.augmentation import Augmentation
-    from catdog.training.recipes import TrainConfig
+    from catdog.training.config import TrainConfig
 
     found: dict[str, Any] = {}
     for text in texts:

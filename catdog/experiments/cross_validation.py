@@ -30,7 +30,7 @@ from catdog.run_directory import RunDirectory
 from catdog.scoring import score
 from catdog.scoring.score import ScoreConfig
 from catdog.training import feature_cache, train
-from catdog.training.recipes import TrainConfig
+from catdog.training.config import TrainConfig
 
 OOF_NAME, REPORT_NAME = "oof.parquet", "oof.json"
 _CHOICE_SHARE = 0.1

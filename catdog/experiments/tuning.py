@@ -26,7 +26,7 @@ from catdog.events import EpochDone, Event, EventHandler
 from catdog.inference import bundle
 from catdog.run_directory import RunDirectory
 from catdog.training import ingest, train
-from catdog.training.recipes import TrainConfig
+from catdog.training.config import TrainConfig
 
 METRIC, ACCURACY = "valid_log_loss", "valid_accuracy"
 _NO_PATHS = (None, "imagenet", "none")

@@ -20,7 +20,7 @@ from catdog import cluster, resources, rng
 from catdog.data import images
 from catdog.errors import CatdogError
 from catdog.training import augmentation
-from catdog.training.recipes import TrainConfig
+from catdog.training.config import TrainConfig
 
 _BLOCK_ROWS = 256
 

@@ -19,7 +19,7 @@ from catdog import cluster, run_directory
 from catdog.errors import CatdogError
 from catdog.events import EventHandler
 from catdog.training import trainer
-from catdog.training.recipes import TrainConfig
+from catdog.training.config import TrainConfig
 
 _MAX_RESTARTS = 3
 # gRPC reads it instead of no_proxy, where it is set.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from catdog.models import registry
-from catdog.training.recipes import TrainConfig
+from catdog.training.config import TrainConfig
 
 if TYPE_CHECKING:
     import keras

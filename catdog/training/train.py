@@ -30,7 +30,7 @@ from catdog.inference.provenance import Provenance
 from catdog.models import registry
 from catdog.run_directory import RunDirectory
 from catdog.training import feature_cache, ingest, launch
-from catdog.training.recipes import TrainConfig
+from catdog.training.config import TrainConfig
 from catdog.waiting import wait_for
 
 # A resumed run takes the workers it had, unless told otherwise: with others it differs by float noise and by

@@ -27,7 +27,7 @@ from catdog.inference.views import apply_view
 from catdog.models import batch_norm, registry
 from catdog.run_directory import RunDirectory
 from catdog.training import augmentation, checkpoint, ingest, optimizers
-from catdog.training.recipes import TrainConfig
+from catdog.training.config import TrainConfig
 from catdog.training.tensorboard import TensorBoardWriter
 
 _EVENT_SECONDS = 0.5

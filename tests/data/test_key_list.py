@@ -14,7 +14,7 @@ from catdog.errors import UsageError
 from catdog.experiments import audit
 from catdog.experiments.audit import Finding
 from catdog.training import train
-from catdog.training.recipes import TrainConfig
+from catdog.training.config import TrainConfig
 
 KEYS = (
     "train/plain.jpg", "train/a, b.jpg", 'train/say "hi".jpg', "train/two\nlines.jpg", "train/old\rmac.jpg",

@@ -30,7 +30,8 @@ from catdog.models import registry
 from catdog.run_directory import RunDirectory
 from catdog.scoring import score
 from catdog.training import feature_cache, train
-from catdog.training.recipes import PROBE, TrainConfig
+from catdog.training.config import TrainConfig
+from catdog.training.recipes import PROBE
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
 SIZE = 64

@@ -17,7 +17,7 @@ from catdog.errors import CatdogError, UsageError
 from catdog.inference import bundle
 from catdog.inference.bundle import ModelBundle
 from catdog.inference.provenance import Provenance
-from catdog.training.recipes import TrainConfig
+from catdog.training.config import TrainConfig
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from catdog.errors import CatdogError, UsageError
 from catdog.models import registry
 from catdog.models.registry import ModelSpec
 from catdog.training import optimizers
-from catdog.training.recipes import TrainConfig
+from catdog.training.config import TrainConfig
 
 
 def trainable(model: keras.Model) -> int:

@@ -9,7 +9,7 @@ import pytest
 from catdog.errors import UsageError
 from catdog.models import registry
 from catdog.training import recipes
-from catdog.training.recipes import TrainConfig
+from catdog.training.config import TrainConfig
 
 
 @pytest.fixture
