@@ -20,6 +20,7 @@ from catdog.errors import CatdogError
 from catdog.events import EventHandler
 from catdog.training import trainer
 from catdog.training.config import TrainConfig
+from catdog.training.job import Failure, TrainResult, WorkerJob
 
 _MAX_RESTARTS = 3
 # gRPC reads it instead of no_proxy, where it is set.
@@ -77,22 +78,19 @@ def resources(config: TrainConfig) -> dict[str, int]:
     return {"CPU": config.cpus_per_worker or 1} | ({"GPU": 1} if config.gpu else {})
 
 
-def run_workers(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
-    """Runs `replica.run` in every worker.
+def run_workers(job: WorkerJob) -> TrainResult:
+    """Runs `trainer.run_worker` in every worker.
 
     Args:
-        config: resolved, with the cluster's plan.
-        job: for `replica.run`.
-
-    Returns:
-        What rank 0 returned.
+        job: what to train.
 
     Raises:
         CatdogError: training failed; the last checkpoint stays.
     """
+    config = job.config
     ray_trainer = _Trainer(
-        trainer.run,
-        train_loop_config=job,
+        _run_worker,
+        train_loop_config={"job": job},  # Ray takes a dict only
         backend_config=_TensorFlowConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.workers,
@@ -114,9 +112,13 @@ def run_workers(config: TrainConfig, job: dict[str, Any]) -> dict[str, Any]:
             f"training failed, also after {_MAX_RESTARTS} restarts ({cluster.cause(error)}); --debug "
             f"shows why, and --resume --name {config.name} continues from the last epoch"
         ) from error
-    if "error" in outcome:
-        raise CatdogError(outcome["error"])
+    if isinstance(outcome, Failure):
+        raise CatdogError(outcome.message)
     return outcome
+
+
+def _run_worker(options: dict[str, WorkerJob]) -> TrainResult | Failure | None:
+    return trainer.run_worker(options["job"])
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from catdog import cluster, resources, rng, storage
+from catdog import cluster, resources, storage
 from catdog.data import catalog, key_list
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
@@ -31,6 +30,7 @@ from catdog.models import registry
 from catdog.run_directory import RunDirectory
 from catdog.training import feature_cache, ingest, launch
 from catdog.training.config import TrainConfig
+from catdog.training.job import SplitData, TrainResult, WorkerJob
 from catdog.waiting import wait_for
 
 # A resumed run takes the workers it had, unless told otherwise: with others it differs by float noise and by
@@ -40,27 +40,6 @@ _SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
 _PLACE_FIELDS = (
     frozenset({"data", "runs", "features", "resume", "overwrite", "address", "wait", "debug"}) | _SHAPE_FIELDS
 )
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What training came to.
-
-    Attributes:
-        run: URI of the run.
-        bundle: URI of the model bundle.
-        validation: epoch, n, log_loss and accuracy of the kept weights, and what `BundleInfo.validation` has beside.
-        chosen_on: "validation" where the validation images chose the epoch, else "none".
-        epochs: how many were run.
-        history: the figures of each epoch.
-    """
-
-    run: str
-    bundle: str
-    validation: dict[str, float | int]
-    chosen_on: str
-    epochs: int
-    history: list[dict[str, Any]]
 
 
 def train_model(config: TrainConfig, on_event: EventHandler | None = None, patience: float = 0.0) -> TrainResult:
@@ -113,70 +92,64 @@ def _train_exclusively(
 
 
 def _train_one(config: TrainConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
+    """Trains one model: decodes the images, fits the head if that is asked for, and starts the workers."""
     rows = {split: data.split(split) for split in ("train", "valid")}
     # Of the training split only: what judges a model is not to be picked over.
     listed = pa.array(list(left_out(config, data)), pa.string())
     rows["train"] = rows["train"].filter(pc.invert(pc.is_in(rows["train"]["key"], listed)))
     if len(set(rows["train"]["label"].to_pylist())) < 2:
         raise UsageError(f"--leave-out received {config.leave_out}, which leaves fewer than two classes to train on")
+    images = sum(table.num_rows for table in rows.values())
     with cluster.connect(config.address, config.debug) as may_grow:
         plan = resources.plan_training(config.batch_size, config.workers, config.cpus_per_worker, config.gpu, may_grow)
         config = config.model_copy(update=vars(plan))
         wait_for([{"CPU": 1}], on_event, config.wait)  # for what comes before the workers
         weights = load_weights(config)
-        ingest.require_memory(sum(table.num_rows for table in rows.values()), config.image_size or 0)
+        ingest.require_memory(images, config.image_size or 0)
         # Only now, when nothing more can be refused, is an old run deleted or a name taken.
         _open_run(config, data, on_event)
-        on_event(DecodingStarted(sum(table.num_rows for table in rows.values()), config.run))
-        labels = {split: table["label"].to_numpy().astype(np.int64) for split, table in rows.items()}
-        keys = {split: table["key"].to_pylist() for split, table in rows.items()}
-        head = None
-        if config.head_first:
-            views = ["identity"] if config.epochs else config.views
-            folder = feature_cache.cache_folder(config.features or "", data, config.spec, weights, config.seed)
-            feature_cache.compute_features(
-                rows["train"],
-                config.spec,
-                weights,
-                config.seed,
-                views,
-                folder,
-                on_event,
-                config.gpu,
-                may_grow,
-                config.wait,
-            )
-            head = feature_cache.fit_head(folder, rows["train"], config.spec, config.seed, views, config.epochs > 0)
+        on_event(DecodingStarted(images, config.run))
+        head = _fit_head(config, data, rows["train"], weights, on_event, may_grow) if config.head_first else None
         # Kept until the end: the blocks live as long as somebody holds the data set.
         decoded = {split: ingest.decode(table, config.image_size or 0) for split, table in rows.items()}
+        splits = {split: _split_data(table, decoded[split]) for split, table in rows.items()}
         wait_for([launch.resources(config)] * (config.workers or 1), on_event, config.wait)
         with launch.listening(on_event) as events:
-            outcome = launch.run_workers(
-                config,
-                {
-                    "config": config,
-                    "refs": {split: dataset.to_arrow_refs() for split, dataset in decoded.items()},
-                    "labels": labels,
-                    "keys": keys,
-                    "hashes": {split: rng.key_hash(names) for split, names in keys.items()},
-                    "weights": weights,
-                    "head": head,
-                    "prior": float(np.clip(labels["train"].mean(), 0.01, 0.99)),
-                    "class_names": data.class_names,
-                    "catalog_fingerprint": data.fingerprint,
-                    "provenance": Provenance.of(rows["train"], rows["valid"]),
-                    "run": config.run,
-                    "events": events,
-                },
+            return launch.run_workers(
+                WorkerJob(
+                    config,
+                    splits["train"],
+                    splits["valid"],
+                    weights,
+                    head,
+                    prior=float(np.clip(splits["train"].labels.mean(), 0.01, 0.99)),
+                    class_names=data.class_names,
+                    catalog_fingerprint=data.fingerprint,
+                    provenance=Provenance.of(rows["train"], rows["valid"]),
+                    events=events,
+                )
             )
-    return TrainResult(
-        config.run,
-        outcome["bundle"],
-        outcome["validation"],
-        outcome["chosen_on"],
-        outcome["epochs"],
-        outcome["history"],
+
+
+def _split_data(rows: pa.Table, decoded: ray.data.MaterializedDataset) -> SplitData:
+    return SplitData(decoded.to_arrow_refs(), rows["key"].to_pylist(), rows["label"].to_numpy().astype(np.int64))
+
+
+def _fit_head(
+    config: TrainConfig,
+    data: Catalog,
+    rows: pa.Table,
+    weights: ray.ObjectRef | None,
+    on_event: EventHandler,
+    may_grow: bool,
+) -> list[np.ndarray]:
+    """Fits the head to the frozen backbone's features of the training images; returns its variables' values."""
+    views = ["identity"] if config.epochs else config.views
+    folder = feature_cache.cache_folder(config.features or "", data, config.spec, weights, config.seed)
+    feature_cache.compute_features(
+        rows, config.spec, weights, config.seed, views, folder, on_event, config.gpu, may_grow, config.wait
     )
+    return feature_cache.fit_head(folder, rows, config.spec, config.seed, views, config.epochs > 0)
 
 
 def _train_members(config: TrainConfig, data: Catalog, on_event: EventHandler) -> TrainResult:

@@ -1,0 +1,91 @@
+"""The end of a training run: validation figures, calibration, and the model bundle on disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from catdog import storage
+from catdog.evaluation import calibration, selection
+from catdog.inference import bundle
+from catdog.run_directory import RunDirectory
+from catdog.training.checkpoint import Progress
+from catdog.training.job import TrainResult, WorkerJob
+from catdog.training.replica import Replica
+from catdog.training.validation import Validator
+
+# Images that the bundle's ONNX file must agree with Keras on.
+_SAMPLE = 32
+
+
+def write_trained_bundle(
+    job: WorkerJob,
+    replica: Replica,
+    validator: Validator,
+    progress: Progress,
+    logits: np.ndarray,
+    variables_sha256: list[str],
+) -> TrainResult:
+    """Writes a run's validation logits and its bundle.
+
+    Args:
+        job: what was trained.
+        replica: with the weights to keep.
+        validator: which has the validation images.
+        progress: after the last epoch.
+        logits: float64, N: the validation images', of these weights in the config's views.
+        variables_sha256: digest of these weights, by worker.
+    """
+    config, labels, keys, run = job.config, validator.labels, job.valid.keys, RunDirectory(job.config.run)
+    figures, temperature, clip = calibration.judge_and_calibrate(labels, logits, keys, config.calibrate)
+    # So that the models of several runs can be averaged and calibrated together.
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"key": keys, "label": labels, "logit": logits}), sink)
+    storage.write_bytes(run.valid, sink.getvalue().to_pybytes())
+    validation = {"epoch": progress.best_epoch, **figures, **_cross_chosen(job, labels, progress)}
+    chosen_on = "validation" if _was_chosen(job, progress) else "none"
+    pixels = validator.pixels
+    bundle.save_bundle(
+        run.model,
+        [replica.validation_model],
+        pixels.take(pixels.readable[:_SAMPLE]),
+        job.provenance,
+        architecture=config.arch,
+        image_size=config.image_size,
+        class_names=job.class_names,
+        views=config.views,
+        calibration="validation" if config.calibrate else "none",
+        temperature=temperature,
+        clip=clip,
+        prior=job.prior,
+        validation=validation,
+        chosen_on=chosen_on,
+        catalog_fingerprint=job.catalog_fingerprint,
+        seed=config.seed,
+        training={
+            "options": config.model_dump(mode="json"),
+            "precision": replica.precision,
+            "history": progress.history,
+            "variables_sha256": variables_sha256,
+        },
+    )
+    return TrainResult(config.run, run.model, validation, chosen_on, progress.epoch, progress.history)
+
+
+def _was_chosen(job: WorkerJob, progress: Progress) -> bool:
+    """Tells whether the validation images chose the epoch that is kept."""
+    return job.config.keep == "best" and progress.epoch > 1
+
+
+def _cross_chosen(job: WorkerJob, labels: np.ndarray, progress: Progress) -> dict[str, Any]:
+    """The log loss of each half of the images in the epoch that the other half chooses, where it can be told."""
+    # Each epoch was judged on the plain image: of several views there is no such figure.
+    all_there = len(progress.valid_logits) == progress.epoch and job.config.views == ["identity"]
+    if not (_was_chosen(job, progress) and all_there and len(labels) > 1):
+        return {}
+    logits = np.stack(progress.valid_logits)
+    judged = selection.judge_selection(labels, logits, job.valid.keys, job.config.calibrate)
+    return {"log_loss_cross_chosen": judged.log_loss}

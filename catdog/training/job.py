@@ -1,0 +1,88 @@
+"""What a training worker is given, and what comes back from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from catdog.inference.provenance import Provenance
+from catdog.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """The images of one split, in the order of the catalog.
+
+    Attributes:
+        refs: references to the blocks that `ingest.decode` made.
+        keys: catalog keys, N.
+        labels: int64, N, 0 or 1.
+    """
+
+    refs: list[ray.ObjectRef]
+    keys: list[str]
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """The training run, as each worker is given it.
+
+    Attributes:
+        config: resolved, with the cluster's plan.
+        train: the images to train on.
+        valid: the images to validate with.
+        weights: a reference to the bytes of the backbone's weights file, or None for random weights.
+        head: values of the head's variables, or None for random ones.
+        prior: share of class 1 among the training images, in (0, 1).
+        class_names: of classes 0 and 1.
+        catalog_fingerprint: of the data set.
+        provenance: digests of both splits' images.
+        events: a queue, from `launch.listening`.
+    """
+
+    config: TrainConfig
+    train: SplitData
+    valid: SplitData
+    weights: ray.ObjectRef | None
+    head: list[np.ndarray] | None
+    prior: float
+    class_names: tuple[str, str]
+    catalog_fingerprint: str
+    provenance: Provenance
+    events: Any
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Result of a training run.
+
+    Attributes:
+        run: URI of the run.
+        bundle: URI of the model bundle.
+        validation: epoch, n, log_loss and accuracy of the kept weights, and what `BundleInfo.validation` has beside.
+        chosen_on: "validation" where the validation images chose the epoch, else "none".
+        epochs: how many were run.
+        history: the figures of each epoch.
+    """
+
+    run: str
+    bundle: str
+    validation: dict[str, float | int]
+    chosen_on: str
+    epochs: int
+    history: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error that would only come again, so that Ray need not start the workers again.
+
+    Attributes:
+        message: one line.
+    """
+
+    message: str

@@ -1,0 +1,57 @@
+"""One training step: forward, loss, gradients, update, on all workers together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from catdog.models import batch_norm, registry
+from catdog.training import augmentation
+from catdog.training.config import TrainConfig
+from catdog.training.replica import Replica
+
+
+def training_step(
+    config: TrainConfig, replica: Replica, strategy: Any, batch_size: int
+) -> Callable[[list[np.ndarray]], float]:
+    """Makes the function that trains on one batch.
+
+    Args:
+        config: resolved; its loss and MixUp.
+        replica: whose model and optimizer are updated.
+        strategy: TensorFlow's, which adds up the workers' gradients.
+        batch_size: of the global batch, in images.
+
+    Returns:
+        A function of this worker's share of a batch, as `ingest.Batches.epoch` yields it. It returns this share's part
+        of the batch's mean loss, in nats.
+    """
+    import tensorflow as tf
+
+    model, optimizer = replica.model, replica.optimizer
+
+    def forward(pixels: Any) -> Any:
+        if replica.precision == "bfloat16":
+            return batch_norm.apply_folded(model, pixels)
+        if config.spec.pretrained:
+            return registry.forward_in_inference_mode(model, pixels)
+        return model(pixels, training=True)
+
+    def step(pixels: Any, labels: Any, weights: Any, shares: Any) -> Any:
+        if config.mixup:
+            pixels, labels, weights = augmentation.mixup(shares, pixels, labels, weights)
+        labels = labels * (1 - config.label_smoothing) + config.label_smoothing / 2
+        with tf.GradientTape() as tape:
+            logits = forward(pixels)[:, 0]
+            each = weights * tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
+            # Gradients are summed over the workers, so each divides by the whole batch.
+            loss = tf.reduce_sum(each) / batch_size
+        gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+        optimizer.apply(gradients, model.trainable_variables)
+        return loss
+
+    # No tensor decides what is run, and looking for one that does takes a third of the tracing.
+    traced = tf.function(lambda *batch: strategy.run(step, args=batch), autograph=False)
+    return lambda batch: float(traced(*map(tf.constant, batch)))
