@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import ray
 
+from catdog.choices import EngineName
 from catdog.errors import UsageError
 
-EngineName = Literal["onnx", "tensorflow"]
 # Fewer images than this in a worker's share of a batch, and starting the worker costs more than it brings.
 _MIN_SHARE = 8
 

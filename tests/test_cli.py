@@ -7,27 +7,33 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from catdog.data.catalog import Catalog
 from catdog.models import registry
+from catdog.scoring import ScoreConfig
 
 COMMANDS = {
     "data prepare": ["--valid-fraction", "--split-seed"],
     "data synthesize": ["--train", "--test", "--seed"],
     "data pack": [],
+    "data audit": ["--data", "--oof", "--out", "--distance"],
     "train": [
         "--data", "--arch", "--alpha", "--weights", "--image-size", "--freeze", "--no-freeze", "--epochs",
         "--batch-size", "--learning-rate", "--patience", "--seed", "--workers", "--cpus-per-worker", "--gpu", "--cpu",
         "--name", "--runs", "--resume", "--overwrite", "--wait",
     ],
     "score": [
-        "--model", "--data", "--split", "--out", "--engine", "--batch-size", "--explain", "--max-unreadable", "--wait",
+        "--model", "--data", "--split", "--out", "--engine", "--batch-size", "--plan", "--max-unreadable", "--wait",
     ],
     "submission check": ["--data"],
     "submit": ["--message", "--competition"],
     "models": [],
+    "tune": ["--data", "--name", "--search", "--grid", "--set", "--asha", "--concurrent", "--runs", "--wait"],
+    "oof": [],
+    "recipes": [],
 }  # fmt: skip
 
 
@@ -38,6 +44,27 @@ def test_help_names_every_option(command: str, catdog, monkeypatch: pytest.Monke
     assert shown.code == 0
     for option in [*COMMANDS[command], "--address", "--debug", "--help"]:
         assert re.search(rf"{option}\b", shown.out), option
+
+
+def test_every_command_takes_address_and_debug(catdog) -> None:
+    """Also those that have no use for them, so that an alias or a script can add them to any command."""
+    shown = catdog("recipes", "--address", "nowhere:6379", "--debug")
+    assert shown.code == 0, shown.err
+    assert "fine-tune" in shown.out
+
+
+def test_choices_are_those_of_the_configuration(catdog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = catdog("score", "--help").out
+    for name in ("split", "engine"):
+        assert "|".join(get_args(ScoreConfig.model_fields[name].annotation)) in shown
+
+
+def test_score_takes_the_old_name_of_plan(untrained: str, tmp_path: Path, catdog) -> None:
+    assert "--explain" not in catdog("score", "--help").out
+    for option in ("--plan", "--explain"):
+        refused = catdog("score", "--model", untrained, "--data", tmp_path, option)
+        assert "is not a prepared data set" in refused.err
 
 
 def test_the_version_is_the_installed_one(catdog) -> None:
@@ -88,6 +115,8 @@ def test_python_m_catdog_is_the_command_and_imports_nothing_heavy() -> None:
         ("score --model MODEL --data DATA --max-unreadable 2", "--max-unreadable received 2"),
         ("nonsense", "No such command 'nonsense'"),
         ("data synthesize RUNS/x --train 1", "received --train 1"),
+        ("tune --data DATA --name x --grid nonsense=[1]", "--grid received 'nonsense=.1.', expected NAME=VALUE"),
+        ("train --data DATA --set nonsense=1", "--set received 'nonsense=1', expected NAME=VALUE"),
     ],
 )
 def test_usage_errors_are_one_line_and_exit_2(

@@ -1,27 +1,49 @@
-"""What the commands show: a line or a table on standard output, one line on standard error."""
+"""The output of the commands: results on standard output, warnings and errors on standard error."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from catdog.events import (
+    DecodingStarted,
+    EpochDone,
+    Event,
+    FeaturesStarted,
+    FoldStarted,
+    MemberStarted,
+    PartDone,
+    RunOpened,
+    ScoringPlanned,
+    StepDone,
+    TrainingStarted,
+    Waiting,
+)
+
 if TYPE_CHECKING:
     from catdog.data.catalog import Catalog
     from catdog.data.splits import Remark
+    from catdog.evaluation.selection import Judged
+    from catdog.experiments.audit import Finding
     from catdog.experiments.cross_validation import OutOfFold
+    from catdog.experiments.tuning import Trial
+    from catdog.models.registry import Architecture
     from catdog.reporting.submission import Checked
     from catdog.scoring.score import ScoreResult
+    from catdog.training.recipes import Recipe
+    from catdog.training.train import TrainResult
 
-# No markup: what is shown are names of files, which may have brackets in them.
+# No markup: file names may contain brackets.
 out = Console(soft_wrap=True, highlight=False, markup=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
 def show_remark(remark: Remark) -> None:
-    """Shows something to know about a data set; a warning on standard error."""
+    """Shows a remark on a data set; a warning on standard error."""
     (err if remark.warning else out).print(f"{'Warning: ' * remark.warning}{remark.text}")
 
 
@@ -38,11 +60,11 @@ def show_catalog(catalog: Catalog) -> None:
 
 
 class TrainView:
-    """Shows training's events: a live line in a terminal, a plain line an epoch everywhere.
+    """Shows the events of training: a live line in a terminal, and a plain line per epoch everywhere.
 
     Attributes:
-        opened: URIs of the runs that were opened, after which `--resume` goes on with them.
-        epochs: how many whole epochs the run that is being trained has.
+        opened: URIs of the runs that were opened; `--resume` continues them.
+        epochs: number of whole epochs of the run that is being trained.
     """
 
     def __init__(self) -> None:
@@ -57,70 +79,140 @@ class TrainView:
     def __exit__(self, *exc: object) -> None:
         self._status.stop()
 
-    def event(self, event: dict[str, Any]) -> None:
-        """Takes one event."""
-        kind = event["kind"]
-        if kind == "open":
-            self.opened.append(event["run"])
-            self.epochs = 0
-            if event["strangers"]:
-                out.print(f"Not catdog's, left alone in {event['run']}: {', '.join(event['strangers'])}")
-        elif kind == "decode":
-            out.print(f"Run: {event['run']}")
-            self._status.update(f"Decoding {event['images']} images, then starting workers…")
-        elif kind == "wait":
-            show_wait(event)
-        elif kind == "fold":
-            out.print(f"Fold {event['fold']} of {event['folds']}")
-        elif kind == "member":
-            out.print(f"Member {event['member']} of {event['members']}")
-        elif kind == "features":
-            self._status.update(f"Computing features of {event['images']} images, {event['kept']} are there…")
-        elif kind == "start":
-            self.epochs = event["epoch"]
-            after = f" after epoch {event['epoch']}" if event["epoch"] else ""
-            where = f" on {event['nodes']} nodes" if event["nodes"] > 1 else ""
-            out.print(f"Training on {event['workers']} worker{'s' * (event['workers'] > 1)}{where}{after}")
-            for line in event["rejected"]:
-                out.print(f"left out: {line}")
-        elif kind == "step":
-            done = f"step {event['step']}/{event['steps']}"
-            self._status.update(f"epoch {event['epoch']}  {done}  loss {event['loss']:.4f}")
-        elif kind == "epoch":
-            self.epochs = event["epoch"]
+    def event(self, event: Event) -> None:
+        """Shows one event."""
+        match event:
+            case RunOpened():
+                self.opened.append(event.run)
+                self.epochs = 0
+            case TrainingStarted() | EpochDone():
+                self.epochs = event.epoch
+        match event:
+            case DecodingStarted():
+                self._status.update(f"Decoding {event.images} images, then starting workers…")
+            case FeaturesStarted():
+                self._status.update(f"Computing features of {event.images} images ({event.kept} are cached)…")
+            case StepDone():
+                self._status.update(f"epoch {event.epoch}  step {event.step}/{event.steps}  loss {event.loss:.4f}")
+        show_event(event)
+
+
+class ScoreView:
+    """Shows the events of scoring: a line when it starts, and then how far it is.
+
+    Attributes:
+        done: number of parts that were written.
+        parts: number of parts that are to be written.
+    """
+
+    def __init__(self, update: Callable[[str], None]) -> None:
+        """Shows nothing yet.
+
+        Args:
+            update: replaces the live line.
+        """
+        self.done = self.parts = 0
+        self._update = update
+
+    def event(self, event: Event) -> None:
+        """Shows one event."""
+        match event:
+            case ScoringPlanned():
+                self.parts = event.parts
+            case PartDone():
+                self.done += 1
+                self._update(f"{self.done} of {self.parts} parts")
+        show_event(event)
+
+
+def show_event(event: Event) -> None:
+    """Prints the line that an event is worth, if it is worth one."""
+    match event:
+        case Waiting():
+            out.print(event.why)
+        case RunOpened() if event.strangers:
+            out.print(f"Kept files in {event.run} that are not catdog's: {', '.join(event.strangers)}")
+        case FoldStarted():
+            out.print(f"Fold {event.fold} of {event.folds}")
+        case MemberStarted():
+            out.print(f"Member {event.member} of {event.members}")
+        case DecodingStarted():
+            out.print(f"Run: {event.run}")
+        case TrainingStarted():
+            where = f" on {event.nodes} nodes" if event.nodes > 1 else ""
+            after = f" after epoch {event.epoch}" if event.epoch else ""
+            out.print(f"Training on {_count(event.workers, 'worker')}{where}{after}")
+            for line in event.rejected:
+                out.print(f"Left out: {line}")
+        case EpochDone():
             out.print(
-                f"epoch {event['epoch']:>3}  loss {event['loss']:.4f}  valid log loss {event['valid_log_loss']:.4f}  "
-                f"accuracy {event['valid_accuracy']:.4f}  {event['seconds']:.1f} s{'  best' * event['best']}"
+                f"epoch {event.epoch:>3}  loss {event.loss:.4f}  valid log loss {event.valid_log_loss:.4f}  "
+                f"accuracy {event.valid_accuracy:.4f}  {event.seconds:.1f} s{'  best' * event.best}"
             )
+        case ScoringPlanned():
+            kept = f", {_count(event.kept, 'part')} reused" if event.kept else ""
+            out.print(f"Scoring {_count(event.parts, 'part')} on {_count(event.actors, 'actor')}{kept}")
 
 
-def show_wait(event: dict[str, Any]) -> None:
-    """Shows what a cluster is waited for."""
-    if event["kind"] == "wait":
-        out.print(event["why"])
+def show_training(result: TrainResult, seconds: float) -> None:
+    """Shows the validation figures of a trained model, and where it is."""
+    figures = result.validation
+    calibrated = f", calibrated {figures['log_loss_calibrated']:.4f}" if "log_loss_calibrated" in figures else ""
+    out.print(
+        f"Validation log loss {figures['log_loss']:.4f}{calibrated}, accuracy {figures['accuracy']:.4f} on "
+        f"{figures['n']} images (epoch {figures['epoch']} of {result.epochs}), {seconds:.0f} s"
+    )
+    if result.chosen_on == "validation":
+        honest = figures.get("log_loss_cross_chosen")
+        rest = "" if honest is None else f"; {honest:.4f} where each half is judged by the epoch that the other chose"
+        out.print(f"The epoch was chosen on these images, so their log loss is too optimistic{rest}")
+    out.print(f"Model: {result.bundle}")
 
 
-def score_view(update: Callable[[str], None]) -> Callable[[dict[str, Any]], None]:
-    """Makes what shows scoring's events: a line at its start, then `update` with how far it is."""
-    done, parts = 0, 0
-
-    def event(event: dict[str, Any]) -> None:
-        nonlocal done, parts
-        if event["kind"] == "plan":
-            parts = event["parts"]
-            kept = f", {event['kept']} parts kept from before" if event["kept"] else ""
-            out.print(f"Scoring {parts} parts on {event['actors']} actor{'s' * (event['actors'] > 1)}{kept}")
-        elif event["kind"] == "wait":
-            show_wait(event)
+def show_trials(trials: list[Trial], judged: Judged | None) -> None:
+    """Shows the trials of a search in their order, and what the best is worth on images that did not choose it."""
+    for rank, trial in enumerate(trials, 1):
+        if trial.log_loss is None:
+            out.print(f"{rank:>3}  failed     {trial.name}: {trial.error}")
         else:
-            done += 1
-            update(f"{done} of {parts} parts")
+            out.print(f"{rank:>3}  {trial.log_loss:.4f}  {trial.accuracy:.4f}  {trial.epochs:>3} epochs  {trial.name}")
+    if any(trial.log_loss is not None for trial in trials):
+        rest = ""
+        if judged is not None:
+            one, other = judged.halves
+            rest = f"; judged by the best of the other half, the halves have {one:.4f} and {other:.4f}"
+        out.print(f"The best was chosen on the images that rank it, so its log loss is too optimistic{rest}")
 
-    return event
+
+def show_findings(findings: list[Finding]) -> None:
+    """Shows how many findings an audit has, by kind."""
+    counts = Counter(finding.issue for finding in findings)
+    leaks = sum(finding.leaks for finding in findings)
+    out.print(
+        f"{counts['label']} labels probably wrong, {counts['ambiguous']} ambiguous, {counts['outlier']} outliers, "
+        f"{counts['duplicate']} near-duplicates, {leaks} of them in different splits"
+    )
+
+
+def show_recipes(recipes: Iterable[Recipe]) -> None:
+    """Shows recipes, a row each."""
+    table = Table("name", "description")
+    for recipe in recipes:
+        table.add_row(recipe.name, recipe.summary)
+    out.print(table)
+
+
+def show_architectures(architectures: Iterable[Architecture]) -> None:
+    """Shows architectures, a row each."""
+    table = Table("name", "pixels", "weights", "description")
+    for arch in architectures:
+        weights = "imagenet, none, PATH" if arch.has_backbone else "none"
+        table.add_row(arch.name, str(arch.image_size), weights, arch.summary)
+    out.print(table)
 
 
 def show_score(result: ScoreResult, seconds: float) -> None:
-    """Shows the report, the number of damaged images, and where the files are."""
+    """Shows the report, how many images could not be read, and where the files are."""
     from catdog.reporting import render
 
     for section in result.report.sections if result.report else []:
@@ -137,7 +229,7 @@ def show_score(result: ScoreResult, seconds: float) -> None:
         out.print(f"Temperature and clip: {result.calibration}")
     if result.report is not None:
         out.print(f"Report: {result.report_file}")
-    out.print(f"Submission: {result.csv}" if result.csv else "The test split was not scored: no submission was written")
+    out.print(f"Submission: {result.csv}" if result.csv else "No submission: the test split was not scored")
     out.print(f"{seconds:.0f} s")
 
 
@@ -145,11 +237,11 @@ def show_check(file: str, checked: Checked) -> None:
     """Shows the result of checking a submission."""
     out.print(f"{file}: {checked.rows} rows, every test id once, every label a probability")
     for warning in checked.warnings:
-        err.print(f"warning: {warning}")
+        err.print(f"Warning: {warning}")
 
 
 def show_out_of_fold(found: list[OutOfFold]) -> None:
-    """Shows the log loss of cross-validations, of their average, and how they differ from the first."""
+    """Shows the log loss of cross-validations and of their average, and the differences from the first."""
     from catdog.evaluation import metrics
     from catdog.experiments import cross_validation
 
@@ -164,5 +256,9 @@ def show_out_of_fold(found: list[OutOfFold]) -> None:
         if one is not found[0]:
             gain = found[0].losses - one.losses
             low, high = metrics.difference_interval(gain)
-            verdict = " is noise" if low <= 0 <= high else ""
+            verdict = ", within noise" if low <= 0 <= high else ""
             out.print(f"  better than {found[0].name} by {gain.mean():.4f} ({low:.4f} to {high:.4f}){verdict}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -10,12 +10,11 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
+from catdog.choices import Duplicates
 from catdog.data.layouts import Row
 from catdog.errors import CatdogError
 
-Duplicates = Literal["keep", "drop", "refuse"]
 _NAMED = 3
 
 

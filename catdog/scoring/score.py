@@ -11,9 +11,9 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,17 +21,19 @@ import pydantic
 import ray
 
 from catdog import cluster, lease, resources, storage, waiting
+from catdog.choices import EngineChoice, EngineName, SplitChoice
 from catdog.data import catalog
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import calibration
 from catdog.evaluation.calibration import Applied
+from catdog.events import EventHandler, PartDone, ScoringPlanned
 from catdog.inference import bundle
 from catdog.inference.bundle import BundleInfo
 from catdog.inference.provenance import Provenance
 from catdog.reporting import render, report, result_set, submission
 from catdog.reporting.report import Report
-from catdog.resources import EngineName, ScorePlan
+from catdog.resources import ScorePlan
 from catdog.scoring import actor
 from catdog.scoring.actor import Part
 from catdog.versions import package_versions
@@ -40,8 +42,6 @@ PART_ROWS = 512
 # The last parts of a split are smaller, so that no actor ends long before another.
 _TAIL_PARTS, _TAIL_SHARE = 4, 4
 _SCORED_SPLITS = ("valid", "test")
-
-EventHandler = Callable[[dict[str, Any]], None]
 
 
 class ScoreConfig(pydantic.BaseModel):
@@ -67,9 +67,9 @@ class ScoreConfig(pydantic.BaseModel):
         list[str], pydantic.BeforeValidator(lambda m: [m] if isinstance(m, str) else m), pydantic.Field(min_length=1)
     ]
     data: str
-    split: Literal["test", "valid", "all"] = "all"
+    split: SplitChoice = "all"
     out: str = "submissions/results.csv"
-    engine: Literal["auto", "onnx", "tensorflow"] = "auto"
+    engine: EngineChoice = "auto"
     batch_size: Annotated[int, pydantic.Field(ge=1, le=4096)] = 64
     max_unreadable: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.01
     gpu: bool | None = None
@@ -108,7 +108,7 @@ def score_dataset(config: ScoreConfig, on_event: EventHandler | None = None) -> 
 
     Args:
         config: what to do.
-        on_event: called with `{"kind": "plan" | "part", …}` as parts get done, and with "wait" as by
+        on_event: called with what happens: `events.ScoringEvent`, and "Waiting" as by
             `waiting.wait_for`.
 
     Returns:
@@ -143,7 +143,7 @@ def _score(job: _Job, held: lease.Lease, started: float, on_event: EventHandler)
             # The first actor's is enough to begin with.
             first: list[waiting.Bundle] = [{"GPU": 1}, {"CPU": 1}] if plan.gpu else [{"CPU": plan.threads}]
             waiting.wait_for(first, on_event, config.wait)
-            on_event({"kind": "plan", "actors": plan.actors, "parts": len(todo), "kept": len(parts) - len(todo)})
+            on_event(ScoringPlanned(plan.actors, len(todo), len(parts) - len(todo)))
             _score_parts(todo, plan, job, on_event)
         seconds["score"] = time.perf_counter() - started - sum(seconds.values())
     held.require_held()
@@ -312,7 +312,7 @@ def _score_parts(missing: list[Part], plan: ScorePlan, job: _Job, on_event: Even
     )
     try:
         for row in done.iter_rows():
-            on_event({"kind": "part", **row})
+            on_event(PartDone(**row))
     except ray.exceptions.RayError as error:
         raise CatdogError(
             f"scoring failed ({cluster.cause(error)}); finished parts stay, "

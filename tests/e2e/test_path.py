@@ -286,7 +286,7 @@ def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
     assert outs["packed"].read_bytes() == outs["auto"].read_bytes()
     assert len(score.read_parts(str(outs["auto"]))) == drawn.count("valid") + 24
 
-    explained = catdog("score", "--model", untrained, "--data", drawn.root, "--out", tmp_path / "new.csv", "--explain")
+    explained = catdog("score", "--model", untrained, "--data", drawn.root, "--out", tmp_path / "new.csv", "--plan")
     assert "engine    onnx: the fastest on CPUs" in explained.out
     assert "actors    2: one a CPU" in explained.out
     assert "2, of which 2 are to be made" in explained.out

@@ -138,7 +138,7 @@ def test_hard_zeros_and_ones_are_told_with_their_cost(tmp_path: Path, drawn: Cat
     path.write_text("\n".join(rows))
     checked = catdog("submission", "check", path, "--data", drawn.root)
     assert checked.code == 0
-    assert "warning: 3 labels are 0 or 1, or as good as that (e.g. row 4, id 3)" in checked.err
+    assert "Warning: 3 labels are 0 or 1, or as good as that (e.g. row 4, id 3)" in checked.err
     # What it is told to cost is what scikit-learn makes of one wrong row, clipped as Kaggle clips.
     loss = sklearn_metrics.log_loss([0, *[1] * 23], np.clip([1.0, *[1.0] * 23], 1e-15, 1 - 1e-15), labels=[0, 1])
     assert f"adds {loss:.2g} to the log loss of 24 rows" in checked.err

@@ -1,0 +1,103 @@
+"""Options that several commands share, and how a command gets those that every command takes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Annotated, Any
+
+import typer
+
+from catdog import interruption
+from catdog.errors import UsageError
+
+Address = Annotated[
+    str | None,
+    typer.Option(help="Address of a Ray cluster. Default: RAY_ADDRESS, else a new one on this machine."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's log, and a traceback if the command fails.")]
+Wait = Annotated[
+    float | None, typer.Option(help="Seconds to wait for CPUs or GPUs that others use. Default: no limit.")
+]
+Data = Annotated[str, typer.Option("--data", help="Folder or bucket of a prepared data set.")]
+Dest = Annotated[str, typer.Argument(help="Folder or bucket to create.")]
+Gpu = Annotated[
+    bool | None, typer.Option("--gpu/--cpu", help="Run on GPUs or CPUs. Default: GPUs where there are any.")
+]
+Runs = Annotated[str, typer.Option(help="Folder or bucket of runs.")]
+
+_EVERYWHERE = {"address": (Address, None), "debug": (Debug, False)}
+
+
+def add_command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
+    """Adds a command to an app; it takes --address and --debug, also where the function has no use for them.
+
+    Args:
+        app: the app or group.
+        name: of the command.
+        function: its parameters are the options, and its docstring is the help.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    own = signature.parameters
+    added = [
+        inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for option, (annotation, default) in _EVERYWHERE.items()
+        if option not in own
+    ]
+
+    @functools.wraps(function)
+    def call(**values: Any) -> None:
+        function(**{option: value for option, value in values.items() if option in own})
+
+    call.__signature__ = signature.replace(parameters=[*own.values(), *added])  # type: ignore[attr-defined]
+    app.command(name)(call)
+
+
+def advising_same_command(kept: str, purpose: str) -> AbstractContextManager[None]:
+    """While the block runs, an interruption says what is kept and shows the same command again.
+
+    Args:
+        kept: such as "finished parts are kept".
+        purpose: of running the command again, such as "go on".
+    """
+    return interruption.advising(lambda: f"{kept}; to {purpose}:\n  {interruption.same_command()}")
+
+
+def parse_settings(texts: list[str] | None, option: str = "--set") -> dict[str, Any]:
+    """Parses NAME=VALUE options, which reach every field of `TrainConfig`.
+
+    Args:
+        texts: each a field's name, or `augmentation.` and a field of `Augmentation`, then "=" and its value, in JSON or
+            else as plain text.
+        option: that they were given to.
+
+    Returns:
+        Options for `TrainConfig`.
+
+    Raises:
+        UsageError: not NAME=VALUE, or no field has that name.
+    """
+    from catdog.training import TrainConfig
+    from catdog.training.augmentation import Augmentation
+
+    found: dict[str, Any] = {}
+    for text in texts or []:
+        name, separator, raw = text.partition("=")
+        try:
+            value = json.loads(raw)
+        except ValueError:
+            value = raw
+        outer, _, inner = name.partition(".")
+        known = inner in Augmentation.model_fields if outer == "augmentation" else name in TrainConfig.model_fields
+        if not separator or not known:
+            raise UsageError(
+                f"{option} received {text!r}, expected NAME=VALUE with a training option, such as ema=0.99"
+            )
+        if inner:
+            found.setdefault(outer, {})[inner] = value
+        else:
+            found[name] = value
+    return found

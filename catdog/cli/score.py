@@ -1,0 +1,93 @@
+"""`catdog score`, `submission check` and `submit`: from a model to a file that Kaggle has accepted."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from catdog.choices import EngineChoice, SplitChoice
+from catdog.cli import display
+from catdog.cli.display import out
+from catdog.cli.options import Address, Data, Debug, Gpu, Wait, advising_same_command
+from catdog.errors import CatdogError, UsageError
+
+SubmissionFile = Annotated[str, typer.Argument(help="CSV of the submission.")]
+
+
+def score(
+    model: Annotated[list[str], typer.Option(help="Run or bundle. Repeat it to average the logits of several.")],
+    data: Data,
+    split: Annotated[
+        SplitChoice, typer.Option(help="Split to score; all is validation, and test if there is one.")
+    ] = "all",
+    out_: Annotated[str, typer.Option("--out", help="CSV to write; the report and other files lie beside it.")] = (
+        "submissions/results.csv"
+    ),
+    engine: Annotated[
+        EngineChoice,
+        typer.Option(help="auto is ONNX Runtime on CPUs if the model has been exported to it, and TensorFlow on GPUs."),
+    ] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Images that are decoded and predicted together.")] = 64,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the execution plan and exit.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", hidden=True)] = False,  # the name that --plan had
+    max_unreadable: Annotated[
+        float, typer.Option(help="Exit with 1 if more than this share of a split's images is unreadable.")
+    ] = 0.01,
+    gpu: Gpu = None,
+    address: Address = None,
+    wait: Wait = None,
+    debug: Debug = False,
+) -> None:
+    """Score a data set's images with a model, and write the submission and the validation report."""
+    from catdog.scoring import score
+
+    config = score.ScoreConfig(
+        model=model, data=data, split=split, out=out_, engine=engine, batch_size=batch_size,
+        max_unreadable=max_unreadable, gpu=gpu, address=address, wait=wait, debug=debug,
+    )  # fmt: skip
+    if plan or explain:
+        for what, why in score.explain_plan(config).items():
+            out.print(f"{what:<8}  {why}")
+        return
+    started = time.perf_counter()
+    with advising_same_command("finished parts are kept", "go on"), out.status("Scoring…") as status:
+        result = score.score_dataset(config, display.ScoreView(status.update).event)
+    display.show_score(result, time.perf_counter() - started)
+    if result.too_many_unreadable:
+        raise CatdogError(
+            f"more than {max_unreadable:.2%} of the images are unreadable ({', '.join(result.too_many_unreadable)}); "
+            f"everything is written, {result.unreadable} names them"
+        )
+
+
+def check(file: SubmissionFile, data: Data) -> None:
+    """Check a submission against the test split of its data set."""
+    from catdog.data import catalog
+    from catdog.reporting import submission
+
+    display.show_check(file, submission.check_submission(file, catalog.read_catalog(data)))
+
+
+def submit(
+    file: SubmissionFile,
+    message: Annotated[str, typer.Option("-m", "--message", help="Description that Kaggle shows.")],
+    data: Annotated[
+        str | None, typer.Option(help="Its data set. Default: the one named in the .meta.json file beside it.")
+    ] = None,
+    competition: Annotated[
+        str | None, typer.Option(help="Competition on Kaggle. Default: dogs-vs-cats-redux-kernels-edition.")
+    ] = None,
+) -> None:
+    """Check a submission and send it to Kaggle."""
+    from catdog import storage
+    from catdog.data import catalog
+    from catdog.reporting import kaggle, result_set, submission
+
+    if not storage.is_local(file):
+        raise UsageError(f"FILE received {file!r}; Kaggle's client sends files of this machine, so copy it here first")
+    prepared = catalog.read_catalog(data or result_set.read_origin(file))
+    display.show_check(file, submission.check_submission(file, prepared))
+    answer = kaggle.send_submission(storage.absolute(file), message, competition or kaggle.COMPETITION)
+    out.print(f"Sent {file}: {answer}")

@@ -1,0 +1,189 @@
+"""`catdog train`, `tune`, `oof`, `recipes` and `models`: from a data set to a model, and the choice among many."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from catdog import interruption
+from catdog.cli import display
+from catdog.cli.display import out
+from catdog.cli.options import Address, Data, Debug, Gpu, Runs, Wait, advising_same_command, parse_settings
+from catdog.errors import CatdogError, UsageError
+
+if TYPE_CHECKING:
+    from catdog.training import TrainConfig
+
+
+def train(
+    ctx: typer.Context,
+    data: Annotated[
+        str | None, typer.Option(help="Folder or bucket of a prepared data set. With --resume: the run's own.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Named set of options; see `catdog recipes`. Default: fine-tune if pretrained, else plain."),
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="Architecture; see `catdog models`. Default: small_resnet, from scratch.")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="Width multiplier of mobilenet.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="imagenet, none, or a Keras weights file without the top. Default: imagenet for a backbone."),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the square images, in pixels. Default: the architecture's own.")
+    ] = None,
+    freeze: Annotated[bool | None, typer.Option("--freeze/--no-freeze", help="Train the head only.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Maximum number of epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step, over all workers.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak rate. Default: the architecture's own.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after this many epochs without improvement.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of initial weights, order and augmentation.")] = None,
+    augment: Annotated[bool | None, typer.Option("--augment/--no-augment", help="Augment the training images.")] = None,
+    leave_out: Annotated[
+        str | None, typer.Option(help="List of training images to leave out: keys, or an audit's CSV.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other training option: NAME=VALUE, such as augmentation.rotation=10."),
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Cross-validate: K models, and out-of-fold predictions of all labelled images.")
+    ] = None,
+    fold: Annotated[int | None, typer.Option(help="With --folds: train this one only, counted from 1.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Number of Ray Train workers. Default: as many as fit.")] = None,
+    cpus_per_worker: Annotated[int | None, typer.Option(help="CPUs per worker. Default: an equal share.")] = None,
+    gpu: Gpu = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run. Default: recipe, architecture and time.")] = None,
+    runs: Runs = "runs",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run of this name.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run of this name first.")] = False,
+    address: Address = None,
+    wait: Wait = None,
+    debug: Debug = False,
+) -> None:
+    """Train a model, data-parallel on Ray Train, and write its bundle to RUNS/NAME/model/."""
+    from catdog.training import TrainConfig, train
+
+    # An option that was not given is left to the recipe, or to the run that is resumed.
+    given = {key for key in ctx.params if ctx.get_parameter_source(key).name != "DEFAULT"}  # type: ignore[union-attr]
+    options = {key: value for key, value in ctx.params.items() if key in given and key in TrainConfig.model_fields}
+    options |= parse_settings(set_)
+    if resume:
+        if name is None:
+            raise UsageError("--resume received without --name; say which run to continue")
+        options = train.stored_config(runs, name) | options
+    elif data is None:
+        raise UsageError("Missing option '--data': expected a prepared data set")
+    if fold is not None and folds is None:
+        raise UsageError("--fold received without --folds; say how many there are")
+    if folds is None:
+        _train_once(TrainConfig(**options), options)
+    elif name is None or resume or overwrite:
+        raise UsageError("--folds wants a --name, and goes on by itself where it ended: leave out --resume")
+    else:
+        _cross_validate(TrainConfig(**options), folds, fold)
+
+
+def _train_once(asked: TrainConfig, options: dict[str, Any]) -> None:
+    from catdog.training import train
+
+    started = time.perf_counter()
+    # Resolved here, because the command that continues needs the name, also one that is made up.
+    config, view = asked.resolve(), display.TrainView()
+
+    def advice() -> str:
+        if config.run not in view.opened:
+            kept = "the run is as it was; to go on" if config.resume else "the run had not begun; to start it"
+            return f"{kept}:\n  {interruption.same_command()}"
+        again = ["catdog", "train", "--resume", "--name", config.name or "", "--runs", asked.runs]
+        again += ["--address", config.address] if config.address else []
+        again += ["--set", f"features={options['features']}"] if options.get("features") else []
+        kept = f"the last whole epoch of {view.opened[-1]} is kept" if view.epochs else "no epoch was finished"
+        return f"{kept}; to go on:\n  {shlex.join(again + ['--debug'] * config.debug)}"
+
+    with interruption.advising(advice), view:
+        result = train.train_model(config, view.event)
+    display.show_training(result, time.perf_counter() - started)
+
+
+def _cross_validate(config: TrainConfig, folds: int, fold: int | None) -> None:
+    from catdog.experiments import cross_validation
+
+    advice = advising_same_command("finished folds are kept, and whole epochs of the one in training", "go on")
+    with advice, display.TrainView() as view:
+        found = cross_validation.cross_validate(config, folds, fold, view.event)
+    display.show_out_of_fold([found])
+
+
+def tune(
+    data: Data,
+    name: Annotated[str, typer.Option(help="Name of the search, and of its folder in --runs.")],
+    search: Annotated[str | None, typer.Option(help="Predefined search: gray-grid.")] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(help="Values of a training option, as NAME=[VALUE, …]. Repeatable: all combinations are tried."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Training option of all trials, as NAME=VALUE: recipe, arch, epochs …"),
+    ] = None,
+    asha: Annotated[bool, typer.Option("--asha", help="Stop weak trials early.")] = False,
+    concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Number of trials at a time. Default: one per CPU.")
+    ] = None,
+    runs: Runs = "runs",
+    address: Address = None,
+    wait: Wait = None,
+    debug: Debug = False,
+) -> None:
+    """Search training options with Ray Tune, and rank the trials by validation log loss."""
+    from catdog.experiments import tuning
+    from catdog.training import TrainConfig
+
+    chosen = tuning.get_search(search) if search is not None else tuning.Search("", "")
+    values = dict(chosen.grid)
+    for text in grid or []:
+        values |= parse_settings([text], "--grid")
+    for key, value in values.items():
+        if not isinstance(value, list):
+            raise UsageError(f"--grid received {key}={value}, expected a list such as {key}=[1, 2]")
+    options = chosen.base | parse_settings(set_)
+    places = {"data": data, "name": name, "runs": runs, "address": address, "wait": wait, "debug": debug}
+    config = TrainConfig(**(options | places))
+    advice = advising_same_command("finished trials are kept, and whole epochs of the others", "go on")
+    with advice, out.status("Searching…"):
+        trials = tuning.run_search(config, values, asha, concurrent, display.show_event)
+    failed = all(trial.log_loss is None for trial in trials)
+    display.show_trials(trials, None if failed else tuning.judge(config, trials))
+    out.print(f"Runs: {config.run}   Curves: tensorboard --logdir {config.run}")
+    if failed:
+        raise CatdogError("every run of the search failed")
+
+
+def oof(
+    names: Annotated[list[str], typer.Argument(help="Finished cross-validations: the run folders of `train --folds`.")],
+) -> None:
+    """Compare cross-validations image by image, and evaluate the average of their logits."""
+    from catdog.experiments import cross_validation
+
+    display.show_out_of_fold([cross_validation.read_out_of_fold(name) for name in names])
+
+
+def recipes() -> None:
+    """List the recipes."""
+    from catdog.training import recipes
+
+    display.show_recipes(recipes.RECIPES.values())
+
+
+def models() -> None:
+    """List the architectures."""
+    from catdog.models import registry
+
+    display.show_architectures(registry.ARCHITECTURES.values())
