@@ -1,8 +1,8 @@
-"""Train an image classifier data-parallel on Ray, score a pile of images with it, and hand Kaggle a CSV."""
+"""Data-parallel training of an image classifier on Ray, batch scoring, and a CSV for Kaggle."""
 
 import os
 
-# Keras reads it once, while it is imported; every process of ours imports this first.
+# Keras reads this once, when it is imported; every catdog process imports this package first.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`python -m catdog` is the same as the `catdog` command, which starts here, too."""
+"""Entry point of `python -m catdog` and of the `catdog` command."""
 
 from typing import NoReturn
 
@@ -12,7 +12,7 @@ def main() -> NoReturn:
 
 
 def _main() -> None:
-    # Only now: what the command imports takes long enough to be interrupted.
+    # Imported late: these imports take long enough to be interrupted, so the guard must be in place first.
     from catdog.cli import main
 
     main.main()

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one on this machine for the while."""
+"""Joining a Ray cluster, or starting a temporary one on this machine."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ from ray.job_config import JobConfig
 from catdog import imports, interruption
 from catdog.errors import CatdogError, UsageError
 
-# Whether the cluster that `connect` joined may grow.
+# Whether the cluster that `connect` joined may grow: autoscalers run only on clusters that catdog did not start.
 _may_grow = False
 
-# A head that is there answers in milliseconds.
+# A reachable head answers within milliseconds.
 _ANSWER_SECONDS = 10
 
 
 @contextlib.contextmanager
 def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
-    """Joins the cluster at `address`, else at RAY_ADDRESS, else starts one of this machine's size for the while.
+    """Joins the cluster at `address` or at RAY_ADDRESS; without either it starts a local one until the block ends.
 
     Args:
-        address: what `ray.init` takes, or None.
-        debug: shows Ray's own log and what the workers print.
+        address: an address as for `ray.init`, or None.
+        debug: show Ray's own log and the output of workers.
 
     Yields:
-        Whether the cluster may grow: somebody else's may have an autoscaler, one's own has not.
+        Whether the cluster may grow: an existing cluster may have an autoscaler, a local one has none.
 
     Raises:
-        CatdogError: no cluster there.
+        CatdogError: the cluster could not be reached or started.
+        UsageError: the address is that of the Jobs API.
     """
     global _may_grow
-    if ray.is_initialized():  # by a `connect` around this one, or by somebody who calls the library
+    if ray.is_initialized():  # by an enclosing `connect`, or by the program that uses the library
         yield _may_grow
         return
     address = address or os.environ.get("RAY_ADDRESS") or None
@@ -56,10 +57,10 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
             f"received the address {address}, which is Ray Client's, and Ray Train does not run behind it; expected "
             "HOST:PORT of a head, on one of the cluster's nodes or in a submitted job"
         )
-    # Reports reach the Train controller by polling; its two seconds are as long as a small epoch.
+    # The Train controller polls for reports; its default of two seconds is as long as a small epoch.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if not debug:
-        # Ray Data starts its actors in a way that Ray's core calls an error; it is none.
+        # Ray's core logs a harmless error whenever Ray Data starts actors.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": logging.INFO if debug else logging.ERROR}
     try:
@@ -67,18 +68,19 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
             _require_head(address)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            # Nobody reclaims a machine of one's own, and the watcher is one more process to start.
+            # A local machine is never preempted, and the watcher is another process to start.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            # Workers that Ray starts before anybody asks are not ready when actors are, and get replaced.
+            # Prestarted workers would not be ready when the actors start, so Ray would start others anyway.
             os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-            # Half of the time Ray knocks at its object store before it listens, and would then sleep for a second.
+            # About half of the time Ray connects to its object store before that listens; the default retry is a second
+            # later.
             os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
             os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
             options["include_dashboard"] = False
-        # Ray Data is slow to import, and Ray to start: each mostly waits, so they do it together.
-        with quiet_stderr(not debug), ThreadPoolExecutor(1) as meanwhile:
-            meanwhile.submit(importlib.import_module, "ray.data")
-            # "local": without it Ray would join whatever cluster this machine last heard of.
+        # Importing Ray Data and starting Ray both take seconds and mostly wait, so they run at the same time.
+        with quiet_stderr(not debug), ThreadPoolExecutor(1) as pool:
+            pool.submit(importlib.import_module, "ray.data")
+            # With address=None, Ray would join a cluster that already runs on this machine.
             with interruption.keeping_handlers():
                 ray.init(address=address or "local", job_config=_JobConfig(), **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError, RayError) as error:
@@ -88,8 +90,8 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
         from ray.data import DataContext
 
         if not debug:
-            for name in ("ray.data", "ray.train"):  # Ray Data's has its level set by importing it
-                # Their errors come as exceptions too, of which `cause` makes one line.
+            for name in ("ray.data", "ray.train"):  # after the import, which sets Ray Data's level
+                # Their errors also arrive as exceptions, which `cause` shortens to one line.
                 logging.getLogger(name).setLevel(logging.CRITICAL)
         DataContext.get_current().enable_progress_bars = debug
         _may_grow = bool(address)
@@ -104,23 +106,23 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
 
 
 class _JobConfig(JobConfig):
-    """Gives Ray's workers this process's path.
+    """Job configuration that gives Ray's workers the Python path of this process.
 
-    Ray itself puts the working folder first on it, where the `catdog` command does not look, and a `keras.py` there
-    would be imported in place of Keras. In a submitted job both have the path of the uploaded folder.
+    By default Ray puts the working folder first on the workers' path, so a `keras.py` there would replace Keras, though
+    the `catdog` command itself does not import from there. In a submitted job both use the uploaded folder.
     """
 
     def _serialize(self) -> str:
         if not self._runtime_env_has_working_dir():
-            # Each is put before those that are there.
+            # Reversed, because Ray inserts each entry at the front.
             self._py_driver_sys_path = imports.driver_path()[::-1]
         return super()._serialize()
 
 
 def _stop_autoscaler(head: str) -> None:
-    """Kills the autoscaler of one's own cluster, which has nothing to scale.
+    """Kills the autoscaler process of a local cluster, which has nothing to scale.
 
-    `ray.shutdown` stops the head before it, which it then tries to reach until it is killed, a second later.
+    This speeds up `ray.shutdown`, which stops the head first: the autoscaler would try to reach it for a second.
     """
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process().children():
@@ -133,7 +135,7 @@ def _stop_autoscaler(head: str) -> None:
 
 @contextlib.contextmanager
 def quiet_stderr(quiet: bool = True) -> Iterator[None]:
-    """Drops what is written to standard error below Python, such as TensorFlow's remarks while it is imported."""
+    """Suppresses output to standard error, also from C++, such as TensorFlow's messages on import."""
     if not quiet:
         yield
         return
@@ -149,7 +151,7 @@ def quiet_stderr(quiet: bool = True) -> Iterator[None]:
 
 
 def cause(error: BaseException) -> str:
-    """The line of an error from a Ray task, actor or worker that says what went wrong there."""
+    """The line with the cause, from the message of an error in a Ray task, actor or worker."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b.*: ", line)]
     ours = [line.partition("Error: ")[2] for line in raised if line.startswith("catdog.errors.")]
@@ -158,7 +160,7 @@ def cause(error: BaseException) -> str:
 
 
 def _require_head(address: str) -> None:
-    """Asks the head at an address whether it is one and takes our token: Ray would go on trying, and not say why."""
+    """Checks that a Ray head at the address accepts our token; Ray itself would retry without giving a reason."""
     import grpc
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
     from ray._private.services import get_ray_address_from_environment
@@ -168,7 +170,7 @@ def _require_head(address: str) -> None:
     if not host or "/" in host or not port.isdecimal():
         return
     token: list[tuple[str, str]] = []
-    with contextlib.suppress(RayError):  # there is none
+    with contextlib.suppress(RayError):  # no token is set
         token = [(name.lower(), value) for name, value in get_auth_headers_if_auth_enabled({}).items()]
     with grpc.insecure_channel(where, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
@@ -178,19 +180,17 @@ def _require_head(address: str) -> None:
             code, details = error.code(), error.details()
     if code == grpc.StatusCode.UNAUTHENTICATED and not token:
         raise CatdogError(
-            f"the Ray cluster at {where} wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            f"the Ray cluster at {where} requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH unless ~/.ray/auth_token holds it"
         )
     if code == grpc.StatusCode.UNAUTHENTICATED:
         given = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
         source = given[0] if given else "~/.ray/auth_token"
-        raise CatdogError(
-            f"the Ray cluster at {where} refused the token of {source}; expected the one that its head has"
-        )
+        raise CatdogError(f"the Ray cluster at {where} refused the token of {source}; expected the token of its head")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         reason = f"no answer within {_ANSWER_SECONDS} s"
     elif code == grpc.StatusCode.UNIMPLEMENTED or "HTTP/2" in details:
-        reason = "what answers there is no Ray head"
+        reason = "the server there is not a Ray head"
     else:
         reason = details.rpartition(": ")[2].rstrip("]")
     raise CatdogError(f"could not reach the Ray cluster at {where}: {reason}")

@@ -1,13 +1,13 @@
-"""The two errors people see: each message is one line that says what was received, what was expected, what to do."""
+"""Errors shown to users. A message is one line: what was received, what was expected, what to do."""
 
 
 class CatdogError(Exception):
-    """Something failed that the message explains; the command line prints it and exits with 1."""
+    """A failure that the message explains; the command line prints it and exits with 1."""
 
     exit_code = 1
 
 
 class UsageError(CatdogError):
-    """The request itself is wrong (an option, a path, a combination); the command line exits with 2."""
+    """An invalid request (an option, a path, a combination of them); the command line exits with 2."""
 
     exit_code = 2

@@ -1,4 +1,4 @@
-"""A package's public face: names that are imported from their modules when they are first asked for."""
+"""Lazy exports: a package's public names, imported from their modules on first use."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def lazy(package: str, names: dict[str, str]) -> tuple[Callable[[str], Any], list[str]]:
-    """Makes a package's `__getattr__` and `__all__` (PEP 562), so that importing the package loads no module of it.
+    """Creates a package's `__getattr__` and `__all__` (PEP 562); importing the package then loads none of its modules.
 
     Args:
-        package: its full name.
-        names: by public name, the module of the package that has it.
+        package: full name of the package.
+        names: the module that defines each public name.
     """
 
     def find(name: str) -> Any:

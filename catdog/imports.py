@@ -1,4 +1,4 @@
-"""What `import` finds, here and in Ray's workers: the same packages, whatever lies in the working folder."""
+"""The Python path of this process and of Ray's workers, so that files in the working folder hide no package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import catdog
 from catdog.errors import UsageError
 
-# What this process and its workers import from site-packages.
+# Packages that catdog imports, here and in Ray's workers.
 PACKAGES = (
     "cleanlab", "cv2", "h5py", "imagehash", "keras", "numpy", "onnx", "onnxruntime", "pandas", "PIL", "psutil",
     "pyarrow", "pydantic", "ray", "rich", "scipy", "sklearn", "tensorboardX", "tensorflow", "tf2onnx", "typer",
@@ -19,10 +19,11 @@ PACKAGES = (
 
 
 def leave_working_folder() -> None:
-    """Takes off the path what `python -m` put first on it, the working folder, unless this very catdog is there only.
+    """Removes the working folder, which `python -m` puts first on the path, unless catdog is found only there.
 
-    So `python -m catdog` imports what the command `catdog` does. In a checkout that is not installed, or where another
-    one is, the folder stays: workers would not find this catdog without it.
+    `python -m catdog` then imports the same packages as the `catdog` command.
+    In a checkout that is not installed, or where another one is, the folder stays: workers would not find this catdog
+    without it.
     """
     if sys.flags.safe_path:
         return
@@ -34,10 +35,10 @@ def leave_working_folder() -> None:
 
 
 def driver_path() -> list[str]:
-    """What stands on this process's path before Python's own folders: a script's folder, PYTHONPATH, and the like.
+    """The entries of this process's path before Python's own folders: the script's folder, PYTHONPATH, and so on.
 
     Returns:
-        Absolute folders, in order. The rest is the interpreter's, and every node has its own.
+        Absolute folders, in order. The other entries belong to the interpreter, and each node has its own.
     """
     zipped = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
     packages = Path(sysconfig.get_path("purelib"))
@@ -46,18 +47,19 @@ def driver_path() -> list[str]:
         if entry == sysconfig.get_path("stdlib") or Path(entry).name == zipped:
             break
         path = Path(entry).absolute()
-        if not path.is_relative_to(packages):  # where Ray has packages of its own
+        if not path.is_relative_to(packages):  # Ray adds folders of the packages that it vendors
             found.append(str(path))
     return found
 
 
 def require_unhidden() -> None:
-    """Makes sure that no file of the user's is imported in place of a package.
+    """Checks that no file of the user hides an installed package.
 
-    A single file is none of these packages. A folder is meant to replace one if PYTHONPATH leads to it.
+    A single file counts always, since none of the packages is one. A folder in an entry of PYTHONPATH does not count:
+    it is meant to replace the package.
 
     Raises:
-        UsageError: a package is hidden; says by which file.
+        UsageError: a package is hidden; the message names the file.
     """
     given = [str(Path(entry).absolute()) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     for folder in driver_path():
@@ -67,4 +69,6 @@ def require_unhidden() -> None:
             if origin is None or origin.suffix != ".py" or (origin.name == "__init__.py" and folder in given):
                 continue
             hides = origin.parent if origin.name == "__init__.py" else origin
-            raise UsageError(f"{hides} hides the package {name}, which catdog needs; rename it, or work elsewhere")
+            raise UsageError(
+                f"{hides} hides the package {name}, which catdog needs; rename it, or run in another folder"
+            )

@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM: what is kept and which command goes on is said at once, and the process ends in order, or soon.
+"""Ctrl-C and SIGTERM: an immediate message on what is kept and how to continue, then an orderly end of the process.
 
-Ray, its libraries and the command line each put handlers of their own in place. So the signals are noticed before any
-handler, by the byte that Python writes to a pipe for each, and it does not matter what the handlers make of them.
+Ray, its libraries and the command line install signal handlers of their own. Signals are therefore read from the wakeup
+pipe, to which Python writes a byte for each signal before any handler runs; the handlers do not matter then.
 
-Little is imported here, and late: until it is, an interruption is a traceback.
+This module imports little and late, because an interruption before it is loaded shows a traceback.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-# What stops Ray and closes files has this long; a process that is still there then ends as it is.
+# Time for stopping Ray and closing files; after that the process is ended without cleanup.
 GRACE_SECONDS = 10.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -25,7 +25,7 @@ _advice: list[Callable[[], str]] = []
 
 
 def same_command() -> str:
-    """The command that this process runs, quoted for a shell."""
+    """The command line of this process, quoted for a shell."""
     import shlex
 
     return shlex.join(["catdog", *sys.argv[1:]])
@@ -33,42 +33,42 @@ def same_command() -> str:
 
 @contextlib.contextmanager
 def advising(advice: Callable[[], str]) -> Iterator[None]:
-    """While the block runs, an interruption says this.
+    """Sets the message for an interruption while the block runs.
 
     Args:
-        advice: called when it happens, in another thread; what is kept and what to do, a line or two.
+        advice: called on an interruption, in another thread; returns one or two lines on what is kept and what to do.
     """
     _advice.append(advice)
     try:
         yield
     except BaseException as error:
         if _watch is not None:
-            _watch.catch_up(error)  # if it is the signal that ends the block, its thread is still to ask
+            _watch.catch_up(error)  # if a signal ends the block, the thread still needs this advice
         raise
     finally:
         _advice.pop()
 
 
 def guard(command: Callable[[], object]) -> object:
-    """Runs a command; if SIGINT or SIGTERM comes, says so, and ends the process with 128 and the signal's number.
+    """Runs a command; on SIGINT or SIGTERM prints a message and exits with 128 plus the signal number.
 
-    A second signal ends the process at once. One guard inside another is no harm. Threads but the first have no guard,
-    since Python takes signals in the first only.
+    A second signal ends the process at once. Guards may be nested. Outside the main thread it only runs the command,
+    since Python handles signals in the main thread.
 
     Args:
-        command: is interrupted by `KeyboardInterrupt`, or by what Ray's handlers do.
+        command: function to run; interrupted by `KeyboardInterrupt` or by Ray's handlers.
 
     Returns:
-        What the command returns.
+        The result of the command.
 
     Raises:
-        SystemExit: a signal came, however the command took it.
+        SystemExit: a signal arrived, even if the command ignored it.
     """
     global _watch
     if threading.current_thread() is not threading.main_thread():
         return command()
     outermost = _watch is None
-    # What comes meanwhile waits, and is not for the watching thread to take.
+    # Blocked during setup, so that signals are delivered to this thread and not to the watching one.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS if outermost else ())
     watch = _watch = _watch or _Watch()
     try:
@@ -81,7 +81,7 @@ def guard(command: Callable[[], object]) -> object:
         watch.settle()
         return result
     finally:
-        # After an interruption it goes on watching: what Python does at its end may hang, too.
+        # After an interruption it keeps watching, because Python's own shutdown may hang, too.
         if outermost and watch.received is None:
             watch.close()
             _watch = None
@@ -89,7 +89,7 @@ def guard(command: Callable[[], object]) -> object:
 
 @contextlib.contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Puts back the handlers of SIGINT and SIGTERM that the block replaces, as starting Ray does in C++, too."""
+    """Restores the handlers of SIGINT and SIGTERM after the block; starting Ray replaces them, also in C++."""
     main = threading.current_thread() is threading.main_thread()
     before = [(number, signal.getsignal(number)) for number in _SIGNALS] if main else []
     try:
@@ -105,22 +105,22 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 class _Watch:
-    """A thread that reads which signals come.
+    """A thread that watches for signals.
 
     Attributes:
-        received: the first one's number, or None.
+        received: number of the first signal, or None.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        # Ray's start hides standard error for a while.
+        # A copy, because standard error is suppressed while Ray starts.
         self._stderr = os.dup(2)
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)
         self._caught_up = threading.Event()
         self._old_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         self._old_handler = signal.getsignal(signal.SIGTERM)
-        if self._old_handler is signal.SIG_DFL:  # one that ignores it, such as nohup's for another signal, stays
+        if self._old_handler is signal.SIG_DFL:  # keep a handler that ignores the signal
             signal.signal(signal.SIGTERM, _interrupt)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -137,7 +137,7 @@ class _Watch:
         if self.received is not None:
             os._exit(128 + self.received)
         self.received = number
-        if "--debug" not in sys.argv:  # what is cut short has nothing to say for itself
+        if "--debug" not in sys.argv:  # no tracebacks of interrupted threads and destructors
             sys.unraisablehook = lambda _: None
             threading.excepthook = lambda _: None
         end = threading.Timer(GRACE_SECONDS, os._exit, [128 + number])
@@ -148,7 +148,7 @@ class _Watch:
         os.write(self._stderr, f"{start}catdog: interrupted; {advice}\n".encode(errors="backslashreplace"))
 
     def catch_up(self, error: BaseException | None = None) -> None:
-        """Waits until every signal that came so far is taken; with --debug shows where it hit."""
+        """Waits until all signals so far are processed; with --debug prints the traceback of the interruption."""
         self._caught_up.clear()
         os.write(self._write_end, b"\0")
         self._caught_up.wait(timeout=5)
@@ -158,20 +158,20 @@ class _Watch:
             os.write(self._stderr, "".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
 
     def settle(self, error: BaseException | None = None) -> None:
-        """Ends the process in order, if a signal came so far.
+        """Exits if a signal arrived so far.
 
         Raises:
-            SystemExit: one came.
+            SystemExit: a signal arrived.
         """
         self.catch_up(error)
         if self.received is not None:
-            # Python notes a KeyboardInterrupt that passes through an `exec` of a text, such as a dataclass has, and
-            # would in the end kill itself with SIGINT; the next `exec` makes it forget.
+            # If a KeyboardInterrupt passed through an `exec` of source text, as dataclasses use, Python kills itself
+            # with SIGINT at exit; another `exec` clears that.
             exec("")
             raise SystemExit(128 + self.received)
 
     def close(self) -> None:
-        """Ends the thread and puts the old handler back."""
+        """Ends the thread and restores the old handler."""
         signal.set_wakeup_fd(self._old_fd)
         if self._old_handler is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,7 +1,8 @@
-"""Leases: a file that says which process works on a folder, so that no second one does at the same time.
+"""Leases: a lock file that lets one process at a time work on a folder.
 
-The file holds the process and the time of its last heartbeat. A lease ends with its process: on the same machine that
-can be seen, elsewhere the heartbeat stops. So whatever was killed, the next start takes over, and needs no hand.
+The file names the process and the time of its last heartbeat. A lease ends with its process: on the same machine the
+process table shows that, on another machine the heartbeat stops. After a crash the next start therefore takes over
+without manual cleanup.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from catdog import storage
 from catdog.errors import CatdogError
 
 BEAT_SECONDS = 10.0
-# Clocks of machines that share storage may differ by some seconds, and a bucket may be slow.
+# Long enough for clock differences of some seconds between machines, and for slow buckets.
 STALE_SECONDS = 60.0
 
 
@@ -32,13 +33,14 @@ class Lease:
     """A held lease.
 
     Attributes:
-        uri: of its file.
-        what: what is being done, in a few words.
-        token: a random name, by which the holder knows its own lease.
+        uri: URI of the lease file.
+        what: the operation in progress, in a few words.
+        token: random name by which the holder recognizes its own lease.
         host: name of the machine.
-        space: what process ids mean something in: one boot of one machine, or a container on it.
-        pid: of the process.
-        process_started: by the machine's clock, in seconds since 1970; a number may be used again by another process.
+        space: identifies the PID namespace: one boot of one machine, or a container on it.
+        pid: process id.
+        process_started: start time of the process, in seconds since 1970; tells it from a later process with the same
+            id.
         beat: time of the last heartbeat, in seconds since 1970.
     """
 
@@ -52,21 +54,21 @@ class Lease:
     beat: float = field(default_factory=time.time)
 
     def require_held(self) -> None:
-        """Makes sure that the lease is still this process's, before something is written that depends on it.
+        """Checks that this process still holds the lease; to be called before a write that depends on it.
 
         Raises:
-            CatdogError: another process took it over, because no heartbeat came for `STALE_SECONDS`.
+            CatdogError: another process took over, because there was no heartbeat for `STALE_SECONDS`.
         """
         holder = _read(self.uri)
         if holder is None or holder.token != self.token:
             raise CatdogError(
-                f"{self.what}: another process took {storage.parent(self.uri)} over while this one stood still; "
+                f"{self.what}: another process took over {storage.parent(self.uri)} while this one was suspended; "
                 "nothing more was written"
             )
 
     @property
     def seconds_left(self) -> float:
-        """How long the holder may still be alive: 0 where it is certainly not."""
+        """Seconds for which the holder may still be alive; 0 if it is known to be dead."""
         if self.space == _process_space():
             with contextlib.suppress(psutil.Error):
                 if abs(psutil.Process(self.pid).create_time() - self.process_started) < 1:
@@ -83,15 +85,15 @@ def hold(uri: str, what: str, patience: float = 0.0) -> Iterator[Lease]:
     """Holds a lease while the block runs.
 
     Args:
-        uri: of the lease's file.
-        what: what is being done, in a few words, for the message that another process gets.
-        patience: how long to wait for another holder to end, in seconds.
+        uri: URI of the lease file.
+        what: the operation in progress, in a few words, for the message that another process shows.
+        patience: seconds to wait for another holder to end.
 
     Yields:
         The lease.
 
     Raises:
-        CatdogError: a living process holds it; says which.
+        CatdogError: a living process holds the lease; the message names it.
     """
     lease = Lease(uri, what)
     end = time.monotonic() + patience
@@ -107,7 +109,7 @@ def hold(uri: str, what: str, patience: float = 0.0) -> Iterator[Lease]:
 
     def beat() -> None:
         while not over.wait(BEAT_SECONDS):
-            with contextlib.suppress(CatdogError, OSError):  # a heartbeat that is missed may come the next time
+            with contextlib.suppress(CatdogError, OSError):  # the next heartbeat may succeed
                 holder = _read(uri)
                 if holder is None or holder.token != lease.token:
                     return
@@ -132,12 +134,12 @@ def _take(lease: Lease) -> None:
     if holder is not None and (left := holder.seconds_left):
         here = holder.space == _process_space()
         where = "on this machine" if here else f"on {holder.host}"
-        rest = "" if here else f" (a process that died holds on for {left:.0f} s at most)"
+        rest = "" if here else f" (if that process is dead, its lease expires within {left:.0f} s)"
         raise CatdogError(
             f"{storage.parent(lease.uri)} is in use: {holder.what}, process {holder.pid} {where}; wait until it has "
             f"ended, or end it{rest}"
         )
-    # Of several that find a dead holder, one moves its file away.
+    # Several processes may find that the holder is dead; renaming lets exactly one of them remove the file.
     if storage.is_local(lease.uri):
         path = Path(storage.absolute(lease.uri))
         aside = path.with_name(f"{path.name}.{lease.token}")
@@ -145,7 +147,7 @@ def _take(lease: Lease) -> None:
             path.rename(aside)
             moved = _read(str(aside))
             if moved is not None and (holder is None or moved.token != holder.token):
-                aside.rename(path)  # somebody else was first, and this is theirs
+                aside.rename(path)  # another process was faster, and this is its new lease
             else:
                 aside.unlink()
     else:
@@ -157,7 +159,7 @@ def _take(lease: Lease) -> None:
 
 
 def _read(uri: str) -> Lease | None:
-    """The lease in a file; None where there is none, or none that can be read."""
+    """The lease in a file; None if the file is absent or unreadable."""
     try:
         return Lease(**json.loads(storage.read_bytes(uri)))
     except (OSError, ValueError, TypeError):

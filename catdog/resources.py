@@ -1,4 +1,4 @@
-"""What a run asks of the cluster: how many workers or actors, with which CPUs, GPUs and threads each."""
+"""Resource plans: how many workers or actors a run starts, with how many CPUs, GPUs and threads each."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import ray
 from catdog.choices import EngineName
 from catdog.errors import UsageError
 
-# Fewer images than this in a worker's share of a batch, and starting the worker costs more than it brings.
+# The least images of a batch for each worker; with fewer, starting the worker costs more time than it saves.
 _MIN_SHARE = 8
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a training run asks of the cluster.
+    """Resources of a training run.
 
     Attributes:
         workers: Ray Train workers, one replica each.
-        cpus_per_worker: CPUs, and TensorFlow threads, of each.
-        gpu: whether each has a GPU.
+        cpus_per_worker: CPUs and TensorFlow threads of each worker.
+        gpu: whether each worker has a GPU.
     """
 
     workers: int
@@ -31,15 +31,16 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class ScorePlan:
-    """What a scoring run asks of the cluster.
+    """Resources of a scoring run.
 
     Attributes:
-        engine: what predicts.
-        actors: each with the model in memory.
-        threads: of each, and the CPUs it is counted with; with a GPU its CPUs stay free for reading.
-        gpu: whether each has a GPU. If so, tasks on the CPUs read and decode ahead of the actors; if not, each actor
-            reads its own files, for there is no other CPU.
-        why: the plan and its reasons, by name, for people.
+        engine: the inference engine.
+        actors: number of actors; each holds the model in memory.
+        threads: threads of each actor, and the CPUs that it reserves. With a GPU it reserves none, so that all CPUs
+            stay free for reading.
+        gpu: whether each actor has a GPU. If so, tasks on the CPUs read and decode ahead of the actors; if not, each
+            actor reads its own files, since the actors take all CPUs.
+        why: the decisions and their reasons as text, by name.
     """
 
     engine: EngineName
@@ -56,19 +57,19 @@ def plan_training(
     gpu: bool | None = None,
     may_grow: bool = False,
 ) -> TrainPlan:
-    """Decides the workers of a training run from what was asked and what the cluster has.
+    """Decides the number and size of the workers of a training run.
 
-    Decoding is over before the workers start, so they may take every CPU.
+    Images are decoded before the workers start, so the workers may take every CPU.
 
     Args:
         batch_size: the global batch, in images.
-        workers: how many, or None for as many as the cluster holds and the batch is worth.
-        cpus_per_worker: CPUs of each, or None for an even share.
-        gpu: True, False, or None for GPUs where there are any.
-        may_grow: an autoscaler may bring GPUs that are not there yet.
+        workers: number of workers; None for as many as fit into the cluster, with at least 8 images of a batch each.
+        cpus_per_worker: CPUs of each worker; None for equal shares.
+        gpu: True, False, or None to use GPUs if the cluster has any.
+        may_grow: an autoscaler may add GPUs.
 
     Raises:
-        UsageError: more than the cluster has, or a batch too small to share.
+        UsageError: the request exceeds the cluster, or the batch has fewer images than there are workers.
     """
     cpus, gpus = _per_node("CPU"), _per_node("GPU")
     if not cpus:
@@ -107,18 +108,18 @@ def plan_training(
 
 
 def plan_scoring(parts: Mapping[EngineName, int], gpu: bool | None = None, may_grow: bool = False) -> ScorePlan:
-    """Decides how a scoring run uses the cluster: an actor a CPU, or a GPU, and no more than there are parts.
+    """Decides how a scoring run uses the cluster: one actor for each CPU or GPU, and at most one for each part.
 
-    Where there is no GPU actors read their own files and the catalog's blocks need no task, so they may take every
-    CPU. Each has one thread, so that a part's bits do not depend on how many CPUs there are; more actors do more.
+    Without GPUs, actors read their own files and no other tasks run, so actors may take every CPU. Each has one thread,
+    so that the result is the same to the last bit on any number of CPUs; parallelism comes from the number of actors.
 
     Args:
-        parts: by engine that may predict, how many are to be made; the fastest on a CPU first.
-        gpu: True, False, or None for GPUs where there are any and TensorFlow may use them.
-        may_grow: an autoscaler may bring a GPU that is not there yet.
+        parts: number of parts to score with each allowed engine, the fastest engine on CPUs first.
+        gpu: True, False, or None to use GPUs if the cluster has any and TensorFlow is allowed.
+        may_grow: an autoscaler may add GPUs.
 
     Raises:
-        UsageError: the cluster has no CPU or GPU to give, or there is no engine for it.
+        UsageError: the cluster has no CPU or GPU, or no allowed engine runs on it.
     """
     gpus, cpus = _per_node("GPU"), _per_node("CPU")
     gpu = bool(gpus) and "tensorflow" in parts if gpu is None else gpu
@@ -153,12 +154,12 @@ def plan_scoring(parts: Mapping[EngineName, int], gpu: bool | None = None, may_g
 
 
 def object_store_bytes() -> int:
-    """The smallest node's share of Ray's shared memory, in bytes: what one copy of a data set must fit in."""
+    """Size of the smallest object store of a node, in bytes; one copy of a data set must fit into it."""
     stores = [node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]]
     return int(min((size for size in stores if size), default=0))
 
 
 def _per_node(resource: str) -> list[int]:
-    """How much of a resource each living node has, nodes without it left out."""
+    """Amount of a resource on each living node that has any."""
     amounts = [int(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"]]
     return [amount for amount in amounts if amount]

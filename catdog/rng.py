@@ -1,4 +1,4 @@
-"""Random numbers that follow from seed, epoch and key alone, not from timing, order or the number of workers."""
+"""Random numbers that depend only on seed, epoch and key, not on timing, order or the number of workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What numbers are drawn for: different streams of one seed have nothing to do with each other."""
+    """Purposes that random numbers are drawn for; the streams of one seed are independent of each other."""
 
     ORDER = 0
     AUGMENTATION = 1
@@ -20,7 +20,7 @@ class Stream(IntEnum):
 
 
 def key_hash(keys: list[str]) -> np.ndarray:
-    """A stable 64-bit number for each key, which order and augmentation are drawn from.
+    """Stable 64-bit hashes of keys, the source of an epoch's order and of augmentation.
 
     Args:
         keys: N catalog keys.
@@ -38,13 +38,13 @@ def key_hash(keys: list[str]) -> np.ndarray:
 
 
 def uniform(seed: int, epoch: int, hashes: np.ndarray, draws: int) -> np.ndarray:
-    """Random numbers that depend on seed, epoch and key alone, not on timing, order or the number of workers.
+    """Uniform random numbers that depend only on seed, epoch and key.
 
     Args:
         seed: the run's seed.
         epoch: counted from 0.
         hashes: uint64, N, from `key_hash`.
-        draws: D, how many numbers each key gets.
+        draws: D, the number of draws for each key.
 
     Returns:
         float64 in [0, 1), N×D (SplitMix64: Steele, Lea and Flood, 2014).

@@ -1,7 +1,7 @@
-"""A run's folder: where its files are, and the rules for opening, resuming, overwriting and finishing it.
+"""The folder of a run: the paths of its files, and the rules for opening, resuming, overwriting and finishing it.
 
-`config.json` makes a folder a run, `model/bundle.json` makes the run finished. Nothing else is trusted: a folder that
-holds another program's `config.json` is not a run, and a file that catdog did not write is never deleted.
+A folder is a run if it has a `config.json` of catdog; the run is finished if `model/bundle.json` exists. The
+`config.json` of another program does not count, and a file that catdog did not write is never deleted.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from catdog.errors import CatdogError, UsageError
 
 CHECKPOINTS, BUNDLE = "checkpoints", "bundle.json"
 TUNE, SEARCH = "tune", "search.json"
-_CONFIG, _LEASE, _MODEL, _BOARD, _VALID = "config.json", "lease.json", "model", "tensorboard", "valid.parquet"
-# Options that every run was started with, whatever version of catdog wrote them down.
+_CONFIG, _LEASE, _MODEL, _CURVES, _VALID = "config.json", "lease.json", "model", "tensorboard", "valid.parquet"
+# Options that `config.json` has in every version of catdog.
 _ALWAYS = frozenset({"recipe", "arch", "image_size", "batch_size", "seed"})
-# Files of a run, of cross-validation (in its own folder and in each fold's), and writes that were cut short.
+# Files of a run, of cross-validation (in its folder and in each fold's), and temporary files of interrupted writes.
 _FILES = re.compile(r"valid\.parquet|seconds\.json|oof\.([a-z]+\.)?(csv|json|html|parquet)|\..+\.\d+-[0-9a-f]{8}\.tmp")
 _RUNS = re.compile(r"(member|fold)-\d+")
 
@@ -32,14 +32,14 @@ class RunDirectory:
     """The folder of one run.
 
     Attributes:
-        uri: of the folder.
+        uri: URI of the folder.
     """
 
     uri: str
 
     @property
     def config(self) -> str:
-        """URI of the file that says what the run is."""
+        """URI of `config.json`, the options of the run."""
         return storage.join(self.uri, _CONFIG)
 
     @property
@@ -50,7 +50,7 @@ class RunDirectory:
     @property
     def tensorboard(self) -> str:
         """URI of the folder of TensorBoard's curves."""
-        return storage.join(self.uri, _BOARD)
+        return storage.join(self.uri, _CURVES)
 
     @property
     def valid(self) -> str:
@@ -59,7 +59,7 @@ class RunDirectory:
 
     @property
     def exists(self) -> bool:
-        """Whether it is a run."""
+        """Whether the folder is a run."""
         return self.read() is not None
 
     @property
@@ -68,19 +68,19 @@ class RunDirectory:
         return storage.exists(storage.join(self.model, BUNDLE))
 
     def part(self, kind: str, number: int) -> RunDirectory:
-        """The run of a member or of a fold, counted from 1, inside this one."""
+        """The run of a member or fold (counted from 1) inside this run."""
         return RunDirectory(storage.join(self.uri, f"{kind}-{number}"))
 
     @contextlib.contextmanager
     def hold(self, what: str, patience: float = 0.0) -> Iterator[lease.Lease]:
-        """Keeps other processes from working on the run while the block runs.
+        """Holds the lease of the run while the block runs.
 
         Args:
-            what: what is being done, in a few words.
-            patience: how long to wait for another process to end, in seconds.
+            what: the operation in progress, in a few words.
+            patience: seconds to wait for another process to end.
 
         Raises:
-            CatdogError: another process works on it.
+            CatdogError: another process holds the lease.
         """
         before = storage.exists(self.uri)
         try:
@@ -91,7 +91,7 @@ class RunDirectory:
                 storage.delete_folder(self.uri)
 
     def read(self) -> dict[str, Any] | None:
-        """What `config.json` says; None where it is absent or not a run's."""
+        """Content of `config.json`; None if it is absent or not written by catdog."""
         try:
             content = json.loads(storage.read_bytes(self.config))
         except (OSError, ValueError):
@@ -102,10 +102,10 @@ class RunDirectory:
         return content
 
     def require_run(self, runs: str) -> dict[str, Any]:
-        """What `config.json` says, for `--resume`.
+        """Content of `config.json`, for `--resume`.
 
         Args:
-            runs: the folder of runs, as it was given.
+            runs: the folder of runs as the user gave it, for the message.
 
         Raises:
             UsageError: there is no such run.
@@ -120,14 +120,14 @@ class RunDirectory:
         return content
 
     def require_free(self, overwrite: bool, nested: bool = False) -> None:
-        """Makes sure that a new run may start here.
+        """Checks that a new run may start in this folder.
 
         Args:
-            overwrite: a run that is here will be deleted.
-            nested: the folder belongs to a run around it, so strangers' files in it are no obstacle.
+            overwrite: an existing run may be deleted.
+            nested: the folder is inside another run, so files that catdog did not write are tolerated.
 
         Raises:
-            UsageError: the folder holds a run that is not to be overwritten, or something that is no run.
+            UsageError: the folder has a run and `overwrite` is off, or it has other content.
         """
         found = storage.kind(self.uri)
         names = set(storage.list_names(self.uri)) - {_LEASE} if found == "folder" else set()
@@ -147,29 +147,29 @@ class RunDirectory:
             )
 
     def open(self, content: dict[str, Any], overwrite: bool = False) -> list[str]:
-        """Writes down what the run is; with `overwrite` all that catdog left of the old one is deleted first.
+        """Writes `config.json`; with `overwrite`, first deletes what catdog wrote for the old run.
 
         Args:
-            content: for `config.json`.
-            overwrite: as for `require_free`, which is to be called before.
+            content: content of `config.json`.
+            overwrite: as for `require_free`, which must be called first.
 
         Returns:
-            What stayed of an overwritten folder because catdog did not write it, relative to the folder.
+            Names of the files that were kept in an overwritten folder because catdog did not write them.
         """
         strangers = self._clear() if overwrite and self.exists else []
-        # Replaced, not deleted: at every moment it can be seen that this is a run.
+        # Replaced, not deleted, so that the folder is recognizable as a run at every moment.
         storage.write_text(self.config, json.dumps(content, indent=2) + "\n")
         return strangers
 
     def _clear(self) -> list[str]:
-        """Deletes what catdog wrote, except `config.json` and the lease; returns the names of what is left."""
+        """Deletes the files of catdog except `config.json` and the lease; returns the names of all others."""
         grid = self._search_grid()
         for name in storage.list_names(self.uri):
             place = storage.join(self.uri, name)
             if storage.kind(place) != "folder":
                 if _FILES.fullmatch(name) or (name == SEARCH and grid):
                     storage.delete_file(place)
-            elif name in (CHECKPOINTS, _BOARD) or (name == _MODEL and _is_model(place)) or (name == TUNE and grid):
+            elif name in (CHECKPOINTS, _CURVES) or (name == _MODEL and _is_model(place)) or (name == TUNE and grid):
                 _delete_folder(place)
             elif name == "oof.parts":
                 _delete_files(place, r".*\.parquet|lease\.json")
@@ -183,12 +183,12 @@ class RunDirectory:
                 if inner.exists:
                     with inner.hold("overwriting"):
                         inner._clear()
-                    # Last: until then it can be seen that this is a run.
+                    # Last, so that the folder stays recognizable as a run until then.
                     _delete_files(place, r"config\.json")
         return [name for name in storage.list_names(self.uri) if name not in (_CONFIG, _LEASE)]
 
     def _search_grid(self) -> list[str]:
-        """The options that a search in this folder tries, after which its trials' folders are named."""
+        """Options of the search grid in this folder; trial folders are named after them. Empty without a search."""
         try:
             content = json.loads(storage.read_bytes(storage.join(self.uri, SEARCH)))
             return list(content["grid"]) if "catalog_fingerprint" in content else []
@@ -197,13 +197,13 @@ class RunDirectory:
 
 
 def _is_model(uri: str) -> bool:
-    """Tells whether a folder is a bundle, or the beginning of one."""
+    """Returns whether a folder is a bundle, complete or incomplete."""
     names = storage.list_names(uri)
     return not names or BUNDLE in names or "model.keras" in names
 
 
 def _delete_folder(uri: str) -> None:
-    """Deletes a folder; of a link to one only the link, since what it leads to may be used elsewhere."""
+    """Deletes a folder. Of a symbolic link it deletes the link alone, since its target may be in use elsewhere."""
     path = Path(storage.absolute(uri)) if storage.is_local(uri) else None
     if path is not None and path.is_symlink():
         path.unlink()
@@ -212,7 +212,7 @@ def _delete_folder(uri: str) -> None:
 
 
 def _delete_files(folder: str, pattern: str) -> None:
-    """Deletes files of a folder by name, then the folder if it is empty."""
+    """Deletes the files of a folder whose names match, then the folder if it is empty."""
     for name in storage.list_names(folder):
         if re.fullmatch(pattern, name):
             storage.delete_file(storage.join(folder, name))

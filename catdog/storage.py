@@ -1,7 +1,7 @@
-"""Every path is a URI: a local path or a bucket (`s3://…`, `gs://…`), through pyarrow.fs, with atomic writes.
+"""File access by URI: a local path or a bucket (`s3://…`, `gs://…`) through pyarrow.fs, with atomic writes.
 
-A file that this module writes is either there in full or not there at all: locally it is written under another
-name, synced and renamed; an object store shows an object only once it is complete.
+A file written by this module is either complete or absent. A local file is written under a temporary name, synced and
+renamed; an object store shows an object only once it is complete.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from pyarrow import fs as pafs
 
 from catdog.errors import CatdogError, UsageError
 
-# Ray sets it in the process of a submitted job (ray._private.runtime_env.constants.RAY_JOB_CONFIG_JSON_ENV_VAR).
+# Set by Ray in the process of a submitted job (ray._private.runtime_env.constants.RAY_JOB_CONFIG_JSON_ENV_VAR).
 _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
-# Images in a row group of a shard: what is read at once, a few megabytes.
+# Images in a row group of a shard; a group, a few megabytes, is read at once.
 PACKED_GROUP = 128
 _PACKED = re.compile(r"(.+\.parquet)#(\d+)(\?.*)?")
 
 
 class NotPackedError(OSError):
-    """A packed image that has no bytes: its file was absent when the data set was packed, and always will be."""
+    """A packed image without bytes: its file was absent when the data set was packed, so reading again cannot help."""
 
 
 def is_local(uri: str) -> bool:
-    """Tells whether a URI names a file of this machine (a plain path or `file://`) rather than a bucket."""
+    """Returns whether a URI is local (a plain path or `file://`) rather than in a bucket."""
     return "://" not in uri or uri.startswith("file://")
 
 
@@ -46,7 +46,7 @@ def absolute(uri: str) -> str:
     """Makes a URI independent of the working folder.
 
     Args:
-        uri: a local path, relative or not, `~` allowed; or a URI with a scheme.
+        uri: a local path, which may be relative or begin with `~`; or a URI with a scheme.
 
     Returns:
         An absolute local path, or the URI without a trailing slash.
@@ -60,14 +60,14 @@ def absolute(uri: str) -> str:
 
 
 def absolute_output(uri: str, option: str) -> str:
-    """Makes an output's URI absolute, and refuses a relative one inside a submitted Ray job.
+    """Makes an output's URI absolute; inside a submitted Ray job it rejects relative paths.
 
     Args:
-        uri: where something will be written.
-        option: the option it came from, for the message.
+        uri: URI of the output.
+        option: name of the option, for the message.
 
     Raises:
-        UsageError: a relative path in a submitted job, whose working folder Ray deletes when the job is over.
+        UsageError: a relative path in a submitted job, whose working folder Ray deletes at the end of the job.
     """
     if is_local(uri) and not uri.startswith("file://") and _SUBMITTED_JOB_VARIABLE in os.environ:
         path = Path(uri).expanduser()
@@ -82,7 +82,7 @@ def absolute_output(uri: str, option: str) -> str:
 def join(uri: str, *parts: str) -> str:
     """Appends path parts to a URI, keeping a bucket's `?options` at the end.
 
-    A "?" in a part would begin such options, so it is written as %3F there, as in any URI.
+    In a bucket, a "?" in a part is escaped as %3F, because it would otherwise start the options.
     """
     base, mark, query = (uri, "", "")
     if not is_local(uri):
@@ -92,13 +92,13 @@ def join(uri: str, *parts: str) -> str:
 
 
 def relative(uri: str, folder: str) -> str:
-    """A URI below a folder as a path from that folder; any other stays as it is."""
+    """A URI inside a folder as a path relative to the folder; any other URI unchanged."""
     base, prefix = (each if is_local(each) else each.partition("?")[0] for each in (uri, join(folder, "")))
     return base.removeprefix(prefix) if base.startswith(prefix) else uri
 
 
 def parent(uri: str) -> str:
-    """The folder that holds what a URI names."""
+    """URI of the folder that contains a file or folder."""
     base, mark, query = uri.partition("?") if not is_local(uri) else (uri, "", "")
     head, slash, _ = base.rstrip("/").rpartition("/")
     return (head if head or not slash else "/") + mark + query
@@ -117,14 +117,14 @@ def _bucket_filesystem(scheme: str, bucket: str, query: str) -> pafs.FileSystem:
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow file system a URI belongs to, and the path within it.
+    """The pyarrow file system of a URI, and the path within it.
 
     Raises:
-        UsageError: pyarrow knows no file system for the URI.
+        UsageError: pyarrow has no file system for the URI.
     """
     if is_local(uri):
         return pafs.LocalFileSystem(), absolute(uri)
-    # Not urlsplit: a "#" is part of a key.
+    # `urlsplit` would cut the key at a "#".
     scheme, _, rest = uri.partition("://")
     path, _, query = rest.partition("?")
     try:
@@ -135,43 +135,43 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def kind(uri: str) -> str:
-    """What a URI names: "file", "folder" or "absent"."""
+    """Kind of a URI: "file", "folder" or "absent"."""
     filesystem, path = resolve(uri)
     found = filesystem.get_file_info(path).type
     return {pafs.FileType.File: "file", pafs.FileType.Directory: "folder"}.get(found, "absent")
 
 
 def exists(uri: str) -> bool:
-    """Tells whether a URI names a file or folder that is there."""
+    """Returns whether a file or folder exists."""
     return kind(uri) != "absent"
 
 
 def list_names(uri: str) -> list[str]:
-    """The names of all files and folders directly in a folder, sorted; an absent folder has none."""
+    """Sorted names of the files and folders directly in a folder; empty for an absent folder."""
     filesystem, path = resolve(uri)
     found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in found)
 
 
 def list_files(uri: str) -> dict[str, pafs.FileInfo]:
-    """All files and folders below a folder, by their path from it; an absent folder has none."""
+    """All files and folders below a folder, by their path relative to it; empty for an absent folder."""
     filesystem, path = resolve(uri)
     found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     return {info.path.lstrip("/").removeprefix(path.lstrip("/")).lstrip("/"): info for info in found}
 
 
 def read_bytes(uri: str) -> bytes:
-    """All bytes of one file, or of one packed in a shard (`SHARD.parquet#ROW`).
+    """Reads a file, or an image packed in a shard (`SHARD.parquet#ROW`).
 
     Raises:
-        OSError: it is absent, a folder, or cannot be read.
+        OSError: the file is absent, a folder, or unreadable.
     """
     if "#" in uri and (found := _PACKED.fullmatch(uri)):
         return _read_packed(found[1] + (found[3] or ""), int(found[2]))
     if is_local(uri):
         place = Path(absolute(uri))
         if not stat.S_ISREG(mode := place.stat().st_mode) and not stat.S_ISDIR(mode):
-            # A FIFO would be waited for without end, and a device may have no end.
+            # Reading a FIFO could block forever, and a device may have no end.
             raise OSError(errno.EINVAL, "is not a regular file")
         return place.read_bytes()
     filesystem, path = resolve(uri)
@@ -181,7 +181,7 @@ def read_bytes(uri: str) -> bytes:
 
 @functools.lru_cache(maxsize=1)
 def _row_group(shard: str, group: int) -> pa.Array:
-    """Those who read a shard read it in order, so what was read last is what is wanted next."""
+    """Reads a row group; the last one is cached, because shards are read in order."""
     stream = open_seekable(shard)
     with stream:
         return pq.ParquetFile(stream).read_row_group(group, columns=["bytes"])["bytes"].combine_chunks()
@@ -198,18 +198,18 @@ def _read_packed(shard: str, row: int) -> bytes:
 
 
 def is_packed(uri: str) -> bool:
-    """Tells whether a URI names a row of a shard, whose neighbours come with it when it is read."""
+    """Returns whether a URI names a row of a shard; reading it also loads its row group."""
     return _PACKED.fullmatch(uri) is not None
 
 
 def packed(shard: str, row: int) -> str:
-    """The URI of a row of a shard, which `read_bytes` takes."""
+    """URI of a row of a shard, for `read_bytes`."""
     base, mark, query = (shard, "", "") if is_local(shard) else shard.partition("?")
     return f"{base}#{row}{mark}{query}"
 
 
 def open_seekable(uri: str) -> BinaryIO:
-    """Opens a file for random reading, as zipfile needs."""
+    """Opens a file for reading with seeks, as zipfile needs."""
     if is_local(uri):
         return open(absolute(uri), "rb")
     filesystem, path = resolve(uri)
@@ -217,10 +217,10 @@ def open_seekable(uri: str) -> BinaryIO:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Writes one file atomically, making the folders above it.
+    """Writes a file atomically and creates its parent folders.
 
     Raises:
-        CatdogError: it could not be written (a full disk, no permission); nothing is left of it.
+        CatdogError: the file could not be written (a full disk, no permission); no part of it remains.
     """
     with writing(uri) as stream:
         stream.write(data)
@@ -228,14 +228,14 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def writing(uri: str) -> Iterator[BinaryIO]:
-    """Opens one file to be written bit by bit, making the folders above it; it appears when all is written.
+    """Opens a file for streaming writes and creates its parent folders; the file appears when the block ends.
 
     Raises:
-        CatdogError: it could not be written (a full disk, no permission); nothing is left of it.
+        CatdogError: the file could not be written (a full disk, no permission); no part of it remains.
     """
     if not is_local(uri):
         filesystem, path = resolve(uri)
-        # Whole on this disk first: a bucket keeps what was sent before an error.
+        # Written to this disk first, because a bucket would keep an incomplete upload after an error.
         with tempfile.TemporaryFile() as spool:
             yield spool
             spool.seek(0)
@@ -257,15 +257,15 @@ def writing(uri: str) -> Iterator[BinaryIO]:
     except OSError as error:
         raise CatdogError(f"could not write {target}: {error.strerror or error}") from error
     finally:
-        with contextlib.suppress(OSError):  # a file where a folder should be hides what went wrong
+        with contextlib.suppress(OSError):  # so that an error here does not hide the first one
             temporary.unlink()
 
 
 def create_text(uri: str, text: str) -> bool:
-    """Writes a text file that must not be there yet; of several callers on one machine, one succeeds.
+    """Creates a text file unless it exists; of several callers on one machine, exactly one succeeds.
 
     Returns:
-        False where the file was there already.
+        False if the file existed.
     """
     if not is_local(uri):
         if exists(uri):
@@ -278,11 +278,11 @@ def create_text(uri: str, text: str) -> bool:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text)
         try:
-            # A link, because it fails where the file is there, and never shows half a text.
+            # A hard link fails if the file exists, and the file is never incomplete.
             target.hardlink_to(temporary)
         except FileExistsError:
             raise
-        except OSError:  # a file system without links
+        except OSError:  # the file system has no hard links
             with open(target, "x") as stream:
                 stream.write(text)
     except FileExistsError:
@@ -296,19 +296,19 @@ def create_text(uri: str, text: str) -> bool:
 
 
 def write_text(uri: str, text: str) -> None:
-    """Writes one UTF-8 text file atomically."""
+    """Writes a UTF-8 text file atomically."""
     write_bytes(uri, text.encode())
 
 
 def delete_folder(uri: str) -> None:
-    """Deletes a folder and all in it; an absent one is no error."""
+    """Deletes a folder and its content, if it exists."""
     if exists(uri):
         filesystem, path = resolve(uri)
         filesystem.delete_dir(path)
 
 
 def delete_file(uri: str) -> None:
-    """Deletes one file; an absent one is no error."""
+    """Deletes a file, if it exists."""
     if kind(uri) == "file":
         filesystem, path = resolve(uri)
         filesystem.delete_file(path)

@@ -1,4 +1,4 @@
-"""Waiting for a cluster whose CPUs or GPUs are taken: what for, who may hold them, and for how long."""
+"""Waiting for CPUs or GPUs that are in use, with messages about what is needed and who holds it."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from catdog.errors import CatdogError
 from catdog.events import EventHandler, Waiting
 
 Bundle = Mapping[str, float]
-# What was just let go may take a moment to be free; after that it is told, and told again.
+# Seconds before the first message, since released resources take a moment to become free; and between messages.
 _SAY_AFTER, _SAY_AGAIN = 5.0, 30.0
 _ENTRYPOINT_CHARACTERS = 60
-# In a placement group a resource is called CPU_group_… and, with the bundle's number, CPU_group_0_…: count one of them.
+# A resource in a placement group is listed twice, as CPU_group_… and, with the bundle's number, as CPU_group_0_…; only
+# the first is counted.
 _RESOURCE = re.compile(r"(CPU|GPU)(_group_[0-9a-f]{20,})?")
 
 
 def wait_for(bundles: Sequence[Bundle], on_event: EventHandler, limit: float | None = None) -> None:
-    """Waits until the cluster has room for some workers or actors, which may then be started.
+    """Waits until the cluster has room for some workers or actors.
 
-    Ray would let them wait without a word. While it waits a placement group stands in Ray's queue for them, so that an
-    autoscaler knows what is wanted.
+    Ray itself would wait silently. A pending placement group tells an autoscaler what is needed meanwhile.
 
     Args:
-        bundles: of each, how many CPUs and GPUs; each must fit a node.
+        bundles: CPUs and GPUs of each worker or actor; each bundle must fit on one node.
         on_event: told of `Waiting` after 5 seconds and then every 30.
-        limit: seconds after which it gives up, or None to wait for as long as it takes.
+        limit: seconds to wait at most, or None for no limit.
 
     Raises:
         CatdogError: the limit is reached.
@@ -55,8 +55,8 @@ def wait_for(bundles: Sequence[Bundle], on_event: EventHandler, limit: float | N
 
 
 def _fits(bundles: Sequence[Bundle]) -> bool:
-    """Tells whether the nodes have room for all of them; the first node that has is taken."""
-    # Ray's public function adds the nodes up, and two halves of a CPU are no CPU.
+    """Returns whether all bundles fit, each on the first node with room for it."""
+    # `ray.available_resources` is a sum over nodes, which does not show whether one node has room for a bundle.
     free = [dict(node) for node in ray._private.state.available_resources_per_node().values()]
     for bundle in bundles:
         for node in free:
@@ -69,7 +69,7 @@ def _fits(bundles: Sequence[Bundle]) -> bool:
 
 
 def _why(bundles: Sequence[Bundle]) -> str:
-    """Says what is waited for, what is there, and who may hold it."""
+    """One line on what is needed, what the cluster has, and who may hold it."""
     needed: dict[str, float] = defaultdict(float)
     for bundle in bundles:
         for name, amount in bundle.items():
@@ -87,9 +87,9 @@ def _text(resource: str, amount: float) -> str:
 
 
 def _holders() -> list[str]:
-    """Who has CPUs or GPUs, as far as Ray's own tables tell: actors, and jobs that may have tasks."""
+    """Actors that hold CPUs or GPUs, and jobs whose tasks may, according to Ray's internal tables."""
     found: dict[str, int] = defaultdict(int)
-    with contextlib.suppress(Exception):  # these tables are the inside of Ray, and only a help
+    with contextlib.suppress(Exception):  # the tables are internal to Ray, and only make the message more helpful
         from ray.core.generated.gcs_pb2 import ActorTableData
 
         state = ray._private.state.state

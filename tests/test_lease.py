@@ -54,7 +54,7 @@ def test_elsewhere_the_heartbeat_decides(tmp_path: Path, monkeypatch: pytest.Mon
     elsewhere = lease.Lease(str(path), "scoring", host="node-2", space="another machine")
     path.write_text(elsewhere._text())
     with (
-        pytest.raises(CatdogError, match=r"scoring, process \d+ on node-2; .* holds on for [56]\d s"),
+        pytest.raises(CatdogError, match=r"scoring, process \d+ on node-2; .* expires within [56]\d s"),
         lease.hold(str(path), "x"),
     ):
         pass
@@ -66,8 +66,8 @@ def test_elsewhere_the_heartbeat_decides(tmp_path: Path, monkeypatch: pytest.Mon
         while json.loads(path.read_text())["beat"] == first:
             assert time.monotonic() < end, "no heartbeat"
             time.sleep(0.02)
-        # Whoever stood still for too long, such as a laptop asleep, finds the lease with somebody else.
+        # A process that was suspended for too long, such as on a sleeping laptop, has lost its lease.
         path.write_text(elsewhere._text())
-        with pytest.raises(CatdogError, match="another process took .* over while this one stood still"):
+        with pytest.raises(CatdogError, match="another process took over .* while this one was suspended"):
             held.require_held()
     assert json.loads(path.read_text())["token"] == elsewhere.token

@@ -186,4 +186,4 @@ def models() -> None:
     """List the architectures."""
     from catdog.models import registry
 
-    display.show_architectures(registry.ARCHITECTURES.values())
+    display.show_architectures(registry.get_architectures().values())

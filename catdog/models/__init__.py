@@ -5,9 +5,9 @@ from catdog.exports import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
-        "ARCHITECTURES": "registry",
         "ModelSpec": "registry",
         "build_model": "registry",
         "get_architecture": "registry",
+        "get_architectures": "registry",
     },
 )

@@ -15,7 +15,7 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catdog.models import registry
+from catdog.models import registry, surgery
 
 if TYPE_CHECKING:
     import keras
@@ -65,7 +65,7 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
             and not (layer.renorm or layer.synchronized)
         )
 
-    if not any(map(fuses, registry.all_layers(model))):
+    if not any(map(fuses, surgery.all_layers(model))):
         return model
 
     def copy(layer: keras.Layer) -> keras.Layer:
@@ -115,7 +115,7 @@ def apply_folded(model: keras.Model, batch: tf.Tensor, bfloat16: bool = True, tr
     Returns:
         float32, N×1; gradients reach the model's variables.
     """
-    return registry.forward_in_inference_mode(model, batch, functools.partial(_backbone, bfloat16=bfloat16), training)
+    return surgery.forward_in_inference_mode(model, batch, functools.partial(_backbone, bfloat16=bfloat16), training)
 
 
 def _backbone(backbone: keras.Model, x: tf.Tensor, bfloat16: bool) -> tf.Tensor:

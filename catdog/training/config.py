@@ -181,7 +181,7 @@ class TrainConfig(pydantic.BaseModel):
         return "fine-tune" if pretrained and not self.freeze else "plain"
 
     def _decide(self) -> TrainConfig:
-        candidates = ", ".join(arch.name for arch in registry.ARCHITECTURES.values() if arch.has_backbone)
+        candidates = ", ".join(arch.name for arch in registry.get_architectures().values() if arch.has_backbone)
         if self.arch is None and self.weights not in (None, "none"):
             raise UsageError(f"--weights received without --arch; say which one they are for: {candidates}")
         arch = registry.get_architecture(self.arch or registry.DEFAULT_ARCHITECTURE)

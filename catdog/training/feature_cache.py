@@ -27,7 +27,7 @@ from catdog.errors import CatdogError
 from catdog.events import EventHandler, FeaturesStarted
 from catdog.inference import engines
 from catdog.inference.views import apply_view
-from catdog.models import registry
+from catdog.models import registry, surgery
 from catdog.versions import DECODERS, package_versions
 
 _BLOCK_ROWS = 256
@@ -136,9 +136,7 @@ class _Extractor:
         import tensorflow as tf
 
         keras.utils.set_random_seed(seed)
-        model = registry.feature_extractor(
-            registry.build_model(spec, ray.get(weights) if weights is not None else None)
-        )
+        model = surgery.feature_extractor(registry.build_model(spec, ray.get(weights) if weights is not None else None))
         self._features = tf.function(lambda batch: model(batch, training=False), autograph=False)
         self._size, self._views, self._folder = spec.image_size, views, folder
 
@@ -314,7 +312,7 @@ def _build_head(width: int, spec: registry.ModelSpec) -> Any:
     import keras
 
     inputs = x = keras.Input((width,))
-    for layer in registry.head_layers(registry.build_model(spec)):
+    for layer in surgery.head_layers(registry.build_model(spec)):
         x = layer(x)
     return keras.Model(inputs, x)
 

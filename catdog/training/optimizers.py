@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from catdog.models import registry
+from catdog.models import surgery
 from catdog.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _with_layer_rates(base: type, config: TrainConfig, model: keras.Model) -> ty
     if config.layer_decay == 1:
         return base
     depth, rates = 0, {}
-    for layer in reversed([layer for layer in registry.all_layers(model) if layer.trainable_variables]):
+    for layer in reversed([layer for layer in surgery.all_layers(model) if layer.trainable_variables]):
         for variable in layer.trainable_variables:
             rates[variable.path] = config.layer_decay**depth
         # Batch-norm belongs to the convolution before it.

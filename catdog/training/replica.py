@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 from catdog.errors import CatdogError
-from catdog.models import batch_norm, registry
+from catdog.models import batch_norm, registry, surgery
 from catdog.training import checkpoint, optimizers
 from catdog.training.distributed import CommonError, WorkerGroup
 from catdog.training.job import WorkerJob
@@ -93,7 +93,7 @@ def build_replica(job: WorkerJob, group: WorkerGroup, steps: int) -> Replica:
                 "expected 1"
             )
         if job.head is not None:
-            variables = [variable for layer in registry.head_layers(model) for variable in layer.weights]
+            variables = [variable for layer in surgery.head_layers(model) for variable in layer.weights]
             for variable, value in zip(variables, job.head, strict=True):
                 variable.assign(value)
         optimizer = optimizers.build_optimizer(config, model, steps)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from catdog.models import batch_norm, registry
+from catdog.models import batch_norm, surgery
 from catdog.training import augmentation
 from catdog.training.config import TrainConfig
 from catdog.training.replica import Replica
@@ -36,7 +36,7 @@ def training_step(
         if replica.precision == "bfloat16":
             return batch_norm.apply_folded(model, pixels)
         if config.spec.pretrained:
-            return registry.forward_in_inference_mode(model, pixels)
+            return surgery.forward_in_inference_mode(model, pixels)
         return model(pixels, training=True)
 
     def step(pixels: Any, labels: Any, weights: Any, shares: Any) -> Any:

@@ -26,7 +26,7 @@ from catdog.events import DecodingStarted, EventHandler, MemberStarted, RunOpene
 from catdog.inference import bundle
 from catdog.inference.engines import set_up
 from catdog.inference.provenance import Provenance
-from catdog.models import registry
+from catdog.models import pretrained, registry
 from catdog.run_directory import RunDirectory
 from catdog.training import feature_cache, ingest, launch
 from catdog.training.config import TrainConfig
@@ -308,6 +308,6 @@ def _download(spec: registry.ModelSpec) -> tuple[bytes, str]:
     """Runs on the cluster, which may have the internet that this process lacks."""
     set_up(1, gpu=False)
     try:
-        return registry.download_imagenet(spec), ""
+        return pretrained.download_imagenet(spec), ""
     except CatdogError as error:
         return b"", str(error)

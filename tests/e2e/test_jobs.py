@@ -162,7 +162,7 @@ def test_training_and_scoring_as_jobs(head: Head, tmp_path: Path) -> None:
 
 def test_who_has_not_the_token_is_told_what_to_set(head: Head, drawn: Catalog, tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(tmp_path)}
-    wants = "wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+    wants = "requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
     cases = [
         ({}, wants),
         ({"RAY_AUTH_MODE": "token"}, wants),

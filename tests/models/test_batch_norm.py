@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from catdog.models import batch_norm, registry
+from catdog.models import batch_norm, registry, surgery
 from catdog.models.registry import ModelSpec
 
 
@@ -34,7 +34,7 @@ def gradients(model: keras.Model, forward: object) -> tuple[np.ndarray, list[np.
 
 @pytest.mark.parametrize(("bfloat16", "logit", "angle"), [(False, 1e-4, 1e-5), (True, 0.05, 0.02)])
 def test_it_agrees_with_keras(model: keras.Model, bfloat16: bool, logit: float, angle: float) -> None:
-    expected, theirs = gradients(model, lambda batch: registry.forward_in_inference_mode(model, batch))
+    expected, theirs = gradients(model, lambda batch: surgery.forward_in_inference_mode(model, batch))
     found, ours = gradients(model, lambda batch: batch_norm.apply_folded(model, batch, bfloat16))
     assert found == pytest.approx(expected, abs=logit * max(1.0, float(np.abs(expected).max())))
     flat = [np.concatenate([part.ravel() for part in parts]) for parts in (ours, theirs)]

@@ -13,7 +13,7 @@ import tensorflow as tf
 from helpers import SHARED
 
 from catdog.errors import CatdogError, UsageError
-from catdog.models import registry
+from catdog.models import pretrained, registry, surgery
 from catdog.models.registry import ModelSpec
 from catdog.training import optimizers
 from catdog.training.config import TrainConfig
@@ -63,7 +63,7 @@ def changed_by_a_step(recipe: str, model: keras.Model) -> set[str]:
     before = [np.asarray(variable).copy() for variable in model.variables]
     batch = np.random.default_rng(0).integers(0, 256, (2, *model.input_shape[1:]), dtype=np.uint8)
     with tf.GradientTape() as tape:
-        logits = registry.forward_in_inference_mode(model, batch)[:, 0]
+        logits = surgery.forward_in_inference_mode(model, batch)[:, 0]
         loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=[0.0, 1.0], logits=logits))
     gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
     optimizer.apply(gradients, model.trainable_variables)
@@ -81,7 +81,7 @@ def test_a_step_of_vgg16s_recipes_trains_the_head_and_what_else_they_say(recipe:
     config = TrainConfig(data="d", recipe=recipe, weights="none", image_size=48).resolve()
     model = registry.build_model(config.spec)
     assert changed_by_a_step(recipe, model) == below | {
-        layer.name for layer in registry.head_layers(model) if layer.weights
+        layer.name for layer in surgery.head_layers(model) if layer.weights
     }
 
 
@@ -106,7 +106,7 @@ def test_training_leaves_a_pretrained_backbones_batch_norm_alone(name: str) -> N
     model = registry.build_model(ModelSpec(name, 64, pretrained=True, dropout=0.0))
     batch = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     before = [np.asarray(variable).copy() for variable in model.variables]
-    assert np.asarray(registry.forward_in_inference_mode(model, batch)) == pytest.approx(
+    assert np.asarray(surgery.forward_in_inference_mode(model, batch)) == pytest.approx(
         np.asarray(model(batch, training=False)), abs=1e-5
     )
     for variable, value in zip(model.variables, before, strict=True):
@@ -131,7 +131,7 @@ def test_every_model_takes_uint8_gives_one_logit_and_loads_without_catdog(tmp_pa
     # One process loads while the other still builds: there are some twenty models.
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=tmp_path) as loader:
         assert loader.stdin is not None
-        for name in registry.ARCHITECTURES:
+        for name in registry.get_architectures():
             if name == "vgg16_top":  # half a gigabyte, of layers that vgg16 has too
                 continue
             model = registry.build_model(ModelSpec(name, 72, alpha=0.25 if name == "mobilenet" else 1.0))
@@ -207,7 +207,7 @@ def test_a_download_that_fails_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", offline)
     with pytest.raises(CatdogError, match=r"could not download .* of mobilenet .*URL fetch failure.* --weights PATH"):
-        registry.download_imagenet(ModelSpec("mobilenet", 224, 0.25))
+        pretrained.download_imagenet(ModelSpec("mobilenet", 224, 0.25))
 
 
 def test_unknown_names_and_sizes_are_one_line() -> None:

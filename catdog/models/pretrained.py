@@ -1,0 +1,129 @@
+"""Pretrained backbones: their weights, downloaded or from a file, and the pixel ranges that they were trained on."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from catdog.errors import CatdogError
+from catdog.models import registry
+from catdog.models.registry import ModelSpec
+
+if TYPE_CHECKING:
+    import keras
+
+
+def build_backbone(spec: ModelSpec, weights: str | None) -> keras.Model:
+    """Builds the backbone of an architecture from `keras.applications`.
+
+    Args:
+        spec: the model it is for; its architecture has an `application`.
+        weights: as `keras.applications` takes them: "imagenet", or None for random ones.
+    """
+    import keras
+
+    registry.use_keras_defaults()
+    application = getattr(keras.applications, registry.get_architecture(spec.arch).application or "")
+    options = {"alpha": spec.alpha} if spec.arch == "mobilenet" else {}
+    shape = (spec.image_size, spec.image_size, 3)
+    built = application(input_shape=shape, include_top=spec.arch == "vgg16_top", weights=weights, **options)
+    # Renamed afterwards: EfficientNetV2 finds its own blocks by the `name` argument.
+    return keras.Model(built.input, built.output, name=registry.BACKBONE)
+
+
+def load_backbone_weights(backbone: keras.Model, weights: bytes, spec: ModelSpec) -> None:
+    """Loads weights into a backbone.
+
+    Args:
+        backbone: built from `spec`.
+        weights: the bytes of a Keras weights file, of either layout; for vgg16_top with the top, otherwise without.
+        spec: the model.
+
+    Raises:
+        CatdogError: the weights do not fit the backbone.
+    """
+    import h5py
+
+    try:
+        with h5py.File(io.BytesIO(weights)) as file:
+            # Keras tells its two file layouts apart by the file name's ending.
+            ending = ".h5" if "layer_names" in file.attrs else ".weights.h5"
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"backbone{ending}"
+            path.write_bytes(weights)
+            if spec.arch == "vgg16_top":
+                whole = build_backbone(spec, None)
+                whole.load_weights(path)
+                backbone.set_weights(whole.get_weights()[:-2])
+            else:
+                backbone.load_weights(path)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CatdogError(
+            f"--weights does not fit {spec.arch} with --alpha {spec.alpha}: {reason}; expected a Keras weights file of "
+            f"that backbone {'with' if spec.arch == 'vgg16_top' else 'without'} its top"
+        ) from error
+
+
+def download_imagenet(spec: ModelSpec) -> bytes:
+    """Downloads the ImageNet weights that Keras publishes for a backbone.
+
+    Args:
+        spec: the model that the backbone is for.
+
+    Returns:
+        The bytes of a Keras weights file without the top.
+
+    Raises:
+        CatdogError: the download failed.
+    """
+    import keras
+
+    try:
+        backbone = build_backbone(spec, "imagenet")
+    except Exception as error:  # urllib, socket and Keras raise different ones
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CatdogError(
+            f"--weights imagenet: could not download the weights of {spec.arch} ({reason}); fetch the file without "
+            "the top elsewhere and give it as --weights PATH"
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "backbone.weights.h5"
+        keras.Model.save_weights(backbone, path)
+        return path.read_bytes()
+
+
+def scale_to_unit_range(inputs: Any) -> Any:
+    """Scales pixels from 0…255 to -1…1."""
+    from keras import layers
+
+    return layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+
+
+def scale_to_imagenet_range(inputs: Any) -> Any:
+    """Subtracts ImageNet's mean of each channel and divides by its standard deviation."""
+    from keras import layers
+
+    deviation = (0.229, 0.224, 0.225)
+    return layers.Rescaling(
+        [1 / (255 * d) for d in deviation],
+        offset=[-mean / d for mean, d in zip((0.485, 0.456, 0.406), deviation, strict=True)],
+    )(inputs)
+
+
+def keep_byte_range(inputs: Any) -> Any:
+    """Converts pixels to floats and keeps 0…255, for backbones that scale them in their own first layer."""
+    from keras import layers
+
+    return layers.Rescaling(1.0)(inputs)
+
+
+def center_bgr(inputs: Any) -> Any:
+    """Subtracts ImageNet's mean of each channel and converts RGB to BGR, which VGG16 was trained on."""
+    import keras
+    from keras import layers
+
+    x = layers.Rescaling(1.0, offset=[-123.68, -116.779, -103.939])(inputs)
+    return keras.ops.flip(x, axis=-1)
