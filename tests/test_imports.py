@@ -38,7 +38,7 @@ def test_python_m_catdog_imports_nothing_from_the_working_folder(folder: Path) -
 def test_python_m_catdog_in_another_checkout_keeps_it_for_workers(tmp_path: Path) -> None:
     copy = tmp_path / "catdog"
     shutil.copytree(ROOT / "catdog", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "cli.py").write_text("from catdog import imports\ndef main(): print(imports.driver_path())\n")
+    (copy / "cli" / "main.py").write_text("from catdog import imports\ndef main(): print(imports.driver_path())\n")
     shown = run(tmp_path, "-m", "catdog", PYTHONPATH=str(ROOT))
     assert shown.stdout.strip() == str([str(tmp_path), str(ROOT)]), shown.stderr
 
