@@ -30,7 +30,7 @@ from catdog.run_directory import RunDirectory
 from catdog.scoring import score
 from catdog.scoring.score import ScoreConfig
 from catdog.training import feature_cache, train
-from catdog.training.config import TrainConfig
+from catdog.training.config import ResolvedConfig, TrainConfig
 
 OOF_NAME, REPORT_NAME = "oof.parquet", "oof.json"
 _CHOICE_SHARE = 0.1
@@ -181,7 +181,7 @@ def cross_validate(
     merged = merged.sort_by("key")  # as they are read again
     labels, logits = merged["label"].to_numpy(), merged["logit"].to_numpy()
     found = OutOfFold(
-        config.name or "",
+        config.name,
         merged["key"].to_pylist(),
         labels,
         merged["fold"].to_numpy(),
@@ -255,7 +255,7 @@ def average_out_of_fold(found: list[OutOfFold]) -> OutOfFold:
     return OutOfFold(name, first.keys, first.labels, first.folds, logits, sum(one.seconds for one in found))
 
 
-def _list_for_folds(config: TrainConfig, data: Catalog) -> str | None:
+def _list_for_folds(config: ResolvedConfig, data: Catalog) -> str | None:
     """The list of what to leave out, less the test split, which no fold has."""
     if config.leave_out is None:
         return None
@@ -268,7 +268,7 @@ def _list_for_folds(config: TrainConfig, data: Catalog) -> str | None:
 
 
 def _probe(
-    config: TrainConfig, data: Catalog, fold_of: np.ndarray, on_event: EventHandler, may_grow: bool
+    config: ResolvedConfig, data: Catalog, fold_of: np.ndarray, on_event: EventHandler, may_grow: bool
 ) -> tuple[pa.Table, float, str]:
     """All folds of a head on cached features at once: the features are computed once, and no bundle is made of a fold.
 
@@ -280,7 +280,7 @@ def _probe(
     folds = fold_of[fold_of >= 0]
     waiting.wait_for([{"CPU": 1}], on_event, config.wait)
     weights = train.load_weights(config)
-    folder = feature_cache.cache_folder(config.features or "", data, config.spec, weights, config.seed)
+    folder = feature_cache.cache_folder(config.features, data, config.spec, weights, config.seed)
     feature_cache.compute_features(
         rows, config.spec, weights, config.seed, config.views, folder, on_event, config.gpu, may_grow, config.wait
     )
@@ -295,7 +295,7 @@ def _probe(
 
 
 def _run_fold(
-    config: TrainConfig, data: Catalog, fold_of: np.ndarray, fold: int, on_event: EventHandler
+    config: ResolvedConfig, data: Catalog, fold_of: np.ndarray, fold: int, on_event: EventHandler
 ) -> tuple[pa.Table, float]:
     """Trains one fold's model and scores the fold with it.
 
@@ -331,7 +331,7 @@ def _run_fold(
     return pa.table(columns), spent
 
 
-def _fold_catalog(config: TrainConfig, data: Catalog, fold_of: np.ndarray, fold: int, root: str) -> Catalog:
+def _fold_catalog(config: ResolvedConfig, data: Catalog, fold_of: np.ndarray, fold: int, root: str) -> Catalog:
     """Writes one fold's data set: the same files, split anew; without the unlabelled images."""
     keys = data.table["key"].to_pylist()
     drawn = rng.uniform(fold, rng.Stream.CHOICE, rng.key_hash(keys), 1)[:, 0]

@@ -1,4 +1,4 @@
-"""The options of a training run, and what is decided where they leave it open.
+"""The options of a training run: what is asked for (`TrainConfig`), and what is decided (`ResolvedConfig`).
 
 An option that was given stands; one that was left out is the recipe's, then the architecture's, then the default here.
 """
@@ -135,19 +135,55 @@ class TrainConfig(pydantic.BaseModel):
         """URI of the run's folder."""
         return storage.join(self.runs, self.name or "")
 
+    def resolve(self) -> ResolvedConfig:
+        """Fills in what was left open, and checks what was given against the registry.
+
+        Returns:
+            All options, decided. Only what the cluster gives may still be None, until its plan is made.
+
+        Raises:
+            UsageError: options that contradict each other, or an unknown recipe.
+        """
+        recipe = get_recipe(self.recipe or _default_recipe(self))
+        given = {name: getattr(self, name) for name in self.model_fields_set if getattr(self, name) is not None}
+        if "augmentation" in given and "augmentation" in recipe.options:
+            # What was said of it stands; the rest is the recipe's.
+            said = {name: getattr(self.augmentation, name) for name in self.augmentation.model_fields_set}
+            given["augmentation"] = recipe.options["augmentation"].model_copy(update=said)
+        return _decide(TrainConfig(**(recipe.options | given | {"recipe": recipe.name})))
+
+
+class ResolvedConfig(TrainConfig):
+    """Decided options of a training run, as `TrainConfig.resolve` returns them; nothing changes them any more.
+
+    None is left where it says something: no limit, no list, the architecture's own; and for workers, CPUs and GPUs
+    before the cluster's plan. It is written to `config.json` and `bundle.json` as the same fields as `TrainConfig`.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    recipe: str
+    arch: str
+    weights: str
+    image_size: Annotated[int, pydantic.Field(ge=16, le=2048)]
+    freeze: bool
+    learning_rate: Annotated[float, pydantic.Field(gt=0)]
+    name: str
+    features: str
+
     @property
     def train_size(self) -> int:
         """The side of the images that the model is trained on, in pixels."""
-        return round((self.image_size or 0) * self.train_scale)
+        return round(self.image_size * self.train_scale)
 
     @property
     def spec(self) -> registry.ModelSpec:
         """What the model is built from."""
         return registry.ModelSpec(
-            self.arch or "",
-            self.image_size or 0,
+            self.arch,
+            self.image_size,
             self.alpha,
-            bool(self.freeze),
+            self.freeze,
             pretrained=self.weights != "none",
             trainable_from=self.trainable_from,
             dropout=self.dropout,
@@ -156,80 +192,79 @@ class TrainConfig(pydantic.BaseModel):
             dense_layers=self.dense_layers,
         )
 
-    def resolve(self) -> TrainConfig:
-        """Fills in what was left open, and checks what was given against the registry.
 
-        Returns:
-            A config whose every field but the cluster's is decided.
+def _default_recipe(config: TrainConfig) -> str:
+    """Fine-tuning for whom gives pretrained weights; who freezes the backbone or has none gets the plain loop."""
+    pretrained = (
+        config.arch is not None and registry.get_architecture(config.arch).has_backbone and config.weights != "none"
+    )
+    return "fine-tune" if pretrained and not config.freeze else "plain"
 
-        Raises:
-            UsageError: options that contradict each other, or an unknown recipe.
-        """
-        recipe = get_recipe(self.recipe or self._default_recipe())
-        given = {name: getattr(self, name) for name in self.model_fields_set if getattr(self, name) is not None}
-        if "augmentation" in given and "augmentation" in recipe.options:
-            # What was said of it stands; the rest is the recipe's.
-            said = {name: getattr(self.augmentation, name) for name in self.augmentation.model_fields_set}
-            given["augmentation"] = recipe.options["augmentation"].model_copy(update=said)
-        return TrainConfig(**(recipe.options | given | {"recipe": recipe.name}))._decide()
 
-    def _default_recipe(self) -> str:
-        """Fine-tuning for whom gives pretrained weights; who freezes the backbone or has none gets the plain loop."""
-        pretrained = (
-            self.arch is not None and registry.get_architecture(self.arch).has_backbone and self.weights != "none"
+def _decide_weights(config: TrainConfig, arch: registry.Architecture) -> str:
+    """Decides where the backbone's weights come from, and checks what goes with them."""
+    weights = config.weights or ("imagenet" if arch.has_backbone else "none")
+    pretrained = weights != "none"
+    if not arch.has_backbone and (pretrained or config.freeze or config.head_first):
+        option = f"--weights {weights}" if pretrained else "--freeze" if config.freeze else f"--recipe {config.recipe}"
+        raise UsageError(
+            f"{option} received, but {arch.name} has no backbone: it trains from scratch; expected --arch, one of "
+            f"{_with_backbone()}"
         )
-        return "fine-tune" if pretrained and not self.freeze else "plain"
-
-    def _decide(self) -> TrainConfig:
-        candidates = ", ".join(arch.name for arch in registry.get_architectures().values() if arch.has_backbone)
-        if self.arch is None and self.weights not in (None, "none"):
-            raise UsageError(f"--weights received without --arch; say which one they are for: {candidates}")
-        arch = registry.get_architecture(self.arch or registry.DEFAULT_ARCHITECTURE)
-        weights = self.weights or ("imagenet" if arch.has_backbone else "none")
-        pretrained = weights != "none"
-        if not arch.has_backbone and (pretrained or self.freeze or self.head_first):
-            option = f"--weights {weights}" if pretrained else "--freeze" if self.freeze else f"--recipe {self.recipe}"
-            raise UsageError(
-                f"{option} received, but {arch.name} has no backbone: it trains from scratch; expected --arch, one of "
-                f"{candidates}"
-            )
-        if self.alpha != 1.0 and arch.name != "mobilenet":
-            raise UsageError(f"--alpha {self.alpha} received, but only mobilenet has a width multiplier")
-        if weights == "imagenet" and arch.name == "mobilenet" and self.alpha not in registry.MOBILENET_ALPHAS:
-            raise UsageError(
-                f"--alpha received {self.alpha}; ImageNet weights exist for "
-                f"{', '.join(map(str, registry.MOBILENET_ALPHAS))}"
-            )
-        if pretrained and weights != "imagenet":
-            weights = storage.absolute(weights)
-            if storage.kind(weights) != "file":
-                raise UsageError(f"--weights received {weights!r}, expected imagenet, none or an existing weights file")
-        for member in self.members:
-            if wrong := sorted(member.keys() - MEMBER_FIELDS):
-                raise UsageError(f"members received {wrong[0]!r}, expected only {', '.join(sorted(MEMBER_FIELDS))}")
-        if self.resume and self.overwrite:
-            raise UsageError("--resume and --overwrite received together; give one of them")
-        if not self.epochs and not self.head_first:
-            raise UsageError("--epochs received 0, expected at least 1; only a recipe that fits the head first takes 0")
-        freeze = bool(self.freeze)
-        fine_tuning = pretrained and not freeze
-        name = self.name or f"{self.recipe}-{arch.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-        if "/" in name or name in ("", ".", ".."):
-            raise UsageError(f"--name received {name!r}, expected a plain folder name")
-        runs = storage.absolute_output(self.runs, "--runs")
-        return self.model_copy(
-            update={
-                "data": storage.absolute(self.data),
-                "arch": arch.name,
-                "weights": weights,
-                "image_size": self.image_size or arch.image_size,
-                "freeze": freeze,
-                "trainable_from": arch.trainable_from if self.trainable_from == "auto" else self.trainable_from,
-                "learning_rate": self.learning_rate or (arch.fine_tuning_rate if fine_tuning else arch.learning_rate),
-                "augmentation": self.augmentation if self.augment else Augmentation(),
-                "leave_out": storage.absolute(self.leave_out) if self.leave_out else None,
-                "name": name,
-                "runs": runs,
-                "features": self.features or storage.join(runs, ".features"),
-            }
+    if config.alpha != 1.0 and arch.name != "mobilenet":
+        raise UsageError(f"--alpha {config.alpha} received, but only mobilenet has a width multiplier")
+    if weights == "imagenet" and arch.name == "mobilenet" and config.alpha not in registry.MOBILENET_ALPHAS:
+        raise UsageError(
+            f"--alpha received {config.alpha}; ImageNet weights exist for "
+            f"{', '.join(map(str, registry.MOBILENET_ALPHAS))}"
         )
+    if pretrained and weights != "imagenet":
+        weights = storage.absolute(weights)
+        if storage.kind(weights) != "file":
+            raise UsageError(f"--weights received {weights!r}, expected imagenet, none or an existing weights file")
+    return weights
+
+
+def _check(config: TrainConfig) -> None:
+    """Makes sure that options which go neither with each other nor with members were not given."""
+    for member in config.members:
+        if wrong := sorted(member.keys() - MEMBER_FIELDS):
+            raise UsageError(f"members received {wrong[0]!r}, expected only {', '.join(sorted(MEMBER_FIELDS))}")
+    if config.resume and config.overwrite:
+        raise UsageError("--resume and --overwrite received together; give one of them")
+    if not config.epochs and not config.head_first:
+        raise UsageError("--epochs received 0, expected at least 1; only a recipe that fits the head first takes 0")
+
+
+def _decide(config: TrainConfig) -> ResolvedConfig:
+    if config.arch is None and config.weights not in (None, "none"):
+        raise UsageError(f"--weights received without --arch; say which one they are for: {_with_backbone()}")
+    arch = registry.get_architecture(config.arch or registry.DEFAULT_ARCHITECTURE)
+    weights = _decide_weights(config, arch)
+    _check(config)
+    freeze = bool(config.freeze)
+    fine_tuning = weights != "none" and not freeze
+    name = config.name or f"{config.recipe}-{arch.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    if "/" in name or name in ("", ".", ".."):
+        raise UsageError(f"--name received {name!r}, expected a plain folder name")
+    runs = storage.absolute_output(config.runs, "--runs")
+    decided = {
+        "data": storage.absolute(config.data),
+        "arch": arch.name,
+        "weights": weights,
+        "image_size": config.image_size or arch.image_size,
+        "freeze": freeze,
+        "trainable_from": arch.trainable_from if config.trainable_from == "auto" else config.trainable_from,
+        "learning_rate": config.learning_rate or (arch.fine_tuning_rate if fine_tuning else arch.learning_rate),
+        "augmentation": config.augmentation if config.augment else Augmentation(),
+        "leave_out": storage.absolute(config.leave_out) if config.leave_out else None,
+        "name": name,
+        "runs": runs,
+        "features": config.features or storage.join(runs, ".features"),
+    }
+    return ResolvedConfig(**(dict(config) | decided))
+
+
+def _with_backbone() -> str:
+    """Names of the architectures that have a backbone, to be shown."""
+    return ", ".join(arch.name for arch in registry.get_architectures().values() if arch.has_backbone)

@@ -20,7 +20,7 @@ from catdog import cluster, resources, rng
 from catdog.data import images
 from catdog.errors import CatdogError
 from catdog.training import augmentation
-from catdog.training.config import TrainConfig
+from catdog.training.config import ResolvedConfig
 
 _BLOCK_ROWS = 256
 
@@ -140,7 +140,7 @@ class Batches:
     """One worker's share of every global batch.
 
     Attributes:
-        config: resolved; its seed, batch size, augmentation and what else changes images.
+        config: its seed, batch size, augmentation and what else changes images.
         pixels: of the training images.
         labels: int64, N, 0 or 1.
         hashes: uint64, N: of the images' keys, which all that is drawn for an image follows from.
@@ -148,7 +148,7 @@ class Batches:
         world: how many workers there are.
     """
 
-    config: TrainConfig
+    config: ResolvedConfig
     pixels: Pixels
     labels: np.ndarray
     hashes: np.ndarray
@@ -181,7 +181,7 @@ class Batches:
         random = rng.uniform(2 * seed + rng.Stream.ORDER, epoch, self.hashes[rows], 1)[:, 0]
         order = rows[np.argsort(random, kind="stable")]
         random = rng.uniform(2 * seed + rng.Stream.AUGMENTATION, epoch, self.hashes, augmentation.DRAWS)
-        changes = augmentation.draw_changes(random, config.augmentation, config.image_size or 0, config.train_size)
+        changes = augmentation.draw_changes(random, config.augmentation, config.image_size, config.train_size)
         shares = np.ones(len(labels), np.float32)
         if config.mixup:
             from scipy import stats

@@ -9,7 +9,8 @@ import numpy as np
 import ray
 
 from catdog.inference.provenance import Provenance
-from catdog.training.config import TrainConfig
+from catdog.resources import TrainPlan
+from catdog.training.config import ResolvedConfig
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class WorkerJob:
     """The training run, as each worker is given it.
 
     Attributes:
-        config: resolved, with the cluster's plan.
+        config: what to do.
+        plan: workers, and CPUs and GPUs of each.
         train: the images to train on.
         valid: the images to validate with.
         weights: a reference to the bytes of the backbone's weights file, or None for random weights.
@@ -44,7 +46,8 @@ class WorkerJob:
         events: a queue, from `launch.listening`.
     """
 
-    config: TrainConfig
+    config: ResolvedConfig
+    plan: TrainPlan
     train: SplitData
     valid: SplitData
     weights: ray.ObjectRef | None

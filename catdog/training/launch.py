@@ -18,8 +18,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from catdog import cluster, run_directory
 from catdog.errors import CatdogError
 from catdog.events import EventHandler
+from catdog.resources import TrainPlan
 from catdog.training import trainer
-from catdog.training.config import TrainConfig
 from catdog.training.job import Failure, TrainResult, WorkerJob
 
 _MAX_RESTARTS = 3
@@ -69,13 +69,9 @@ def _introduce(addresses: list[str], rank: int) -> None:
     os.environ.update({name: ",".join([*filter(None, [before]), *hosts]) for name, before in exempt.items()})
 
 
-def resources(config: TrainConfig) -> dict[str, int]:
-    """The CPUs and GPUs of each worker.
-
-    Args:
-        config: resolved, with the cluster's plan.
-    """
-    return {"CPU": config.cpus_per_worker or 1} | ({"GPU": 1} if config.gpu else {})
+def worker_resources(plan: TrainPlan) -> dict[str, float]:
+    """The CPUs and GPUs of each worker, as Ray counts them."""
+    return {"CPU": float(plan.cpus_per_worker)} | ({"GPU": 1.0} if plan.gpu else {})
 
 
 def run_workers(job: WorkerJob) -> TrainResult:
@@ -87,15 +83,15 @@ def run_workers(job: WorkerJob) -> TrainResult:
     Raises:
         CatdogError: training failed; the last checkpoint stays.
     """
-    config = job.config
+    config, plan = job.config, job.plan
     ray_trainer = _Trainer(
         _run_worker,
         train_loop_config={"job": job},  # Ray takes a dict only
         backend_config=_TensorFlowConfig(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=bool(config.gpu),
-            resources_per_worker=resources(config),
+            num_workers=plan.workers,
+            use_gpu=plan.gpu,
+            resources_per_worker=worker_resources(plan),
             placement_strategy="SPREAD",
         ),
         run_config=ray.train.RunConfig(

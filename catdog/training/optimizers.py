@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from catdog.models import surgery
-from catdog.training.config import TrainConfig
+from catdog.training.config import ResolvedConfig
 
 if TYPE_CHECKING:
     import keras
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 _CLASSES = {"adamw": "AdamW", "adam": "Adam", "rmsprop": "RMSprop", "sgd": "SGD"}
 
 
-def build_optimizer(config: TrainConfig, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
+def build_optimizer(config: ResolvedConfig, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
     """Makes the optimizer that a config asks for, not yet built.
 
     Args:
-        config: resolved.
+        config: its optimizer, schedule and rates.
         model: what it will train.
         steps: of the whole run.
 
@@ -38,12 +38,12 @@ def build_optimizer(config: TrainConfig, model: keras.Model, steps: int) -> kera
     return optimizer
 
 
-def _schedule(config: TrainConfig, steps: int) -> Any:
+def _schedule(config: ResolvedConfig, steps: int) -> Any:
     """Linear warm-up over the given share of all steps, then cosine down to 0, or the rate as it is."""
     import keras
 
     warm_up = max(1, int(config.warm_up * steps))
-    rate = config.learning_rate or 0.0
+    rate = config.learning_rate
     if config.schedule == "cosine":
         rest = max(1, steps - warm_up)
         return keras.optimizers.schedules.CosineDecay(0.0, rest, warmup_target=rate, warmup_steps=warm_up)
@@ -52,7 +52,7 @@ def _schedule(config: TrainConfig, steps: int) -> Any:
     return rate
 
 
-def _with_layer_rates(base: type, config: TrainConfig, model: keras.Model) -> type:
+def _with_layer_rates(base: type, config: ResolvedConfig, model: keras.Model) -> type:
     """An optimizer that scales each update by how far its layer lies below the head (Clark et al., 2020)."""
     if config.layer_decay == 1:
         return base

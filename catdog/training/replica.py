@@ -98,7 +98,7 @@ def build_replica(job: WorkerJob, group: WorkerGroup, steps: int) -> Replica:
                 variable.assign(value)
         optimizer = optimizers.build_optimizer(config, model, steps)
         optimizer.build(model.trainable_variables)
-    folds = config.spec.pretrained and batch_norm.can_fold_batch_norm(model) and not config.gpu
+    folds = config.spec.pretrained and batch_norm.can_fold_batch_norm(model) and not job.plan.gpu
     able = group.all_true(batch_norm.has_bfloat16())
     if config.precision == "bfloat16" and not folds:
         raise CommonError(f"--precision bfloat16 received, but {config.arch} as asked for is not trained in it")

@@ -9,17 +9,17 @@ import numpy as np
 
 from catdog.models import batch_norm, surgery
 from catdog.training import augmentation
-from catdog.training.config import TrainConfig
+from catdog.training.config import ResolvedConfig
 from catdog.training.replica import Replica
 
 
 def training_step(
-    config: TrainConfig, replica: Replica, strategy: Any, batch_size: int
+    config: ResolvedConfig, replica: Replica, strategy: Any, batch_size: int
 ) -> Callable[[list[np.ndarray]], float]:
     """Makes the function that trains on one batch.
 
     Args:
-        config: resolved; its loss and MixUp.
+        config: its loss and MixUp.
         replica: whose model and optimizer are updated.
         strategy: TensorFlow's, which adds up the workers' gradients.
         batch_size: of the global batch, in images.

@@ -29,7 +29,7 @@ from catdog.inference.provenance import Provenance
 from catdog.models import pretrained, registry
 from catdog.run_directory import RunDirectory
 from catdog.training import feature_cache, ingest, launch
-from catdog.training.config import TrainConfig
+from catdog.training.config import ResolvedConfig, TrainConfig
 from catdog.training.job import SplitData, TrainResult, WorkerJob
 from catdog.waiting import wait_for
 
@@ -59,14 +59,15 @@ def train_model(config: TrainConfig, on_event: EventHandler | None = None, patie
             works on the run.
     """
     on_event = on_event or (lambda _event: None)
-    config = config.resolve()
-    data = catalog.read_catalog(config.data)
-    return _train_exclusively(_train_members if config.members else _train_one, config, data, on_event, patience)
+    resolved = config.resolve()
+    data = catalog.read_catalog(resolved.data)
+    trained = _train_members if resolved.members else _train_one
+    return _train_exclusively(trained, resolved, data, on_event, patience)
 
 
 def _train_exclusively(
-    trained: Callable[[TrainConfig, Catalog, EventHandler], TrainResult],
-    config: TrainConfig,
+    trained: Callable[[ResolvedConfig, Catalog, EventHandler], TrainResult],
+    config: ResolvedConfig,
     data: Catalog,
     on_event: EventHandler,
     patience: float = 0.0,
@@ -91,7 +92,7 @@ def _train_exclusively(
     return finished
 
 
-def _train_one(config: TrainConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
+def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
     """Trains one model: decodes the images, fits the head if that is asked for, and starts the workers."""
     rows = {split: data.split(split) for split in ("train", "valid")}
     # Of the training split only: what judges a model is not to be picked over.
@@ -105,19 +106,20 @@ def _train_one(config: TrainConfig, data: Catalog, on_event: EventHandler) -> Tr
         config = config.model_copy(update=vars(plan))
         wait_for([{"CPU": 1}], on_event, config.wait)  # for what comes before the workers
         weights = load_weights(config)
-        ingest.require_memory(images, config.image_size or 0)
+        ingest.require_memory(images, config.image_size)
         # Only now, when nothing more can be refused, is an old run deleted or a name taken.
         _open_run(config, data, on_event)
         on_event(DecodingStarted(images, config.run))
         head = _fit_head(config, data, rows["train"], weights, on_event, may_grow) if config.head_first else None
         # Kept until the end: the blocks live as long as somebody holds the data set.
-        decoded = {split: ingest.decode(table, config.image_size or 0) for split, table in rows.items()}
+        decoded = {split: ingest.decode(table, config.image_size) for split, table in rows.items()}
         splits = {split: _split_data(table, decoded[split]) for split, table in rows.items()}
-        wait_for([launch.resources(config)] * (config.workers or 1), on_event, config.wait)
+        wait_for([launch.worker_resources(plan)] * plan.workers, on_event, config.wait)
         with launch.listening(on_event) as events:
             return launch.run_workers(
                 WorkerJob(
                     config,
+                    plan,
                     splits["train"],
                     splits["valid"],
                     weights,
@@ -136,7 +138,7 @@ def _split_data(rows: pa.Table, decoded: ray.data.MaterializedDataset) -> SplitD
 
 
 def _fit_head(
-    config: TrainConfig,
+    config: ResolvedConfig,
     data: Catalog,
     rows: pa.Table,
     weights: ray.ObjectRef | None,
@@ -145,14 +147,14 @@ def _fit_head(
 ) -> list[np.ndarray]:
     """Fits the head to the frozen backbone's features of the training images; returns its variables' values."""
     views = ["identity"] if config.epochs else config.views
-    folder = feature_cache.cache_folder(config.features or "", data, config.spec, weights, config.seed)
+    folder = feature_cache.cache_folder(config.features, data, config.spec, weights, config.seed)
     feature_cache.compute_features(
         rows, config.spec, weights, config.seed, views, folder, on_event, config.gpu, may_grow, config.wait
     )
     return feature_cache.fit_head(folder, rows, config.spec, config.seed, views, config.epochs > 0)
 
 
-def _train_members(config: TrainConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
+def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
     """Trains each member as a run of its own in `RUNS/NAME/member-N`, then makes one bundle of them."""
     run = RunDirectory(config.run)
     options = config.model_dump() | {"members": [], "runs": config.run, "overwrite": False, "resume": False}
@@ -191,7 +193,7 @@ def _train_members(config: TrainConfig, data: Catalog, on_event: EventHandler) -
     return TrainResult(config.run, run.model, validation, chosen_on, max(result.epochs for result in results), [])
 
 
-def left_out(config: TrainConfig, data: Catalog) -> set[str]:
+def left_out(config: ResolvedConfig, data: Catalog) -> set[str]:
     """The keys that a config's list leaves out of training.
 
     Args:
@@ -228,26 +230,26 @@ def stored_config(runs: str, name: str) -> dict[str, Any]:
     return RunDirectory(storage.join(storage.absolute_output(runs, "--runs"), name)).require_run(runs)["options"]
 
 
-def _computed(config: TrainConfig) -> dict[str, Any]:
+def _computed(config: ResolvedConfig) -> dict[str, Any]:
     """The options that decide what a run computes; the same run has the same ones, wherever it goes on."""
     # As it is read back from JSON, where a tuple is a list.
     return {name: value for name, value in config.model_dump(mode="json").items() if name not in _PLACE_FIELDS}
 
 
-def _inputs(config: TrainConfig, data: Catalog) -> dict[str, str | None]:
+def _inputs(config: ResolvedConfig, data: Catalog) -> dict[str, str | None]:
     """What a run reads, by digest."""
     listed = hashlib.sha256(storage.read_bytes(config.leave_out)).hexdigest() if config.leave_out else None
     return {"catalog_fingerprint": data.fingerprint, "leave_out_sha256": listed}
 
 
-def _open_run(config: TrainConfig, data: Catalog, on_event: EventHandler) -> None:
+def _open_run(config: ResolvedConfig, data: Catalog, on_event: EventHandler) -> None:
     """Writes down what the run is, deleting the old one of its name if that was asked for."""
     options = _computed(config) | {name: getattr(config, name) for name in {"data", *_SHAPE_FIELDS}}
     strangers = RunDirectory(config.run).open({"options": options} | _inputs(config, data), config.overwrite)
     on_event(RunOpened(config.run, strangers))
 
 
-def _check_run(config: TrainConfig, data: Catalog, nested: bool = False) -> TrainResult | None:
+def _check_run(config: ResolvedConfig, data: Catalog, nested: bool = False) -> TrainResult | None:
     """Makes sure that the run's folder may be written: new, to be overwritten, or resumed with options and data it had.
 
     Returns:
@@ -277,7 +279,7 @@ def _check_run(config: TrainConfig, data: Catalog, nested: bool = False) -> Trai
     return TrainResult(config.run, uri, info.validation, info.chosen_on, epochs, history)
 
 
-def load_weights(config: TrainConfig) -> ray.ObjectRef | None:
+def load_weights(config: ResolvedConfig) -> ray.ObjectRef | None:
     """Puts the backbone's weights where every worker can read them.
 
     Args:
@@ -299,7 +301,7 @@ def load_weights(config: TrainConfig) -> ray.ObjectRef | None:
             raise CatdogError(error)
         return ray.put(ray.get(reference)[0])
     try:
-        return ray.put(storage.read_bytes(config.weights or ""))
+        return ray.put(storage.read_bytes(config.weights))
     except OSError as error:
         raise CatdogError(f"--weights: could not read {config.weights}: {error.strerror or error}") from error
 

@@ -74,16 +74,15 @@ class Trainer:
     def __init__(self, job: WorkerJob) -> None:
         """Fetches the images, joins the other workers and builds the model, or takes the last checkpoint's."""
         config = job.config
-        engines.set_up(config.cpus_per_worker or 1, bool(config.gpu))
+        engines.set_up(job.plan.cpus_per_worker, job.plan.gpu)
         import keras
 
         self.job = job
         context = ray.train.get_context()
         keras.utils.set_random_seed(config.seed)
         self.group = group = WorkerGroup(context.get_world_rank(), context.get_world_size())
-        size = config.image_size or 0
-        self.train_pixels = _fetch_pixels(job.train, size, "training")
-        valid_pixels = _fetch_pixels(job.valid, size, "validation")
+        self.train_pixels = _fetch_pixels(job.train, config.image_size, "training")
+        valid_pixels = _fetch_pixels(job.valid, config.image_size, "validation")
         hashes = rng.key_hash(job.train.keys)
         self.batches = ingest.Batches(config, self.train_pixels, job.train.labels, hashes, group.rank, group.size)
         batch_size = self.batches.size

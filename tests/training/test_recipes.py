@@ -75,3 +75,12 @@ def test_contradictions_are_one_line() -> None:
     ):
         with pytest.raises(UsageError, match=words):
             TrainConfig(data="d", **options).resolve()
+
+
+def test_what_was_decided_is_written_as_it_was_asked_for_and_cannot_change() -> None:
+    config = TrainConfig(data="d", workers=2).resolve()
+    assert list(config.model_dump()) == list(TrainConfig.model_fields)
+    left_open = {name for name, value in config if value is None}
+    assert left_open == {"trainable_from", "dropout", "leave_out", "cpus_per_worker", "gpu", "address", "wait"}
+    with pytest.raises(ValueError, match="frozen"):
+        config.arch = "vgg16"
