@@ -19,7 +19,7 @@ PACKAGES = (
 
 
 def leave_working_folder() -> None:
-    """Removes the working folder, which `python -m` puts first on the path, unless catdog is found only there.
+    """Removes the working folder, which `python -m` puts first on the path, unless catdog is nowhere else.
 
     `python -m catdog` then imports the same packages as the `catdog` command.
     In a checkout that is not installed, or where another one is, the folder stays: workers would not find this catdog
@@ -35,7 +35,7 @@ def leave_working_folder() -> None:
 
 
 def driver_path() -> list[str]:
-    """The entries of this process's path before Python's own folders: the script's folder, PYTHONPATH, and so on.
+    """Entries of this process's path before Python's own folders: the script's folder, PYTHONPATH, and so on.
 
     Returns:
         Absolute folders, in order. The other entries belong to the interpreter, and each node has its own.
@@ -55,8 +55,8 @@ def driver_path() -> list[str]:
 def require_unhidden() -> None:
     """Checks that no file of the user hides an installed package.
 
-    A single file counts always, since none of the packages is one. A folder in an entry of PYTHONPATH does not count:
-    it is meant to replace the package.
+    A single file always counts, since none of the packages is one. A folder in an entry of PYTHONPATH does not count,
+    because it is meant to replace the package.
 
     Raises:
         UsageError: a package is hidden; the message names the file.

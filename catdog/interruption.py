@@ -165,7 +165,7 @@ class _Watch:
         """
         self.catch_up(error)
         if self.received is not None:
-            # If a KeyboardInterrupt passed through an `exec` of source text, as dataclasses use, Python kills itself
+            # If a KeyboardInterrupt passed through an `exec` of source text, which dataclasses use, Python kills itself
             # with SIGINT at exit; another `exec` clears that.
             exec("")
             raise SystemExit(128 + self.received)

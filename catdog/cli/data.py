@@ -106,7 +106,7 @@ def audit(
         if found.features:
             values, at = feature_cache.read_features(found.features, found.keys, "identity")
             known = (values, [found.keys[row] for row in at])
-        findings = audit.audit(rows, found, known, distance)
+        findings = audit.audit_labels(rows, found, known, distance)
         audit.write_findings(findings, target)
         audit.draw_findings(findings, rows, pictures)
     display.show_findings(findings)

@@ -160,7 +160,7 @@ def tune(
     with advice, out.status("Searching…"):
         trials = tuning.run_search(config, values, asha, concurrent, display.show_event)
     failed = all(trial.log_loss is None for trial in trials)
-    display.show_trials(trials, None if failed else tuning.judge(config, trials))
+    display.show_trials(trials, None if failed else tuning.judge_search(config, trials))
     out.print(f"Runs: {config.run}   Curves: tensorboard --logdir {config.run}")
     if failed:
         raise CatdogError("every run of the search failed")

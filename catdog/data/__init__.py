@@ -1,7 +1,7 @@
-"""From what people have to a catalog, and from a file's bytes to pixels.
+"""Data sets: from a folder, bucket or archive to a catalog, and from a file's bytes to pixels.
 
-A source (a folder, a bucket, an archive) is surveyed, laid out, split and copied once by `prepare_dataset`; all that
-comes after reads the catalog.
+`prepare_dataset` scans a source, detects its layout, assigns splits and copies the images, once. Everything later reads
+the catalog.
 """
 
 from catdog.exports import lazy

@@ -1,7 +1,7 @@
-"""What is in a zip or a tar: its files one by one, unsafe archives refused before anything of them is used.
+"""Reading zip and tar archives file by file, with unsafe archives rejected.
 
-Nothing is ever unpacked under a name that the archive chooses; a name is only a key, and it must be a plain relative
-path all the same.
+Files are never unpacked under the names in the archive, which serve only as keys; these must still be plain relative
+paths.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import BinaryIO
 from catdog.errors import CatdogError
 
 SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz")
-# Archives that are told from their names only, to say what to do about them.
+# Other archives, recognized by name only, so that a message can say what to do with them.
 FOREIGN_SUFFIXES = (".7z", ".rar", ".gz", ".bz2", ".xz", ".zst", ".tzst", ".lz4", ".z", ".arj", ".cab", ".iso")
 
-# An image's own compression leaves nothing to gain: what expands so much is no set of photos.
+# Limits against archive bombs; images are compressed already, so an archive of photos expands little.
 _BOMB_RATIO, _BOMB_FLOOR = 200, 64 << 20
 _DEFLATE64 = 9
-# First bytes of gzip, bzip2 and xz; and where a tar that is not compressed says what it is (POSIX.1-1988, ustar).
+# First bytes of gzip, bzip2 and xz; offset and magic number of an uncompressed tar (POSIX.1-1988, ustar).
 _COMPRESSED, _TAR_MARK = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ"), (257, b"ustar")
 _BROKEN = (
     zipfile.BadZipFile,
@@ -44,10 +44,10 @@ class Member:
     """A file in an archive.
 
     Attributes:
-        path: its name, with forward slashes.
-        size: in bytes, as the archive says.
-        regular: False for a device, a FIFO and the like.
-        open: opens it; in a tar only until the next member is asked for.
+        path: name in the archive, with forward slashes.
+        size: in bytes, according to the archive.
+        regular: False for devices, FIFOs and other special files.
+        open: opens the file; in a tar this works only before the iterator is advanced.
     """
 
     path: str
@@ -57,20 +57,20 @@ class Member:
 
 
 def suffix_of(path: str) -> str | None:
-    """The ending of an archive's name, such as ".tar.gz"; None where it is no archive's."""
+    """The suffix of an archive's name, such as ".tar.gz"; None for other files."""
     return next((each for each in sorted(SUFFIXES, key=len, reverse=True) if path.lower().endswith(each)), None)
 
 
-def members(stream: BinaryIO, name: str) -> Iterator[Member]:
-    """Yields the files of a zip or a tar (also one compressed with gzip, bzip2 or xz), in their order.
+def iter_members(stream: BinaryIO, name: str) -> Iterator[Member]:
+    """Yields the files of a zip or tar (uncompressed, gzip, bzip2 or xz), in archive order.
 
     Args:
         stream: the archive, open for reading, seekable.
-        name: what messages call it.
+        name: its name, for messages.
 
     Raises:
-        CatdogError: it is damaged, encrypted, of another kind, or holds a link, a path that leads outside, a path
-            twice, or far more than its size can hold.
+        CatdogError: the archive is damaged, encrypted or of another kind, or it has a link, a path that leads outside,
+            a duplicate path, or expands implausibly.
     """
     try:
         head = stream.read(_TAR_MARK[0] + len(_TAR_MARK[1]))
@@ -94,10 +94,10 @@ def members(stream: BinaryIO, name: str) -> Iterator[Member]:
 
 
 def read_member(member: Member, name: str, count: int = -1) -> bytes:
-    """Reads a member's bytes, or the first `count` of them.
+    """Reads the bytes of a member, or the first `count` of them.
 
     Raises:
-        CatdogError: the archive is damaged there, or the member is encrypted.
+        CatdogError: the member is damaged or encrypted.
     """
     try:
         with member.open() as stream:
@@ -107,7 +107,7 @@ def read_member(member: Member, name: str, count: int = -1) -> bytes:
 
 
 def read_pieces(member: Member, name: str) -> Iterator[bytes]:
-    """Reads a member bit by bit.
+    """Reads a member in pieces of 1 MiB.
 
     Raises:
         CatdogError: as `read_member`.
@@ -140,7 +140,7 @@ def _zip_members(stream: BinaryIO, name: str) -> Iterator[Member]:
 
 
 def _opener(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], BinaryIO]:
-    return lambda: archive.open(info)  # type: ignore[return-value]  # a BufferedIOBase is all that is needed
+    return lambda: archive.open(info)  # type: ignore[return-value]  # a BufferedIOBase is sufficient
 
 
 def _tar_members(stream: BinaryIO, name: str) -> Iterator[Member]:
@@ -170,19 +170,19 @@ def _tar_opener(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[],
 def _require_plausible(name: str, path: str, size: int, packed: int) -> None:
     if size > _BOMB_FLOOR and size > _BOMB_RATIO * max(packed, 1):
         raise CatdogError(
-            f"{name}: {path} would grow from {packed:,} to {size:,} bytes, more than {_BOMB_RATIO} times, which photos "
-            f"never do; nothing was unpacked. If it is meant so, {_UNPACK}"
+            f"{name}: {path} would grow from {packed:,} to {size:,} bytes, more than {_BOMB_RATIO} times, which is "
+            f"implausible for photos; nothing was unpacked. If it is intended, {_UNPACK}"
         )
 
 
 def _safe_path(path: str, is_link: bool, name: str) -> str:
-    """A member's name as a plain relative path; Windows's backslashes are converted first, then it is checked."""
+    """Validates a member's name as a plain relative path, after converting Windows's backslashes."""
     plain = path.replace("\\", "/")
     outside = plain.startswith("/") or re.match(r"^[A-Za-z]:", plain) or ".." in plain.split("/")
     if is_link or outside or "\0" in plain:
         what = "a link" if is_link else "a path that leads outside"
         raise CatdogError(f"{name} holds {path!r}, {what}; nothing was unpacked from it: expected plain relative paths")
-    relative = PurePosixPath(plain).as_posix()  # without "./" and double slashes
+    relative = PurePosixPath(plain).as_posix()  # removes "./" and double slashes
     return "" if relative == "." else relative
 
 

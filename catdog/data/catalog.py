@@ -1,8 +1,8 @@
-"""The catalog: one Arrow table that says what a data set holds, without a pixel of it.
+"""The catalog: an Arrow table with one row for each image of a data set, without pixels.
 
-It is written once, by `catdog data prepare`, as `catalog.parquet` in the data set's folder, and everything after it
-only reads it: the split is a fact of the data set, not a choice of a later command. Files are named relative to that
-folder, so a data set can be moved or copied to a bucket as it is.
+`catdog data prepare` writes it once, as `catalog.parquet` in the data set's folder; later commands only read it, so the
+split is a property of the data set. Files are named relative to that folder, so a data set can be moved or copied to a
+bucket.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from catdog import storage
 from catdog.errors import CatdogError, UsageError
 
 FILE_NAME = "catalog.parquet"
-# Kaggle's list of the ids that it expects, which lies beside the catalog where the source had one.
+# Kaggle's sample submission, with the ids that it expects; kept beside the catalog if the source had one.
 SAMPLE_NAME = "sample_submission.csv"
 SCHEMA_VERSION = 2
-# Version 1 had no digests. A fingerprint does not follow from them, so it is the same for both.
+# Version 1 had no digests. Fingerprints do not depend on digests and are equal for both versions.
 _READABLE, _FINGERPRINT_VERSION = (1, 2), 1
 _PIECE = 65_536
 SPLITS = ("train", "valid", "test")
@@ -41,15 +41,15 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Catalog:
-    """A data set's rows and how they came to be.
+    """Rows of a data set, and the options that it was prepared with.
 
     Attributes:
-        table: columns `key` (path relative to the set's root, unique), `id` (what a submission calls the row),
-            `uri` (where the bytes are), `label` (0 or 1, null where unknown), `split` (train, valid or test) and
-            `digest` (of the file's bytes, from `digest_of`; null where there are none, or none are known).
-        class_names: the names of labels 0 and 1.
+        table: columns `key` (path relative to the set's root, unique), `id` (the row's id in a submission),
+            `uri` (location of the file), `label` (0 or 1, null if unknown), `split` (train, valid or test) and
+            `digest` (`digest_of` the file's bytes; null if it is empty, or unknown).
+        class_names: names of labels 0 and 1.
         root: URI of the data set's folder.
-        options: what made the split: `split_seed`, `valid_fraction`, `content_sha256`.
+        options: options that determined the split: `split_seed`, `valid_fraction`, `content_sha256`.
     """
 
     table: pa.Table
@@ -61,7 +61,7 @@ class Catalog:
         """The rows of one split, in catalog order.
 
         Raises:
-            CatdogError: the data set has none.
+            CatdogError: the split is empty.
         """
         rows = self._rows(name)
         if not rows.num_rows:
@@ -72,35 +72,35 @@ class Catalog:
     def _rows(self, name: str) -> pa.Table:
         at = pc.indices_nonzero(pc.equal(self.table["split"], name))
         if len(at) and at[-1].as_py() - at[0].as_py() + 1 == len(at):
-            return self.table.slice(at[0].as_py(), len(at))  # which copies nothing
+            return self.table.slice(at[0].as_py(), len(at))  # a slice copies nothing
         return self.table.take(at)
 
     def count(self, split: str, label: int | None = None) -> int:
-        """How many rows a split has, or how many of one label."""
+        """Number of rows of a split, or of its rows with one label."""
         chosen = pc.equal(self.table["split"], split)
         if label is not None:
             chosen = pc.and_(chosen, pc.fill_null(pc.equal(self.table["label"], label), False))
         return pc.sum(chosen).as_py() or 0
 
     def is_labelled(self, split: str) -> bool:
-        """Tells whether a split has rows and every one has a label."""
+        """Returns whether a split is not empty and all its rows have labels."""
         rows = self._rows(split)
         return rows.num_rows > 0 and rows["label"].null_count == 0
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over class names, every row but its place, and the files' bytes as they were prepared."""
+        """SHA-256 (hex) over class names, all rows without their URIs, and the content of the prepared files."""
         digest = hashlib.sha256(json.dumps([_FINGERPRINT_VERSION, self.class_names]).encode())
         digest.update(str(self.options.get("content_sha256", "")).encode())
         for column in ("key", "id", "label", "split"):
-            # In pieces: a million Python strings at once are many times the size of the table.
+            # In pieces, because a million Python strings take many times the memory of the table.
             for start in range(0, self.table.num_rows, _PIECE):
                 for value in self.table[column].slice(start, _PIECE).to_pylist():
                     digest.update(f"{value}\0".encode())
         return digest.hexdigest()
 
     def write(self) -> None:
-        """Writes `catalog.parquet` into the data set's folder; from then on the data set is whole."""
+        """Writes `catalog.parquet` into the data set's folder, which makes the data set complete."""
         metadata = {
             "catdog": json.dumps(
                 {"schema_version": SCHEMA_VERSION, "class_names": self.class_names, "options": self.options}
@@ -114,12 +114,12 @@ class Catalog:
 
 
 def digest_of(data: bytes) -> int:
-    """The first eight bytes of the SHA-256 of a file's bytes, as an unsigned number: what tells copies of an image."""
+    """First eight bytes of a file's SHA-256 as an unsigned integer; identifies copies of an image."""
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
 
 
-def is_there(data: str) -> bool:
-    """Tells whether a folder holds a catalog."""
+def has_catalog(data: str) -> bool:
+    """Returns whether a folder has a catalog."""
     return storage.kind(storage.join(data, FILE_NAME)) == "file"
 
 
@@ -133,8 +133,8 @@ def read_catalog(data: str) -> Catalog:
         The catalog, with absolute URIs.
 
     Raises:
-        UsageError: there is no such data set.
-        CatdogError: the catalog is damaged or of another version.
+        UsageError: the data set does not exist.
+        CatdogError: the catalog is damaged or has another version.
     """
     root = storage.absolute(data)
     path = storage.join(root, FILE_NAME)
@@ -144,7 +144,7 @@ def read_catalog(data: str) -> Catalog:
             f"`catdog data prepare SOURCE {data}`"
         )
     try:
-        # `pq.read_table` would import pandas first.
+        # `pq.read_table` would import pandas, which is slow.
         table = pq.ParquetFile(pa.BufferReader(storage.read_bytes(path))).read()
         header = json.loads(table.schema.metadata[b"catdog"])
         version, class_names, options = header["schema_version"], header["class_names"], header["options"]

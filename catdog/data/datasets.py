@@ -1,7 +1,7 @@
-"""Real data sets in, catalog out: what people have is surveyed, copied, split and written down once.
+"""Preparing a data set: a source is scanned, copied and split once, and described by a catalog.
 
-`prepare_dataset` copies every image's bytes unchanged to `DEST/images/KEY` and writes the catalog last, so a folder
-without a catalog is not a data set yet, and one with a catalog is whole.
+`prepare_dataset` copies every image unchanged to `DEST/images/KEY` and writes the catalog last: a folder with a catalog
+is a complete data set, one without is none.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from catdog.data.layouts import Layout, Row
 from catdog.data.splits import Duplicates, Remark
 from catdog.errors import CatdogError, UsageError
 
-# Files that are written at once, and how much of them is held in memory.
+# Files that are written at the same time, and the memory that they may take, in bytes.
 _WRITE_BATCH, _WRITE_BYTES = 64, 64 << 20
-# Lies in DEST while it is being filled; with it and without a catalog, what is there is a set cut short.
+# The lease in DEST during preparation. A folder with a lease but no catalog was interrupted.
 _LEASE_NAME = "preparing.json"
 
 
 @dataclass(frozen=True)
 class _Copied:
-    """An image in place: SHA-256 and size of its bytes; None for a folder."""
+    """A copied image: SHA-256 and size of its bytes; the size is None for a folder."""
 
     sha256: bytes
     size: int | None
@@ -53,28 +53,29 @@ def prepare_dataset(
     ignore: list[str] | None = None,
     on_remark: Callable[[Remark], None] | None = None,
 ) -> Catalog:
-    """Turns what people have (Kaggle's zips, PetImages, class folders, a flat folder) into a prepared data set.
+    """Prepares a data set from Kaggle's zips, PetImages, class folders or a flat folder.
 
-    Doing it again is harmless: the same source changes nothing, a source with more images adds them, and no image
-    ever moves between the splits. Anything else that is already in `dest` is refused, not overwritten.
+    The operation may be repeated: the same source changes nothing, a source with more images adds them, and no image
+    moves between splits. It is an error if `dest` has any other content; nothing is overwritten.
 
     Args:
         source: URI of a zip, a tar or a folder.
-        dest: URI of the folder to make.
-        valid_fraction: share of each class's labelled images for validation, in (0, 1); unused where the source has
-            a validation folder of its own.
-        split_seed: seed of the hash that splits.
-        positive: the class to be label 1, whose probability is predicted; None is dog, or the second by alphabet.
-        duplicates: what becomes of byte-equal copies, as for `splits.settle`.
-        ignore: patterns of files and folders to leave out, as of a shell.
-        on_remark: told what was left out, and what is odd about the images.
+        dest: URI of the folder to create.
+        valid_fraction: share of each class's labelled images for validation, in (0, 1); unused if the source has a
+            validation folder.
+        split_seed: seed of the hash that assigns splits.
+        positive: name of the class with label 1, whose probability is predicted; None for dog, or the second class in
+            alphabetical order.
+        duplicates: handling of byte-equal copies, as for `splits.assign_splits`.
+        ignore: shell patterns of files and folders to leave out.
+        on_remark: called with remarks on files that were left out and on unusual images.
 
     Returns:
         The catalog, already written.
 
     Raises:
-        UsageError: no such source, or a value out of range.
-        CatdogError: what was found cannot be a data set, or could not be written.
+        UsageError: the source does not exist, or a value is out of range.
+        CatdogError: the source is not a valid data set, or it could not be written.
     """
     on_remark = on_remark or (lambda _remark: None)
     source, dest = storage.absolute(source), storage.absolute(dest)
@@ -90,15 +91,17 @@ def prepare_dataset(
         raise UsageError(f"DEST {dest} lies inside SOURCE {source}, whose images it would add to; give another DEST")
     options: dict[str, object] = {"split_seed": split_seed, "valid_fraction": valid_fraction}
     with tempfile.TemporaryDirectory(prefix="catdog-") as scratch:
-        found = sources.survey(source, Path(scratch), ignore)
+        found = sources.scan_source(source, Path(scratch), ignore)
         for remark in _remarks_on_files(found):
             on_remark(remark)
-        layout = layouts.lay_out(found.images, source, positive)
+        layout = layouts.detect_layout(found.images, source, positive)
         with contextlib.ExitStack() as stack:
-            if catalog.is_there(dest):
+            if catalog.has_catalog(dest):
                 held = stack.enter_context(lease.hold(storage.join(dest, _LEASE_NAME), "`catdog data prepare`"))
             else:
-                held = stack.enter_context(making(dest, ["images", catalog.SAMPLE_NAME], "`catdog data prepare`"))
+                held = stack.enter_context(
+                    creating_dataset(dest, ["images", catalog.SAMPLE_NAME], "`catdog data prepare`")
+                )
             previous = _previous(dest, options)
             if previous is not None:
                 if positive is None and previous.class_names == layout.class_names[::-1]:
@@ -107,7 +110,9 @@ def prepare_dataset(
             known = {} if previous is None else _columns(previous, "key", "split")
             copied = _copy(sources.read_images(source, Path(scratch), set(layout.rows)), layout, dest, known)
             rows = [dataclasses.replace(row, digest=_digest(copied[row.key])) for row in layout.rows.values()]
-            settled = splits.settle(rows, layout.own_valid, valid_fraction, split_seed, duplicates, known, on_remark)
+            settled = splits.assign_splits(
+                rows, layout.own_valid, valid_fraction, split_seed, duplicates, known, on_remark
+            )
             kept = {row.key for row in settled}
             for row in rows:
                 if row.key not in kept:
@@ -128,19 +133,19 @@ def prepare_dataset(
 
 
 @contextlib.contextmanager
-def making(dest: str, names: list[str], what: str) -> Iterator[lease.Lease]:
-    """Holds a new or empty folder while a data set is made in it, and leaves nothing behind where that fails.
+def creating_dataset(dest: str, names: list[str], what: str) -> Iterator[lease.Lease]:
+    """Holds the lease of a new or empty folder while a data set is created in it; cleans up on failure.
 
     Args:
-        dest: URI of the folder; what a process that died had begun to make there is deleted.
-        names: of the files and folders that will be made in it, but for the catalog.
-        what: is being done, for messages.
+        dest: URI of the folder; the incomplete data set of a dead process is deleted.
+        names: names of the files and folders that will be created in it, without the catalog.
+        what: the operation in progress, for messages.
 
     Yields:
         The lease.
 
     Raises:
-        CatdogError: it holds something else, which is left alone, is a file, or another process is making one there.
+        CatdogError: `dest` is a file, has other content (which is kept), or another process is preparing it.
     """
     if storage.kind(dest) == "file":
         raise CatdogError(f"DEST {dest} is a file; give a new or empty folder")
@@ -158,7 +163,7 @@ def making(dest: str, names: list[str], what: str) -> Iterator[lease.Lease]:
         try:
             yield held
         except BaseException:
-            with contextlib.suppress(CatdogError):  # another process has the folder now, and its files stay
+            with contextlib.suppress(CatdogError):  # if another process took over the folder, its files stay
                 held.require_held()
                 delete()
             raise
@@ -167,20 +172,20 @@ def making(dest: str, names: list[str], what: str) -> Iterator[lease.Lease]:
 def build_catalog(
     root: str, rows: list[Row], class_names: tuple[str, str], options: dict[str, object], folder: str = ""
 ) -> Catalog:
-    """Makes a catalog of rows whose files already lie in place.
+    """Builds the catalog of images whose files are already in the data set's folder.
 
     Args:
         root: URI of the data set's folder.
         rows: the images, in catalog order.
         class_names: names of labels 0 and 1.
-        options: what the catalog remembers of its making.
-        folder: the folder below `root` that keys are relative to.
+        options: as of `Catalog`.
+        folder: folder below `root` that keys are relative to.
 
     Returns:
         The catalog, not yet written.
 
     Raises:
-        CatdogError: two unlabelled test files have one id.
+        CatdogError: two unlabelled test files have the same id.
     """
     ids = layouts.ids_of(rows)
     base = storage.join(root, folder) if folder else root
@@ -203,8 +208,8 @@ def _columns(data: Catalog, first: str, second: str) -> dict[str, str]:
 
 
 def _previous(dest: str, options: dict[str, object]) -> Catalog | None:
-    """The data set that `dest` already holds, if its split was made the same way."""
-    if not catalog.is_there(dest):
+    """The existing data set in `dest`, or None. Raises CatdogError if it was split with other options."""
+    if not catalog.has_catalog(dest):
         return None
     previous = catalog.read_catalog(dest)
     for option, value in options.items():
@@ -217,7 +222,7 @@ def _previous(dest: str, options: dict[str, object]) -> Catalog | None:
 
 
 def _require_addition(previous: Catalog, layout: Layout) -> None:
-    """Makes sure that a data set is only added to: every image it has is there still, in its split, with its label."""
+    """Checks that the source still has every image of the existing data set, with the same split and label."""
     now = {row.key: (row.split, row.label) for row in layout.rows.values()}
     if previous.class_names != layout.class_names:
         raise CatdogError(
@@ -225,7 +230,7 @@ def _require_addition(previous: Catalog, layout: Layout) -> None:
         )
     for old in previous.table.select(["key", "split", "label"]).to_pylist():
         key, before = old["key"], (old["split"], old["label"])
-        # Where the source has no validation folder, all that it has is in train as yet.
+        # Without a validation folder, a layout has all labelled images in train; splits are assigned later.
         drawn = not layout.own_valid and now.get(key) == ("train", old["label"]) and old["split"] == "valid"
         if now.get(key) != before and not drawn:
             change = "is not in SOURCE" if key not in now else f"would move from {before[0]} to {now[key][0]}"
@@ -242,10 +247,10 @@ def _require_addition(previous: Catalog, layout: Layout) -> None:
 def _copy(
     files: Iterator[tuple[str, bytes | None]], layout: Layout, dest: str, known: dict[str, str]
 ) -> dict[str, _Copied]:
-    """Copies the images into place, several at a time (a bucket answers slowly).
+    """Copies the images, several at a time because buckets have a high latency.
 
     Returns:
-        By key, what was copied; where the set has it already, what is there.
+        The copied or already existing image of each key.
     """
     images = storage.join(dest, "images")
     copied: dict[str, _Copied] = {}
@@ -254,7 +259,7 @@ def _copy(
         key, data = layout.rows[file[0]].key, file[1]
         target = storage.join(images, key)
         copied[key] = _Copied(hashlib.sha256(data or b"").digest(), None if data is None else len(data))
-        # An image that the set has lost since is put back.
+        # A known image whose file has been deleted is copied again.
         if key in known and storage.exists(target):
             if data is not None and storage.read_bytes(target) != data:
                 raise CatdogError(
@@ -263,7 +268,7 @@ def _copy(
         elif data is None and storage.is_local(target):
             Path(target).mkdir(parents=True, exist_ok=True)
         elif data is not None and storage.is_local(target):
-            # No sync here: the catalog, written last and synced, is what makes the set whole.
+            # No sync: the data set counts as complete only with its catalog, which is written last and synced.
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             Path(target).write_bytes(data)
         else:
@@ -287,7 +292,7 @@ def _copy(
 
 
 def _require_copied(dest: str, expected: dict[str, _Copied]) -> None:
-    """Makes sure that every file is there in its full size, before a catalog says so."""
+    """Checks that every file exists with its full size; to be called before the catalog is written."""
     found = storage.list_files(storage.join(dest, "images"))
     local = storage.is_local(dest)
     wrong = []
@@ -298,13 +303,13 @@ def _require_copied(dest: str, expected: dict[str, _Copied]) -> None:
             wrong.append(key)
     if wrong:
         raise CatdogError(
-            f"{len(wrong)} of {len(expected)} images in {dest} are not as they were written, e.g. {wrong[0]}; another "
-            "program works in that folder: prepare into a new one"
+            f"{len(wrong)} of {len(expected)} images in {dest} have changed since they were written, e.g. {wrong[0]}; "
+            "another program uses that folder: prepare into a new one"
         )
 
 
 def _content_sha256(copied: dict[str, _Copied], kept: set[str]) -> str:
-    """SHA-256 (hex) over keys and bytes, whatever order the source came in."""
+    """SHA-256 (hex) over keys and bytes, independent of the order of the source."""
     total = hashlib.sha256()
     for key in sorted(kept):
         total.update(key.encode() + b"\0" + copied[key].sha256)
@@ -315,7 +320,7 @@ def _digest(file: _Copied) -> int | None:
     return int.from_bytes(file.sha256[:8], "big") if file.size else None
 
 
-# --- what should be known about it -------------------------------------------------------------------------------
+# --- remarks on the data set -------------------------------------------------------------------------------------
 
 
 def _remarks_on_files(found: sources.Survey) -> list[Remark]:

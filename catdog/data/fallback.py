@@ -1,4 +1,4 @@
-"""Pillow, for the files that the fast decoders do not take: other formats, odd modes, and what is broken."""
+"""Decoding with Pillow, for files that the fast decoders do not support: other formats, rare modes, broken files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import AvifImagePlugin, Image, ImageFile, ImageOps, UnidentifiedImageEr
 
 from catdog.data import formats, jpeg
 
-# Pillow's tolerance of truncated files is a global switch, and so are warnings; one thread at a time may turn them.
+# Tolerance of truncated files and warning filters are global, so only one thread at a time may change them.
 _lock = threading.Lock()
 
 _SAMPLE_FORMAT, _PHOTOMETRIC = 339, 262  # tags of TIFF 6.0
@@ -20,33 +20,33 @@ _UNSIGNED, _WHITE_IS_ZERO = 1, 0
 
 
 class UnreadableError(Exception):
-    """There is no picture in a file; the message says why."""
+    """No picture could be decoded; the message gives the reason."""
 
 
-def decode(data: bytes, most_pixels: int) -> tuple[np.ndarray, str]:
-    """Decodes a file of any format of `formats.PILLOW_FORMATS`, as far as it goes if it is broken.
+def decode_with_pillow(data: bytes, most_pixels: int) -> tuple[np.ndarray, str]:
+    """Decodes a file of any format of `formats.PILLOW_FORMATS`; of a broken file, as much as possible.
 
-    Several frames or pages: the first. EXIF orientation is honoured. Transparency is laid on white. Grey of more than
-    8 bits is scaled to 0…255:
+    Of several frames or pages the first is used. EXIF orientation is applied. Transparency is blended with white. Grey
+    of more than 8 bits is scaled to 0…255:
 
     * 16 bits: 65535 is white.
     * 32-bit integers: 255 is white if no value is beyond 0…255, 65535 if none is beyond 0…65535.
     * floats: 1 is white if no value is beyond 0…1, 255 if none is beyond 0…255.
-    * any other range: the least value becomes black and the greatest white. Floats that are not finite become black.
+    * any other range: the minimum becomes black and the maximum white. Floats that are not finite become black.
 
     Args:
         data: the whole file.
         most_pixels: the largest image to decode, in pixels.
 
     Returns:
-        uint8, H×W×3, RGB, upright, and what was odd: format, mode, and how it was read.
+        uint8, H×W×3, RGB, upright; and a description: format, mode, conversions and faults.
 
     Raises:
-        UnreadableError: there is nothing to see.
+        UnreadableError: no picture could be decoded.
     """
     kind = formats.sniff(data[: formats.HEAD_BYTES])
     with _lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what there is to say is in the verdict
+        warnings.simplefilter("ignore")  # faults are in the description
         _register_plugins()
         try:
             return _decode_whole_or_part(data, most_pixels)
@@ -56,13 +56,13 @@ def decode(data: bytes, most_pixels: int) -> tuple[np.ndarray, str]:
             raise UnreadableError(f"{kind} whose structure is truncated, damaged or of a rare kind") from error
         except (OSError, SyntaxError, EOFError) as error:
             raise UnreadableError(f"{kind}, truncated or damaged ({error})") from error
-        except Exception as error:  # a broken file can raise anything at all from a decoder
+        except Exception as error:  # decoders raise errors of many kinds on broken files
             raise UnreadableError(f"{kind} that cannot be decoded ({type(error).__name__}: {error})") from error
 
 
 def shows_nothing(pixels: np.ndarray) -> bool:
-    """Tells whether 99 % of a broken file's picture, H×W×3, are nothing but what its decoder fills it up with."""
-    corners = (pixels[0, 0], pixels[-1, -1])  # a BMP is filled up at the top
+    """Returns whether at least 99 % of a broken picture, H×W×3, have the fill colour of missing pixels."""
+    corners = (pixels[0, 0], pixels[-1, -1])  # the missing rows of a BMP are at the top
     return any((pixels != corner).any(axis=2).mean() < 0.01 for corner in corners)
 
 
@@ -70,7 +70,7 @@ def shows_nothing(pixels: np.ndarray) -> bool:
 def _register_plugins() -> None:
     import pillow_heif
 
-    # One thread each, as everywhere in a worker: the other cores are others'.
+    # One thread, because the other cores belong to other workers.
     pillow_heif.register_heif_opener(decode_threads=1)
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
@@ -108,14 +108,14 @@ def _decode(data: bytes, most_pixels: int, whole: bool) -> tuple[np.ndarray, str
     if not whole:
         note += ", truncated or damaged"
     elif image.format in ("JPEG", "MPO"):
-        # Pillow says nothing of it, and here comes what `jpeg.decode` did not take.
+        # Pillow reports no fault in a JPEG, and `jpeg.decode_jpeg` did not support this one.
         fault = jpeg.cmyk_fault(data) if image.mode == "CMYK" else "of a rare kind, perhaps not whole"
         note += f", {fault}" if fault else ""
     return pixels, detail + note
 
 
 def _from_grey(upright: Image.Image, image: ImageFile.ImageFile) -> tuple[np.ndarray, str]:
-    """Scales grey of more than 8 bits, as `decode` says."""
+    """Scales grey of more than 8 bits, as described in `decode_with_pillow`."""
     values = np.asarray(upright)
     tags = getattr(image, "tag_v2", {})
     if image.format == "TIFF" and image.mode == "I" and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED:
@@ -127,7 +127,7 @@ def _from_grey(upright: Image.Image, image: ImageFile.ImageFile) -> tuple[np.nda
         tops = [65535]
     low, high = next(((0.0, float(top)) for top in tops if least >= 0 and most <= top), (least, most))
     grey = np.empty(values.shape, np.uint8)
-    for row in range(len(values)):  # as floats the whole would be eight times as large
+    for row in range(len(values)):  # row by row, because the whole image as floats would take eight times the memory
         floats = np.nan_to_num(values[row].astype(np.float64), nan=low, posinf=low, neginf=low)
         grey[row] = np.rint((floats - low) * (255 / ((high - low) or 1)))
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
@@ -138,18 +138,18 @@ def _from_grey(upright: Image.Image, image: ImageFile.ImageFile) -> tuple[np.nda
 
 
 def _transparent_value(image: ImageFile.ImageFile, data: bytes) -> tuple[int, ...] | None:
-    """The grey or RGB value that stands for transparency, in 8 bits; None where transparency is told otherwise."""
+    """The 8-bit grey or RGB value that means transparent; None if transparency is stored in another way."""
     value = image.info.get("transparency")
     if value is None or image.mode not in ("1", "L", "RGB"):
         return None
     values: tuple[int, ...] = value if isinstance(value, tuple) else (value,) * 3
-    # In PNG it has the depth of the file (W3C PNG, section 11.3.2.1), which Pillow leaves as it is.
+    # In PNG the value has the bit depth of the file (W3C PNG, section 11.3.2.1); Pillow does not convert it.
     depth = data[24] if image.format == "PNG" else 8
     return tuple(each >> 8 if depth == 16 else each * 255 // (2**depth - 1) for each in values)
 
 
 def _from_transparent(image: Image.Image, value: tuple[int, ...] | None) -> tuple[np.ndarray, str]:
-    """Lays an image on white."""
+    """Blends an image with white."""
     if value is not None:
         pixels = np.array(image.convert("RGB"))
         clear = (pixels == value).all(axis=2)

@@ -1,13 +1,13 @@
-"""Which image formats are read, and how a file's first bytes tell them.
+"""Supported image formats, and their detection from a file's first bytes.
 
-Only what photos come in. Formats that need another program (EPS, WMF, PDF) or that nobody keeps photos in are left out.
+Only formats of photos are supported, not those that need another program (EPS, WMF, PDF).
 """
 
 from __future__ import annotations
 
 import re
 
-# As Pillow names them; its JPEG includes MPO, its PPM all of Netpbm. HEIF is pillow-heif's.
+# Pillow's names. JPEG includes MPO, PPM includes all of Netpbm. HEIF is read by pillow-heif.
 PILLOW_FORMATS: tuple[str, ...] = (
     "JPEG",
     "PNG",
@@ -33,24 +33,23 @@ SUFFIXES: frozenset[str] = frozenset(
 
 HEAD_BYTES: int = 64
 
-# The sizes of a BMP's second header, which tell one from a text that begins with "BM".
+# Possible sizes of a BMP's second header, which distinguish a BMP from a text that begins with "BM".
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
-# A container of any codec: the compatible brands say which.
+# Containers of any codec; the compatible brands name the codec.
 _CONTAINER_BRANDS = frozenset((b"mif1", b"msf1"))
 
 
 def sniff(head: bytes) -> str | None:
-    """Tells a file's format from its first bytes, whatever its name is.
+    """Detects a file's format from its first bytes; its name does not matter.
 
     Args:
-        head: the file's first `HEAD_BYTES` bytes, or all of a shorter file's.
+        head: the first `HEAD_BYTES` bytes, or the whole of a shorter file.
 
     Returns:
-        One of `PILLOW_FORMATS`, or None where the bytes announce none of them. It says nothing about the rest of the
-        file, which may still be broken.
+        One of `PILLOW_FORMATS`, or None if the bytes match none of them. The rest of the file may still be broken.
 
     Sources: ITU-T T.81 annex B (JPEG); W3C PNG, section 5.2; RFC 9649 (WebP); CompuServe GIF89a; Microsoft's
     BITMAPFILEHEADER (BMP); TIFF 6.0, section 2, and BigTIFF; ISO/IEC 15444-1 annexes A and I (JPEG 2000);

@@ -1,7 +1,7 @@
-"""The one path from a file's bytes to pixels, for training, scoring and serving alike.
+"""Image decoding: the only path from a file's bytes to pixels, for training and scoring.
 
-libjpeg-turbo decodes JPEG, OpenCV plain PNG, and so nearly every image; Pillow takes the rest. The whole image is
-squashed to S×S. Nothing here scales pixel values to floats: a batch stays uint8 RGB until the model does.
+libjpeg-turbo decodes JPEG and OpenCV plain PNG, which are nearly all images; Pillow decodes the rest. The whole image
+is resized to S×S without cropping. Batches are uint8 RGB; the models themselves convert to floats.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from catdog.data.resize import squash
 
 Status = Literal["ok", "recovered", "unreadable"]
 
-# Twice what Pillow warns at: beyond it a small file that claims to be huge would take the worker's memory.
+# Twice the size at which Pillow warns; a small file that declares a huge image must not exhaust the worker's memory.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
-# How a verdict begins that is about the storage and not about the image: another time it may be read.
+# Prefix of details that are about the storage, not the image; reading the file again may succeed.
 NOT_READ = "could not be read"
 
-# Files of a bucket that are asked for at once, as one alone is mostly waited for, and that are held in memory.
+# Parallel requests to a bucket, which hide its latency, and the number of files held in memory.
 _REQUESTS, _HELD = 16, 64
 
 
 class Decoded(NamedTuple):
-    """One image, or why there is none.
+    """A decoded image, or the reason why it is unreadable.
 
     Attributes:
-        pixels: uint8, S×S×3, RGB; all zero where `status` is "unreadable".
-        status: "ok", "recovered" (read, but it is damaged or of an unusual kind) or "unreadable".
-        detail: what was odd, in a few words; empty where nothing was.
+        pixels: uint8, S×S×3, RGB; all zero if `status` is "unreadable".
+        status: "ok", "recovered" (decoded, but damaged or of an unusual kind) or "unreadable".
+        detail: format and faults in a few words; empty if the status is "ok".
     """
 
     pixels: np.ndarray
@@ -45,12 +45,12 @@ class Decoded(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images, decoded to one size or to several.
+    """Decoded images in one or several sizes.
 
     Attributes:
-        pixels: by S, uint8, N×S×S×3, RGB; all zero where there is no image, or none that can be read.
-        statuses: as of `Decoded`, one an image.
-        details: likewise.
+        pixels: for each S, uint8, N×S×S×3, RGB; all zero for unreadable images and unused rows.
+        statuses: the status of each image, as in `Decoded`.
+        details: the detail of each image, as in `Decoded`.
     """
 
     pixels: dict[int, np.ndarray]
@@ -59,21 +59,21 @@ class Batch(NamedTuple):
 
 
 def read_batch(uris: list[str], sizes: list[int]) -> Batch:
-    """Reads each file once and decodes it into arrays, in this thread alone.
+    """Reads each file once and decodes it to one or several sizes, in the calling thread.
 
     Args:
         uris: N files.
-        sizes: the sizes wanted, in pixels.
+        sizes: values of S, in pixels.
     """
     return decode_batch(fetch_all(uris), {size: np.empty((len(uris), size, size, 3), np.uint8) for size in sizes})
 
 
 def decode_batch(files: Iterable[bytes | str], pixels: dict[int, np.ndarray]) -> Batch:
-    """Decodes files into arrays that are there, in this thread alone.
+    """Decodes files into existing arrays, in the calling thread.
 
     Args:
-        files: what `fetch` gave.
-        pixels: by S, uint8, N×S×S×3, N at least the number of files; the rows beyond become zero.
+        files: results of `fetch`.
+        pixels: for each S, uint8, N×S×S×3, N at least the number of files; extra rows are set to zero.
     """
     use_one_thread()
     statuses: list[Status] = []
@@ -82,7 +82,7 @@ def decode_batch(files: Iterable[bytes | str], pixels: dict[int, np.ndarray]) ->
         for size, array in pixels.items():
             decoded = _unreadable(size, data) if isinstance(data, str) else decode_image(data, size)
             array[at] = decoded.pixels
-        # Only the verdict is kept: 64 images' own pixels, beside the batch's, would not stay in the core's cache.
+        # The decoded pixels are dropped at once: keeping those of 64 images would overflow the core's cache.
         statuses.append(decoded.status)
         details.append(decoded.detail)
     for array in pixels.values():
@@ -91,18 +91,18 @@ def decode_batch(files: Iterable[bytes | str], pixels: dict[int, np.ndarray]) ->
 
 
 def read_image(uri: str, size: int) -> Decoded:
-    """Reads and decodes one file; whatever is wrong with it becomes a verdict, never an exception.
+    """Reads and decodes a file. Faults are reported in the status and detail, never as exceptions.
 
     Args:
-        uri: the file.
-        size: S, the side of the square to squash the image to, in pixels.
+        uri: URI of the file.
+        size: S, in pixels.
     """
     data = fetch(uri)
     return _unreadable(size, data) if isinstance(data, str) else decode_image(data, size)
 
 
 def fetch(uri: str) -> bytes | str:
-    """Reads a file's bytes, or says why there are none."""
+    """Reads a file; returns its bytes, or the reason as text if that fails."""
     try:
         return storage.read_bytes(uri)
     except IsADirectoryError:
@@ -114,13 +114,13 @@ def fetch(uri: str) -> bytes | str:
 
 
 def fetch_all(uris: list[str]) -> Iterator[bytes | str]:
-    """Reads files in their order, one by one from this machine, several at once from a bucket.
+    """Reads files in order; local files one by one, several at a time from a bucket.
 
     Args:
-        uris: N files, all in one place.
+        uris: N files, all local or all in one bucket.
 
     Yields:
-        What `fetch` gives.
+        The result of `fetch` for each file.
     """
     if not uris or storage.is_local(uris[0]) or storage.is_packed(uris[0]):
         yield from map(fetch, uris)
@@ -131,20 +131,17 @@ def fetch_all(uris: list[str]) -> Iterator[bytes | str]:
 
 
 def decode_image(data: bytes, size: int) -> Decoded:
-    """Decodes one image file's bytes and squashes it to S×S.
+    """Decodes an image and resizes it to S×S, ignoring the aspect ratio.
 
-    EXIF orientation is honoured. Shrinking averages areas, enlarging is bilinear, each axis for itself.
+    EXIF orientation is applied. Each axis is resized separately: area averaging to shrink, bilinear to enlarge.
 
     Args:
-        data: the whole file.
+        data: the bytes of the file.
         size: S, in pixels.
-
-    Returns:
-        The pixels and a verdict on the file.
     """
     if not data:
         return _unreadable(size, "is empty (0 bytes)")
-    found = jpeg.decode(data, MAX_PIXELS)
+    found = jpeg.decode_jpeg(data, MAX_PIXELS)
     if found:
         pixels, fault = found
         if not fault:
@@ -156,7 +153,7 @@ def decode_image(data: bytes, size: int) -> Decoded:
     if plain is not None:
         return Decoded(squash(plain, size), "ok", "")
     try:
-        pixels, detail = fallback.decode(data, MAX_PIXELS)
+        pixels, detail = fallback.decode_with_pillow(data, MAX_PIXELS)
     except fallback.UnreadableError as error:
         return _unreadable(size, str(error))
     return Decoded(squash(pixels, size), "recovered", detail)
@@ -176,7 +173,7 @@ def _decode_plain_png(data: bytes) -> np.ndarray | None:
 
 
 def _is_plain_png(data: bytes) -> bool:
-    """Tells whether bytes are an uncut 8-bit grey or RGB PNG without transparency, from its chunks (W3C PNG)."""
+    """Returns whether the chunks are those of a complete 8-bit grey or RGB PNG without transparency (W3C PNG)."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n") or len(data) < 33 or data[24] != 8 or data[25] not in (0, 2):
         return False
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
@@ -192,5 +189,5 @@ def _is_plain_png(data: bytes) -> bool:
 
 
 def use_one_thread() -> None:
-    """Keeps OpenCV to the thread that calls it: in a Ray worker the cores belong to other workers."""
+    """Makes OpenCV use only the calling thread, because the other cores belong to other Ray workers."""
     cv2.setNumThreads(1)

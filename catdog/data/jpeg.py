@@ -1,7 +1,7 @@
-"""JPEG to pixels by libjpeg-turbo, which also tells whether the file is whole.
+"""JPEG decoding by libjpeg-turbo, with detection of damaged files.
 
-OpenCV and Pillow use the same library, but swallow its warnings: a JPEG that was cut and given an end marker comes out
-of them with a grey rest, as if nothing had happened. Pixels are equal to theirs, bit by bit.
+OpenCV and Pillow use the same library and give the same pixels, but ignore its warnings: a truncated JPEG with an end
+marker decodes to an image whose rest is grey, without an error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 
 _APP1 = 0xE1
-# Tables and the like, among the markers C0 to CF, which begin a frame otherwise.
+# Markers from C0 to CF that do not begin a frame.
 _NO_FRAMES = (0xC4, 0xC8, 0xCC)
 _FRAME_FIELDS = struct.Struct(">BHHB")
 
@@ -24,14 +24,14 @@ _FAULT = "truncated or damaged ({})"
 
 
 class _Frame(NamedTuple):
-    """What a JPEG's header says.
+    """Header fields of a JPEG.
 
     Attributes:
-        at: where its frame header begins.
-        bits: bits a sample.
+        at: offset of the frame header.
+        bits: bits per sample.
         width, height: in pixels.
         components: 1 for grey, 3 for YCbCr or RGB, 4 for CMYK.
-        orientation: as EXIF counts, 1 to 8; 1 is upright.
+        orientation: EXIF orientation, 1 to 8; 1 is upright.
     """
 
     at: int
@@ -42,16 +42,16 @@ class _Frame(NamedTuple):
     orientation: int
 
 
-def decode(data: bytes, most_pixels: int) -> tuple[np.ndarray, str] | None:
+def decode_jpeg(data: bytes, most_pixels: int) -> tuple[np.ndarray, str] | None:
     """Decodes an 8-bit grey or colour JPEG.
 
     Args:
-        data: the whole file; bytes after its end are ignored.
+        data: the whole file; bytes after the end marker are ignored.
         most_pixels: the largest image to decode, in pixels.
 
     Returns:
-        uint8, H×W×3, RGB, upright, and what is wrong with the file: "" where it is whole. None where this decoder does
-        not take it: another colour space, too large, rare sampling, or damaged so that nothing can be decoded.
+        uint8, H×W×3, RGB, upright, and the fault of the file, "" if it is complete. None if this decoder does not
+        support the file: another colour space, too large, rare sampling, or too damaged.
     """
     frame = _frame(data)
     if frame is None or frame.bits != 8 or frame.components not in (1, 3):
@@ -68,7 +68,7 @@ def decode(data: bytes, most_pixels: int) -> tuple[np.ndarray, str] | None:
 
 
 def cmyk_fault(data: bytes) -> str:
-    """Says what is wrong with a CMYK or YCCK JPEG; "" where it is whole, or where that cannot be told."""
+    """The fault of a CMYK or YCCK JPEG; "" if it is complete or cannot be checked."""
     try:
         return _decode(_with_known_revision(data), "CMYK")[1]
     except ValueError:
@@ -84,12 +84,12 @@ def _decode(data: bytes, colours: str) -> tuple[np.ndarray, str]:
 
 
 def _with_known_revision(data: bytes) -> bytes:
-    """Sets a JFIF revision that libjpeg knows: others mean nothing, but would hide a warning that does."""
+    """Sets a JFIF revision that libjpeg knows; the warning about an unknown one would hide important warnings."""
     return data[:11] + b"\1\1" + data[13:] if data[6:11] == b"JFIF\0" and data[11] not in (1, 2) else data
 
 
 def _frame(data: bytes) -> _Frame | None:
-    """Reads a JPEG's markers up to its frame header (ITU-T T.81, annex B)."""
+    """Parses the markers up to the frame header (ITU-T T.81, annex B)."""
     if not data.startswith(b"\xff\xd8\xff"):
         return None
     at, orientation = 2, 1
@@ -109,7 +109,7 @@ def _frame(data: bytes) -> _Frame | None:
 
 
 def _orientation(exif: bytes) -> int:
-    """Finds the orientation in the first directory of EXIF's TIFF structure (TIFF 6.0, section 2); 1 if it has none."""
+    """The orientation in the first directory of EXIF's TIFF structure (TIFF 6.0, section 2); 1 if it is missing."""
     order: Literal["little", "big"] = "little" if exif.startswith(b"II") else "big"
     at = int.from_bytes(exif[4:8], order)
     for entry in range(at + 2, at + 2 + 12 * int.from_bytes(exif[at : at + 2], order), 12):
@@ -122,7 +122,7 @@ def _orientation(exif: bytes) -> int:
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undoes what EXIF's orientation says (Exif 2.32, section 4.6.4)."""
+    """Rotates and mirrors an image so that it is upright (Exif 2.32, section 4.6.4)."""
     if orientation >= 5:
         pixels = cv2.transpose(pixels)
     mirrored, upside_down = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
@@ -132,9 +132,9 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _has_all_scans(data: bytes, frame: _Frame) -> bool:
-    """Tells whether the scans hold every coefficient of every component to its last bit (ITU-T T.81, annex G).
+    """Returns whether the scans have all bits of all coefficients of all components (ITU-T T.81, annex G).
 
-    A file that ends between two scans has nothing that libjpeg warns of.
+    libjpeg gives no warning for a file that ends between two scans.
     """
     missing, at = 64 * frame.components, frame.at
     while missing > 0:
@@ -144,6 +144,6 @@ def _has_all_scans(data: bytes, frame: _Frame) -> bool:
         at += 4
         components = data[at] if at < len(data) else 0
         scan = data[at + 1 + 2 * components : at + 4 + 2 * components]
-        if len(scan) == 3 and not scan[2] & 15:  # the scan that brings the last bit
+        if len(scan) == 3 and not scan[2] & 15:  # a scan with the last bit
             missing -= components * (scan[1] - scan[0] + 1)
     return True

@@ -1,4 +1,4 @@
-"""Lists of keys, as `--leave-out` takes them. A key is a file's path, so it may hold commas, quotes and line breaks."""
+"""Parsing of key lists, for `--leave-out`. Keys are file paths and may contain commas, quotes and line breaks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _QUOTED = re.compile(r'"((?:[^"]|"")*)"\r?(?:\n|\Z)')
 
 
 def parse_keys(text: str, known: set[str]) -> set[str]:
-    """Reads a list of keys.
+    """Parses a list of keys.
 
     Args:
-        text: a CSV with a column `key`, or one key a line: as it is, or quoted as a CSV quotes it.
-        known: the data set's keys, which tell a quoted key from one that begins and ends with a quote.
+        text: a CSV with a column `key`, or one key per line, with or without CSV quoting.
+        known: the keys of the data set, to distinguish a quoted key from one that begins and ends with a quote.
 
     Raises:
-        ValueError: a CSV whose rows are not all whole.
+        ValueError: a row of the CSV is incomplete.
     """
-    with contextlib.suppress(csv.Error):  # then it is no CSV
+    with contextlib.suppress(csv.Error):  # not a CSV
         header = next(csv.reader(io.StringIO(text, newline=""), strict=True), [])
         if "key" in header:
             return _column(text, header.index("key"))
@@ -45,7 +45,7 @@ def _lines(text: str, known: set[str]) -> set[str]:
     keys, at = set(), 0
     while at < len(text):
         line, quoted = _LINE.match(text, at), _QUOTED.match(text, at)
-        assert line is not None  # it matches anything
+        assert line is not None  # it matches any text
         key, end = line[1], line.end()
         if quoted is not None:
             inner = quoted[1].replace('""', '"')

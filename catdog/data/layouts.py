@@ -1,4 +1,4 @@
-"""The layouts that people keep images in, told from paths alone: keys, labels, splits and ids."""
+"""Layout detection: keys, labels, splits and ids, derived from paths alone."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Row:
     """One image on its way into the catalog.
 
     Attributes:
-        key: its path relative to the set's root.
+        key: path relative to the data set's root.
         split: train, valid or test.
-        label: 0 or 1, or None where unknown.
-        digest: of its bytes, from `catalog.digest_of`; None where there are none.
+        label: 0 or 1, or None if unknown.
+        digest: `catalog.digest_of` its bytes; None for an empty file.
     """
 
     key: str
@@ -36,11 +36,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What the paths of a source say.
+    """Layout of a source.
 
     Attributes:
-        rows: by path. Where there is no validation folder, all labelled images outside of test/ are in train.
-        class_names: of labels 0 and 1.
+        rows: by path. Without a validation folder, all labelled images outside test/ are in train.
+        class_names: names of labels 0 and 1.
         own_valid: whether the source has a validation folder.
     """
 
@@ -49,7 +49,7 @@ class Layout:
     own_valid: bool
 
     def swapped(self) -> Layout:
-        """The same with labels 0 and 1 exchanged."""
+        """This layout with labels 0 and 1 exchanged."""
         rows = {
             path: row if row.label is None else dataclasses.replace(row, label=1 - row.label)
             for path, row in self.rows.items()
@@ -57,17 +57,17 @@ class Layout:
         return Layout(rows, (self.class_names[1], self.class_names[0]), self.own_valid)
 
 
-def lay_out(paths: list[str], source: str, positive: str | None = None) -> Layout:
-    """Gives every path of a source its key, label and, where a folder says it, split.
+def detect_layout(paths: list[str], source: str, positive: str | None = None) -> Layout:
+    """Derives the key, label and, if a folder names it, split of every image from its path.
 
     Args:
-        paths: of the images.
-        source: URI, for messages.
-        positive: name of the class to be label 1; None is dog, or the second by alphabet.
+        paths: paths of the images.
+        source: URI of the source, for messages.
+        positive: name of the class with label 1; None for dog, or the second class in alphabetical order.
 
     Raises:
-        UsageError: there is no class of that name.
-        CatdogError: the paths cannot be a data set; says what was found and what was expected.
+        UsageError: no class has that name.
+        CatdogError: the paths are not a valid data set; the message names what was found and expected.
     """
     if not paths:
         raise CatdogError(
@@ -84,7 +84,7 @@ def lay_out(paths: list[str], source: str, positive: str | None = None) -> Layou
         split, label = _split_of(key), _label_of(key, class_folders)
         rows[path] = Row(key, split or ("train" if label is not None else "test"), label)
     _require_labels(rows, source, class_names)
-    ids_of(list(rows.values()))  # better refused now than after all is copied
+    ids_of(list(rows.values()))  # checks ids before anything is copied
     labelled = [row for row in rows.values() if row.split != "test" and row.label is not None]
     layout = Layout(rows, class_names, any(row.split == "valid" for row in labelled))
     if labelled:
@@ -98,11 +98,11 @@ def lay_out(paths: list[str], source: str, positive: str | None = None) -> Layou
 
 
 def _require_labels(rows: dict[str, Row], source: str, class_names: tuple[str, str]) -> None:
-    """Makes sure that an image without a label is a test image, and not one whose label was overlooked."""
+    """Checks that images without labels are test images, not training images whose labels were not recognized."""
     unlabelled = [(path, row.key) for path, row in rows.items() if row.label is None]
     lost = [(path, key) for path, key in unlabelled if _split_of(key) in ("train", "valid")]
     if len(unlabelled) < len(rows):
-        # Beside cat.0.jpg a bare 7.jpg is a test image; anything else without a label is a mistake.
+        # Next to cat.0.jpg, 7.jpg is a test image; any other image without a label is an error.
         lost += [
             (path, key)
             for path, key in unlabelled
@@ -112,20 +112,18 @@ def _require_labels(rows: dict[str, Row], source: str, class_names: tuple[str, s
         path, key = lost[0]
         pattern = f"{path.rsplit('/', 1)[0]}" if "/" in path else path
         raise CatdogError(
-            f"{source}: {len(lost)} images carry no label, e.g. {key}; expected names like {class_names[0]}.0.jpg "
+            f"{source}: {len(lost)} images have no label, e.g. {key}; expected names like {class_names[0]}.0.jpg "
             f"or folders {class_names[0]}/ and {class_names[1]}/, and unlabelled images in test/ "
             f"(--ignore {pattern!r} leaves such a folder out)"
         )
     test = [row for row in rows.values() if row.split == "test"]
     known = sum(row.label is not None for row in test)
     if 0 < known < len(test):
-        raise CatdogError(
-            f"{source}: {known} of {len(test)} test images carry a label; expected all of them or none of them to"
-        )
+        raise CatdogError(f"{source}: {known} of {len(test)} test images have a label; expected labels for all or none")
 
 
 def _strip_wrapper(paths: list[str]) -> dict[str, str]:
-    """Keys are paths relative to the set's root: folders that wrap everything and say nothing are left off."""
+    """Maps paths to keys: removes outer folders that contain everything and name neither a split nor a class."""
     split = [path.split("/") for path in paths]
     depth = 0
     while all(len(parts) > depth + 1 for parts in split):
@@ -148,7 +146,7 @@ def _class_folder(key: str) -> str | None:
 
 
 def _class_folders(keys: list[str], source: str) -> tuple[dict[str, int], tuple[str, str]]:
-    """Which folders are classes: cats and dogs where there are any, else the only two that hold training images."""
+    """The class folders: cats and dogs if the source has them, otherwise the two folders with training images."""
     cats_and_dogs = {label for key in keys if (label := _label_of(key, _CLASS_FOLDERS)) is not None}
     if len(cats_and_dogs) == 2:
         return _CLASS_FOLDERS, DEFAULT_CLASS_NAMES
@@ -190,23 +188,23 @@ def _require_both_classes(labelled: list[Row], layout: Layout, source: str) -> N
         for split, folder in (("train", "train/"), ("valid", "valid/")) if layout.own_valid else ():
             if not any(row.split == split and row.label == label for row in labelled):
                 raise CatdogError(
-                    f"{source}: class {name!r} has {counts[label]} images and none of them in {folder}; give images of "
-                    "both classes in each"
+                    f"{source}: class {name!r} has {counts[label]} images, but none in {folder}; expected images of "
+                    "both classes in each split"
                 )
 
 
 def ids_of(rows: list[Row]) -> list[str]:
-    """The id of each row: the numeric stem where the test files are numbered, else the key, as in other splits.
+    """Ids of rows: the number in the name if the test files are numbered; else, and in other splits, the key.
 
     Raises:
-        CatdogError: two unlabelled test files have one id, or a few of many are not numbered.
+        CatdogError: two unlabelled test files have the same id, or fewer than half of the test files are not numbered.
     """
     test = [row for row in rows if row.split == "test"]
     stems = {row.key: PurePosixPath(row.key).stem for row in test}
     numbers = {key: str(int(stem)) for key, stem in stems.items() if stem.isascii() and stem.isdecimal()}
     if len(stems) / 2 < len(numbers) < len(stems):
         stray = next(key for key in stems if key not in numbers)
-        raise CatdogError(f"test file {stray} is not numbered as {len(numbers)} others are; rename it or take it out")
+        raise CatdogError(f"test file {stray} is not numbered, but {len(numbers)} others are; rename or remove it")
     if len(numbers) < len(stems):
         numbers = {}
     first: dict[str, str] = {}
@@ -218,19 +216,21 @@ def ids_of(rows: list[Row]) -> list[str]:
             if row.label is not None:
                 numbers = {}
                 break
-            raise CatdogError(f"test files {first[number]} and {row.key} have the same id {number}; expected one each")
+            raise CatdogError(
+                f"test files {first[number]} and {row.key} have the same id {number}; expected unique ids"
+            )
         first[number] = row.key
     return [numbers.get(row.key, row.key) if row.split == "test" else row.key for row in rows]
 
 
 def missing_numbers(ids: Iterable[str]) -> list[int]:
-    """The gaps in ids that are numbers in a row; none where they are something else, or too far apart to be a row."""
+    """Missing numbers in a sequence of numeric ids; empty for other ids, or if half of them would be missing."""
     texts = list(ids)
     if not texts or not all(text.isascii() and text.isdecimal() for text in texts):
         return []
     numbers = {int(text) for text in texts}
     first, last = min(numbers), max(numbers)
-    # Numbers that begin with 5 of 100 most likely lack the first four; those that begin with 90,000 do not.
+    # 100 ids from 5 on probably lack the first four; 100 ids from 90,000 on do not lack 89,999.
     first = 1 if 1 < first <= len(numbers) else first
     if last - first + 1 - len(numbers) >= len(numbers):
         return []
@@ -238,7 +238,7 @@ def missing_numbers(ids: Iterable[str]) -> list[int]:
 
 
 def natural_order(key: str) -> list[tuple[int, int, str]]:
-    """A key to sort by that puts cat.9.jpg before cat.10.jpg."""
+    """Sort key for natural order: cat.9.jpg before cat.10.jpg."""
     return [
         (0, int(part), "") if part.isascii() and part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", key)
     ]

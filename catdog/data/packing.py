@@ -1,7 +1,7 @@
-"""Packing: a data set's many small files into a few Parquet shards, which object stores and network disks read faster.
+"""Packing many small files into a few Parquet shards, which object stores and network disks read faster.
 
-A packed set is a data set like any other: its catalog has the same rows and the same fingerprint, and its URIs name a
-row of a shard (`SHARD.parquet#ROW`), which `catdog.storage` reads as if it were a file.
+A packed data set works like any other: its catalog has the same rows and the same fingerprint. Its URIs name rows of
+shards (`SHARD.parquet#ROW`), which `catdog.storage` reads like files.
 """
 
 from __future__ import annotations
@@ -32,32 +32,31 @@ _READERS = 16
 
 
 def pack_dataset(data: str, dest: str) -> tuple[Catalog, int]:
-    """Writes a data set's images, byte for byte, into shards, and a catalog of them.
+    """Writes the images of a data set, byte for byte, into shards, and a catalog for them.
 
-    Doing it again is harmless. A file that is not there stays an unreadable image, in the packed set too.
+    The operation may be repeated. A missing file remains an unreadable image in the packed data set.
 
     Args:
         data: URI of a prepared data set.
-        dest: URI of the folder to make.
+        dest: URI of the folder to create.
 
     Returns:
-        The packed set's catalog, with the same fingerprint, and how many files were found absent.
+        The packed data set's catalog, with the same fingerprint, and the number of missing files.
 
     Raises:
-        UsageError: no such data set, or `dest` is it.
-        CatdogError: `dest` holds something else, a file could not be read although it is there, or a shard could not be
-            written.
+        UsageError: the data set does not exist, or `dest` is its folder.
+        CatdogError: `dest` has other content, an existing file could not be read, or a shard could not be written.
     """
     source, root = catalog.read_catalog(data), storage.absolute(dest)
     if root == source.root:
         raise UsageError(f"DATA and DEST are the same folder ({root}); give another DEST")
-    if catalog.is_there(root):
+    if catalog.has_catalog(root):
         previous = catalog.read_catalog(root)
         if previous.fingerprint != source.fingerprint:
             raise CatdogError(f"DEST {root} holds another data set; give a new or empty folder")
         return previous, _count_absent(root)
     uris, absent = [], 0
-    with datasets.making(root, ["shards", catalog.SAMPLE_NAME], "`catdog data pack`") as held:
+    with datasets.creating_dataset(root, ["shards", catalog.SAMPLE_NAME], "`catdog data pack`") as held:
         for number, start in enumerate(range(0, source.table.num_rows, SHARD_ROWS)):
             rows = source.table.slice(start, SHARD_ROWS)
             shard = storage.join(root, "shards", f"images-{number:05d}.parquet")
@@ -74,7 +73,7 @@ def pack_dataset(data: str, dest: str) -> tuple[Catalog, int]:
 
 
 def _count_absent(root: str) -> int:
-    """How many files were absent when a finished set was packed."""
+    """Number of files that were missing when an existing data set was packed."""
     folder = storage.join(root, "shards")
     absent = 0
     for name in storage.list_names(folder):
@@ -84,7 +83,7 @@ def _count_absent(root: str) -> int:
 
 
 def _write_shard(shard: str, rows: pa.Table) -> int:
-    """Writes one shard, uncompressed as images are compressed already; returns how many files were absent."""
+    """Writes a shard, uncompressed because images are compressed; returns the number of missing files."""
     absent = 0
     with (
         ThreadPoolExecutor(_READERS) as pool,
@@ -107,5 +106,5 @@ def _read(uri: str) -> bytes | None:
     except (FileNotFoundError, IsADirectoryError, storage.NotPackedError):
         return None
     except OSError as error:
-        # Another time it may be read; packed without it the image would be lost for good.
+        # The error may be temporary; packing without the file would lose the image permanently.
         raise CatdogError(f"could not read {uri}: {error.strerror or error}; run the same command again") from error

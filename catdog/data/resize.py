@@ -1,4 +1,4 @@
-"""Making any image a square: the one resampling that every model sees."""
+"""Resizing images to squares, in the same way for training and scoring."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import cv2
 import numpy as np
 from scipy import sparse
 
-# Above so many samples a copy in floats costs more than it saves.
+# For images with more samples, copying them to floats takes more time than it saves.
 _SMALL = 2**21
 
-# A smaller part of an old pixel does not count in a new one, for OpenCV and so for us.
+# Smaller overlaps of an old with a new pixel are ignored, as by OpenCV.
 _SLIVER = 1e-3
 
-# By thread, what `_average_areas` computes in.
+# A buffer for `_average_areas` in each thread.
 _scratch = threading.local()
 
 
 def squash(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Makes an image square: each axis for itself averages areas where it shrinks, and is bilinear where it grows.
+    """Resizes an image to a square, each axis separately: area averaging to shrink, bilinear to enlarge.
 
     Args:
         pixels: uint8, H×W×3.
@@ -41,12 +41,12 @@ def squash(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def _average_areas(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Shrinks as OpenCV's INTER_AREA does, in half of its time: one axis, then the other, in whole rows.
+    """Shrinks like OpenCV's INTER_AREA in half the time: one axis, then the other, as sparse matrix products.
 
-    Sums of floats in another order: about one value in 50,000 rounds to the neighbouring byte.
+    The order of summation differs, so about one value in 50,000 is rounded to the neighbouring byte.
     """
     old_height, old_width = pixels.shape[:2]
-    # Fresh memory of this size costs as much as the sums: every page of it is a fault.
+    # A reused buffer: page faults of newly allocated memory would take as long as the computation.
     if getattr(_scratch, "floats", np.empty(0)).size < pixels.size:
         _scratch.floats = np.empty(pixels.size, np.float32)
     floats = _scratch.floats[: pixels.size].reshape(old_height, -1)
@@ -59,7 +59,7 @@ def _average_areas(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4096)
 def _shares(old: int, new: int) -> sparse.csr_array:
-    """The share of each new pixel that each old one covers, along one axis: float32, new×old."""
+    """The fraction of each new pixel that each old pixel covers, along one axis: float32, new×old."""
     edges = np.arange(new + 1) * (old / new)
     covered = np.floor(edges[:-1, None]).astype(np.int32) + np.arange(old // new + 2, dtype=np.int32)
     overlap = np.minimum(edges[1:, None], covered + 1) - np.maximum(edges[:-1, None], covered)

@@ -1,6 +1,6 @@
-"""Where images come from: a walk over a folder, a bucket or an archive, with the archives in it read in place.
+"""Sources of images: scanning a folder, bucket or archive, including archives inside it.
 
-Every file is accounted for: it is an image, or it is named with the reason why not.
+Every file is reported: as an image, or as skipped with a reason.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SPLIT_FOLDERS = {
     for name in names
     for ending in ("", "_set")
 }
-# A file is read whole, several at a time; no photo is larger.
+# Limit for one image; files are read into memory, several at a time.
 MAX_FILE_BYTES = 512 << 20
 _MAX_ARCHIVE_DEPTH = 2
 _SAMPLE_NAME = re.compile(r"sample_?submission\.csv", re.IGNORECASE)
@@ -40,10 +40,10 @@ class Entry:
     """A file of a source.
 
     Attributes:
-        path: within the source, UTF-8; bytes that are not have been escaped as %XX.
+        path: path within the source, in UTF-8, with invalid bytes escaped as %XX.
         size: in bytes, or None for a folder that is named like an image.
-        problem: why it cannot be an image whatever it holds, or "".
-        read: reads its first bytes, or all of them for -1; in a tar only until the next entry is asked for.
+        problem: reason why it cannot be an image, whatever its content, or "".
+        read: reads that many bytes, or all for -1; in a tar this works only before the iterator is advanced.
     """
 
     path: str
@@ -59,7 +59,7 @@ class Survey:
     Attributes:
         images: paths of the images.
         skipped: path and reason of every other file.
-        sample: the bytes of its sample submission, if it has one.
+        sample: content of its sample submission, or None.
     """
 
     images: list[str] = field(default_factory=list)
@@ -67,16 +67,16 @@ class Survey:
     sample: bytes | None = None
 
 
-def survey(source: str, scratch: Path, ignore: list[str] | None = None) -> Survey:
-    """Lists a source's images, told by their names or else by their first bytes, and all that is none.
+def scan_source(source: str, scratch: Path, ignore: list[str] | None = None) -> Survey:
+    """Lists the images of a source, recognized by suffix or first bytes, and all other files.
 
     Args:
-        source: URI of a folder or of an archive.
-        scratch: a local folder where archives within archives may be kept.
-        ignore: patterns as of a shell; a file is left out if its path or a folder above it matches.
+        source: URI of a folder or archive.
+        scratch: local folder for copies of inner archives.
+        ignore: shell patterns; a file is skipped if its path, its name or a folder above it matches.
 
     Raises:
-        CatdogError: a folder, file or archive cannot be read, or an archive is unsafe (`archives.members`).
+        CatdogError: a folder, file or archive cannot be read, or an archive is unsafe (`archives.iter_members`).
     """
     found, sample_path = Survey(), ""
     for entry in _walk(source, scratch):
@@ -100,25 +100,25 @@ def survey(source: str, scratch: Path, ignore: list[str] | None = None) -> Surve
                 )
             found.images.append(entry.path)
         elif name.lower().endswith(archives.FOREIGN_SUFFIXES):
-            found.skipped.append((entry.path, "an archive of a kind that is not read: unpack it first"))
+            found.skipped.append((entry.path, "an unsupported kind of archive: unpack it first"))
         else:
             found.skipped.append((entry.path, "not an image" if entry.size else "empty"))
     return found
 
 
 def read_images(source: str, scratch: Path, wanted: set[str]) -> Iterator[tuple[str, bytes | None]]:
-    """Reads images of a source, in its order.
+    """Reads images of a source, in the order of the source.
 
     Args:
-        source: as for `survey`.
-        scratch: as for `survey`.
-        wanted: their paths, from `survey`.
+        source: as for `scan_source`.
+        scratch: as for `scan_source`.
+        wanted: paths of the images, from `scan_source`.
 
     Yields:
-        Path and bytes of each; None for a folder that is named like an image.
+        Path and bytes of each image; None instead of bytes for a folder that is named like an image.
 
     Raises:
-        CatdogError: as `survey`.
+        CatdogError: as `scan_source`.
     """
     for entry in _walk(source, scratch):
         if entry.path in wanted:
@@ -136,8 +136,8 @@ def _walk(source: str, scratch: Path) -> Iterator[Entry]:
         if suffix is None or _is_hidden(entry.path) or entry.problem:
             yield entry
         elif entry.path[: -len(suffix)].lower() in folders:
-            # People unpack the inner archives beside themselves; then the folder is what counts.
-            yield replace(entry, problem="unpacked beside it already")
+            # An inner archive that was unpacked into the same folder is skipped in favour of its files.
+            yield replace(entry, problem="an archive that is already unpacked next to it")
         else:
             uri = storage.join(source, entry.path)
             yield from _beside(entry.path, suffix, _walk_archive(uri, entry.path, scratch, depth=1))
@@ -148,7 +148,7 @@ def _path(entry: Entry) -> str:
 
 
 def _local_entries(source: str) -> Iterator[Entry]:
-    """The files below a folder of this machine, links followed; a folder named like an image counts as a file."""
+    """Files below a local folder, following links; a folder that is named like an image counts as a file."""
 
     def refuse(error: OSError) -> None:
         raise CatdogError(f"could not read the folder {error.filename}: {error.strerror}") from error
@@ -209,7 +209,7 @@ def _cannot_read(place: str, error: OSError) -> CatdogError:
 
 
 def _beside(path: str, suffix: str, entries: Iterator[Entry]) -> Iterator[Entry]:
-    """Files of an archive as if it were unpacked where it lies: below a folder of its name, unless it has that."""
+    """Paths of an archive's files as if it were unpacked in place, below a folder named after it unless it has one."""
     place = PurePosixPath(path[: -len(suffix)])
     for entry in entries:
         first = entry.path.split("/", 1)[0].lower() if "/" in entry.path else ""
@@ -219,13 +219,13 @@ def _beside(path: str, suffix: str, entries: Iterator[Entry]) -> Iterator[Entry]
 
 def _walk_archive(uri: str, name: str, scratch: Path, depth: int) -> Iterator[Entry]:
     with storage.open_seekable(uri) as stream:
-        for member in archives.members(stream, name):
+        for member in archives.iter_members(stream, name):
             path, suffix = _escaped(member.path), archives.suffix_of(member.path)
             if suffix is None or _is_hidden(path) or not member.regular:
                 problem = "" if member.regular else "not a regular file"
                 yield Entry(path, member.size, problem, _member_reader(member, name))
             elif depth >= _MAX_ARCHIVE_DEPTH:
-                yield Entry(path, member.size, "an archive too deep in others: unpack it first", lambda _count: b"")
+                yield Entry(path, member.size, "an archive nested too deeply: unpack it first", lambda _count: b"")
             else:
                 copy = _copy_to_scratch(member, name, scratch)
                 yield from _beside(path, suffix, _walk_archive(str(copy), f"{name}/{path}", scratch, depth + 1))
@@ -236,7 +236,7 @@ def _member_reader(member: archives.Member, name: str) -> Callable[[int], bytes]
 
 
 def _copy_to_scratch(member: archives.Member, name: str, scratch: Path) -> Path:
-    """Unpacks an archive within an archive once, because reading it takes jumping about in it."""
+    """Copies an inner archive to the scratch folder once, because reading it needs random access."""
     copy = scratch / hashlib.sha256(f"{name}/{member.path}".encode(errors="surrogateescape")).hexdigest()
     if not copy.exists():
         require_space(str(scratch), member.size)
@@ -257,7 +257,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def _escaped(path: str) -> str:
-    """A path whose bytes are not all UTF-8, with those as %XX; any other as it is."""
+    """Escapes bytes of a path that are not valid UTF-8 as %XX."""
     return re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", path)
 
 
@@ -266,10 +266,14 @@ def _is_hidden(path: str) -> bool:
 
 
 def require_space(folder: str, size: int) -> None:
-    """Makes sure that a local disk has room for some bytes.
+    """Checks that a local disk has enough free space.
+
+    Args:
+        folder: folder to write to, which need not exist.
+        size: needed bytes.
 
     Raises:
-        CatdogError: it has not; says how much is missing.
+        CatdogError: there is too little space.
     """
     if not storage.is_local(folder):
         return

@@ -1,6 +1,6 @@
-"""Which split each image is in: decided once, by a hash of its key, with copies of one image together.
+"""Assignment of images to splits: once, by a hash of the key, with copies of an image in the same split.
 
-An image that a data set has already keeps its split, whatever is added later.
+Images that are already in the data set keep their splits when others are added.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Remark:
-    """Something that whoever prepares a data set should know.
+    """A remark on a data set for the user who prepares it.
 
     Attributes:
         text: one line.
-        warning: whether figures may come out wrong because of it.
+        warning: whether it may distort measured figures.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Remark:
 
 @dataclass
 class Copies:
-    """What was found about byte-equal images; each entry names an image and the one that it is a copy of."""
+    """Byte-equal images; each entry is the key of a copy and the key of the original."""
 
     dropped: list[tuple[str, str]] = field(default_factory=list)
     kept: list[tuple[str, str]] = field(default_factory=list)
@@ -43,11 +43,11 @@ class Copies:
 
 
 def _hash(key: str, split_seed: int) -> int:
-    """A number below 2**64 that follows from a key and a seed alone, so that other images never move one."""
+    """Hash below 2**64 of a key and a seed; it does not depend on other images, so adding images moves none."""
     return int.from_bytes(hashlib.blake2b(f"{split_seed}:{key}".encode(), digest_size=8).digest(), "big")
 
 
-def settle(
+def assign_splits(
     rows: list[Row],
     own_valid: bool,
     valid_fraction: float,
@@ -56,29 +56,29 @@ def settle(
     known: Mapping[str, str],
     on_remark: Callable[[Remark], None],
 ) -> list[Row]:
-    """Decides the split of every image and what becomes of copies.
+    """Assigns a split to every image and handles copies.
 
     Args:
-        rows: with digests. Without `own_valid` their labelled images outside of test are all in train.
-        own_valid: whether the source has a validation folder, which then stands.
+        rows: images with digests. Without `own_valid`, labelled images outside test are all in train.
+        own_valid: whether the source has a validation folder, which is then kept.
         valid_fraction: share of each class for validation, in (0, 1).
         split_seed: seed of the hash.
-        duplicates: "keep" copies, in the split of the first; "drop" all but the shortest path, and labelled copies of
-            test images; "refuse" a source with copies. None drops those within labelled images, and tells of those of
-            test images.
-        known: the split of each image that the data set has already, by key; these stay as they are.
-        on_remark: told what was found.
+        duplicates: "keep" keeps copies, in the split of the original; "drop" keeps only the shortest path, and drops
+            labelled copies of test images; "refuse" rejects a source with copies. None drops copies of labelled images
+            and reports labelled copies of test images.
+        known: split of each image that is already in the data set, by key; these are kept.
+        on_remark: called with remarks on copies and moved images.
 
     Returns:
-        The rows that are left, with their splits.
+        The remaining rows, with their splits.
 
     Raises:
-        CatdogError: there are copies and they are refused, or a class is left with fewer than two images.
+        CatdogError: there are copies and `duplicates` is "refuse", or fewer than two images of a class remain.
     """
     copies, left, leader, training_only = _judge_copies(rows, duplicates, known)
     if duplicates == "refuse" and (found := copies.dropped + copies.two_labels + copies.in_test):
         raise CatdogError(
-            f"--duplicates refuse: {len(found)} images are copies of others, {_examples(found)}; take them out, or use "
+            f"--duplicates refuse: {len(found)} images are copies of others, {_examples(found)}; remove them, or use "
             "--duplicates drop"
         )
     own_split = {row.key: row.split for row in left}
@@ -114,8 +114,8 @@ def _judge_copies(
     """Finds byte-equal images.
 
     Returns:
-        What was found; the rows that are kept; by key of a kept copy, the key whose split it shares; and the keys that
-        are for training only, because the same image has the other label too.
+        The copies; the rows to keep; for each kept copy, the key of the original whose split it shares; and the keys
+        that may only be in training, because the same image also has the other label.
     """
     groups: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
@@ -130,7 +130,7 @@ def _judge_copies(
         group.sort(key=lambda row: (row.key not in known, len(row.key), row.key))
         labelled, test = ([row for row in group if (row.split == "test") == is_test] for is_test in (False, True))
         if not labelled:
-            continue  # each test image wants its own answer
+            continue  # every test image needs its own prediction
         first = labelled[0]
         two_labels = len({row.label for row in group if row.label is not None}) > 1
         if test:
@@ -147,7 +147,7 @@ def _judge_copies(
         for row in labelled[1:]:
             if row.key in known or row.key in dropped:
                 continue
-            # Of an image with two labels one of each is left, unless the set has placed one of them already.
+            # Of an image with two labels, one copy with each label is kept, unless the data set already has a copy.
             other_label = row.label not in seen and first.key not in known
             if duplicates == "keep" or (two_labels and other_label):
                 seen.add(row.label)
@@ -164,7 +164,7 @@ def _judge_copies(
 def _fill_empty(
     placed: dict[str, Row], movable: list[str], split_seed: int, on_remark: Callable[[Remark], None]
 ) -> None:
-    """Sees to it that training and validation have an image of each class, by moving the one whose hash is nearest."""
+    """Ensures that training and validation have images of each class, by moving the image with the nearest hash."""
     labelled = [row for row in placed.values() if row.split != "test" and row.label is not None]
     for label in sorted({row.label for row in labelled if row.label is not None}):
         mine = [row for row in labelled if row.label == label]
@@ -175,16 +175,16 @@ def _fill_empty(
             candidates = [row.key for row in there if row.split == full and row.key in movable]
             if len(there) < 2 or not candidates:
                 raise CatdogError(
-                    f"only {len(there)} image{'s' * (len(there) != 1)} of {there[0].key}'s class can be placed once "
-                    "copies are counted once; expected at least 2, one to train on and one for validation"
+                    f"only {len(there)} image{'s' * (len(there) != 1)} of {there[0].key}'s class can be assigned "
+                    "when copies are counted once; expected at least 2, one to train on and one for validation"
                 )
             key = choose(candidates, key=lambda key: _hash(key, split_seed))
             placed[key] = dataclasses.replace(placed[key], split=empty)
-            on_remark(Remark(f"{key} was put into {empty}, which would have had no image of its class"))
+            on_remark(Remark(f"{key} was moved to {empty}, which had no other image of its class"))
 
 
 def _require_both_splits(placed: dict[str, Row]) -> None:
-    """Makes sure that dropping copies left the source's own validation and training folders images of each class."""
+    """Checks that the source's training and validation folders still have images of each class without copies."""
     labelled = [row for row in placed.values() if row.split != "test" and row.label is not None]
     there = {(row.split, row.label) for row in labelled}
     for split in ("train", "valid"):
@@ -192,8 +192,8 @@ def _require_both_splits(placed: dict[str, Row]) -> None:
             if (split, label) not in there:
                 named = next(row.key for row in labelled if row.label == label)
                 raise CatdogError(
-                    f"the class of {named} has no image in {split} once copies are counted once; give other images "
-                    "there, or no validation folder"
+                    f"the class of {named} has no image in {split} when copies are counted once; add other "
+                    "images there, or remove the validation folder"
                 )
 
 
@@ -207,12 +207,12 @@ def _remarks(copies: Copies, duplicates: Duplicates | None) -> list[Remark]:
         remarks.append(
             Remark(
                 f"Images with both labels: {len(copies.two_labels)}, {_examples(copies.two_labels)}; one label of each "
-                "must be wrong. They are kept out of validation; mend them and prepare into a new folder",
+                "must be wrong. They are not used for validation; correct them and prepare into a new folder",
                 warning=True,
             )
         )
     if copies.in_test:
-        what = "were dropped" if duplicates == "drop" else "are kept (--duplicates drop takes them out)"
+        what = "were dropped" if duplicates == "drop" else "are kept (--duplicates drop removes them)"
         remarks.append(
             Remark(
                 f"Test images that are labelled elsewhere: {len(copies.in_test)}, {_examples(copies.in_test)}; the "

@@ -1,7 +1,7 @@
-"""A data set that needs no download: drawn cats and dogs, as JPEG files in Kaggle's layout.
+"""Synthetic data set: drawn cats and dogs, as JPEG files in Kaggle's layout, without a download.
 
-Both classes share colours, sizes, poses and backgrounds; what tells them apart is shape alone (pointed or hanging
-ears, a short face with whiskers or a long muzzle, the tail), so a model has to learn to see.
+Both classes share colours, sizes, poses and backgrounds. Only shapes distinguish them (pointed or hanging ears, a short
+face with whiskers or a long muzzle, the tail), so a model has to learn shapes.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ _SCENES = [(120, 160, 90), (200, 180, 150), (150, 190, 220), (90, 90, 110), (220
 def synthesize(dest: str, train: int, test: int, seed: int = 0, valid_fraction: float = 0.1) -> Catalog:
     """Draws a data set and prepares it in place: `train/cat.N.jpg`, `train/dog.N.jpg`, `test/N.jpg`, the catalog.
 
-    The same arguments draw the same bytes; a folder that already holds them is left as it is.
+    The same arguments draw the same bytes; a folder that already has them is not changed.
 
     Args:
-        dest: URI of the folder to make.
-        train: how many labelled images, half of them cats; validation is a share of these.
-        test: how many unlabelled images.
-        seed: of everything drawn, and of the split.
+        dest: URI of the folder to create.
+        train: number of labelled images, half of them cats, including those for validation.
+        test: number of unlabelled images.
+        seed: seed of the drawings and of the split.
         valid_fraction: share of the labelled images for validation.
 
     Returns:
         The catalog, already written.
 
     Raises:
-        UsageError: a number out of range.
-        CatdogError: `dest` holds something else.
+        UsageError: a number is out of range.
+        CatdogError: `dest` has other content.
     """
     if train < 2 or test < 0 or seed < 0:
         raise UsageError(
@@ -60,18 +60,18 @@ def synthesize(dest: str, train: int, test: int, seed: int = 0, valid_fraction: 
         "valid_fraction": valid_fraction,
         "content_sha256": f"drawn: train {train}, test {test}, seed {seed}",
     }
-    if catalog.is_there(dest):
+    if catalog.has_catalog(dest):
         there = catalog.read_catalog(dest)
         if there.options == options:
             return there
         raise CatdogError(f"DEST {dest} already holds another data set; give a new folder")
-    with datasets.making(dest, ["train", "test", catalog.SAMPLE_NAME], "`catdog data synthesize`"):
+    with datasets.creating_dataset(dest, ["train", "test", catalog.SAMPLE_NAME], "`catdog data synthesize`"):
         rows: list[Row] = []
         for label, name in enumerate(layouts.DEFAULT_CLASS_NAMES):
             for number in range(train // 2 + (train % 2 if label == 0 else 0)):
                 rows.append(_write(dest, Row(f"train/{name}.{number}.jpg", "train", label), (seed, label, number)))
-        if train >= 2 * len(layouts.DEFAULT_CLASS_NAMES):  # fewer cannot be in both splits
-            rows = splits.settle(rows, False, valid_fraction, seed, "keep", {}, lambda _remark: None)
+        if train >= 2 * len(layouts.DEFAULT_CLASS_NAMES):  # fewer images cannot be in both splits
+            rows = splits.assign_splits(rows, False, valid_fraction, seed, "keep", {}, lambda _remark: None)
         for number in range(1, test + 1):
             rows.append(_write(dest, Row(f"test/{number}.jpg", "test", None), (seed, 2, number)))
         sample = "id,label\n" + "".join(f"{number},0.5\n" for number in range(1, test + 1))
@@ -83,23 +83,23 @@ def synthesize(dest: str, train: int, test: int, seed: int = 0, valid_fraction: 
 
 
 def _write(dest: str, row: Row, seed: tuple[int, int, int]) -> Row:
-    """Draws a row's picture into place, and notes its digest."""
-    # The label of a test image is drawn too, and then forgotten.
+    """Draws the image of a row and writes it; returns the row with its digest."""
+    # The class of a test image is random and not recorded.
     label = int(np.random.default_rng((seed[0], 3, seed[2])).integers(2)) if row.label is None else row.label
-    picture = draw(label, seed)
+    picture = draw_animal(label, seed)
     storage.write_bytes(storage.join(dest, row.key), picture)
     return dataclasses.replace(row, digest=catalog.digest_of(picture))
 
 
-def draw(label: int, seed: tuple[int, ...]) -> bytes:
+def draw_animal(label: int, seed: tuple[int, ...]) -> bytes:
     """Draws one animal as a JPEG file.
 
     Args:
         label: 0 for a cat, 1 for a dog.
-        seed: what everything about the picture follows from.
+        seed: determines everything else about the picture.
 
     Returns:
-        The file's bytes; its sides are 120 to 260 pixels long.
+        The bytes of the file; each side is 120 to 260 pixels long.
     """
     random = np.random.default_rng(seed)
     width, height = (int(side) for side in random.integers(120, 261, 2))
@@ -133,7 +133,7 @@ def draw(label: int, seed: tuple[int, ...]) -> bytes:
 
 
 def _scene(random: np.random.Generator, width: int, height: int) -> Image.Image:
-    """A background: a gradient between two colours with some things standing about."""
+    """A background: a gradient between two colours with a few random shapes."""
     top, bottom = (np.array(_SCENES[random.integers(len(_SCENES))], float) for _ in range(2))
     ramp = np.linspace(0, 1, height)[:, None, None]
     pixels = (top * (1 - ramp) + bottom * ramp) + random.normal(0, 6, (height, width, 1))
@@ -163,7 +163,7 @@ def _body(pen: ImageDraw.ImageDraw, random: np.random.Generator, label: int, fur
             for t in np.linspace(0, 3, 12)
         ]
         pen.line(tail, fill=fur, width=9, joint="curve")
-    else:  # a short thick one that stands off
+    else:  # a short thick tail that points away
         end = (start[0] + 34 * sweep, start[1] - 34 * sweep)
         pen.line([start, end], fill=fur, width=18)
     pen.ellipse([x - w, y - h, x + w, y + h], fill=fur)

@@ -1,4 +1,4 @@
-"""Many runs for one question: cross-validation, search over options, and the audit of labels."""
+"""Experiments of several runs: cross-validation, hyperparameter search and the label audit."""
 
 from catdog.exports import lazy
 

@@ -1,8 +1,8 @@
-"""The label audit: which labels are probably wrong, which photos show neither or both, and which are there twice.
+"""The label audit: probably wrong labels, photos that show neither class or both, and near-duplicates.
 
-Labels are judged by out-of-fold predictions, so by models that never saw the photo; duplicates by perceptual hashes of
-every split, because a photo in training and again in validation or test makes a figure better than it is. The audit
-lists and draws; nothing is changed. Training leaves listed keys out where it is told to.
+Labels are checked with out-of-fold predictions, from models that never saw the photo. Duplicates are found by
+perceptual hashes over all splits, because a training photo that is also in validation or test makes figures too good. The audit
+only lists and draws; `catdog train --leave-out` excludes listed keys.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COLUMNS = ("key", "split", "label", "issue", "score", "other", "leaks")
 ISSUES = ("label", "ambiguous", "outlier", "duplicate")
 _HASH_SIZE = 32
 _BLOCK_ROWS = 256
-# An outlier is far from as many others; with fewer photos there is no telling.
+# Nearest neighbours for outlier scores, and so the least number of photos.
 _NEIGHBOURS = 10
 _TILE = 144
 _CAPTION = 30
@@ -37,15 +37,15 @@ class Finding:
     """One line of the audit.
 
     Attributes:
-        key: of the image.
-        split: where it is.
+        key: key of the image.
+        split: its split.
         label: name of its class, or "".
-        issue: "label" (probably wrong), "ambiguous" (both, or not to be told), "outlier" (perhaps neither) or
+        issue: "label" (probably wrong), "ambiguous" (both classes, or unclear), "outlier" (perhaps neither class) or
             "duplicate".
-        score: of a label, the probability of the class it is given; of an ambiguous one, of its likelier class; of an
-            outlier, how close its features are to those of others (0 to 1); of a duplicate, bits that differ.
-        other: the key it is a duplicate of, or "".
-        leaks: the two are in different splits.
+        score: for "label" the predicted probability of the given class, for "ambiguous" that of the likelier class, for
+            "outlier" the similarity of its features to others (0 to 1), for "duplicate" the number of different bits.
+        other: key of the duplicate, or "".
+        leaks: whether the duplicates are in different splits.
     """
 
     key: str
@@ -57,22 +57,22 @@ class Finding:
     leaks: bool = False
 
 
-def audit(
+def audit_labels(
     data: Catalog, found: OutOfFold, features: tuple[np.ndarray, list[str]] | None = None, distance: int = 4
 ) -> list[Finding]:
-    """Audits a data set.
+    """Audits the labels of a data set.
 
     Args:
-        data: its catalog.
+        data: the catalog.
         found: out-of-fold predictions of its labelled images.
-        features: float32, M×D, and their M keys, to find outliers by; None looks for none.
-        distance: two images are duplicates if at most so many of the 64 bits of their perceptual hashes differ.
+        features: float32, M×D, and their M keys, to find outliers; None to skip outliers.
+        distance: the most of the 64 bits of their perceptual hashes in which duplicates may differ.
 
     Returns:
-        Findings by issue, the gravest first.
+        Findings by issue, the most severe first.
 
     Raises:
-        UsageError: the predictions are of another data set.
+        UsageError: the predictions belong to another data set.
         CatdogError: hashing failed.
     """
     if found.catalog_fingerprint != data.fingerprint:
@@ -98,7 +98,7 @@ def audit(
 
 
 def _label_issues(found: OutOfFold) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
-    """Rows of probably wrong labels by confident learning (Northcutt et al., 2021), and of undecided predictions."""
+    """Rows with probably wrong labels, by confident learning (Northcutt et al., 2021), and with unclear predictions."""
     from cleanlab.filter import find_label_issues
 
     probabilities = np.stack([1 - found.probabilities, found.probabilities], axis=1)
@@ -110,7 +110,7 @@ def _label_issues(found: OutOfFold) -> tuple[list[tuple[int, float]], list[tuple
 
 
 def _outliers(features: np.ndarray, share: float = 0.005) -> list[tuple[int, float]]:
-    """Rows whose features are farthest from their nearest neighbours' (Kuan and Mueller, 2022), and their score."""
+    """Rows whose features are farthest from their nearest neighbours (Kuan and Mueller, 2022), and their scores."""
     from cleanlab.outlier import OutOfDistribution
 
     scores = OutOfDistribution({"k": _NEIGHBOURS}).fit_score(features=features, verbose=False)
@@ -119,13 +119,13 @@ def _outliers(features: np.ndarray, share: float = 0.005) -> list[tuple[int, flo
 
 
 def perceptual_hashes(data: Catalog) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes every image of every split, in a Ray Data job; joins the cluster that is there.
+    """Computes the perceptual hashes of all images, in a Ray Data job on the current cluster.
 
     Args:
         data: the catalog.
 
     Returns:
-        uint64, M, and int, M: the catalog rows they are of. An unreadable image has none.
+        Hashes, uint64, M; and their catalog rows, int, M. Unreadable images are left out.
 
     Raises:
         CatdogError: a task failed.
@@ -164,10 +164,10 @@ def near_duplicates(hashes: np.ndarray, distance: int) -> list[tuple[int, int, i
 
     Args:
         hashes: uint64, N.
-        distance: at most so many bits.
+        distance: the most bits in which a pair may differ.
 
     Returns:
-        Earlier row, later row, and how many bits they differ in, nearest first.
+        Earlier row, later row and number of different bits of each pair, the nearest first.
     """
     pairs = []
     for row in range(len(hashes) - 1):
@@ -177,22 +177,22 @@ def near_duplicates(hashes: np.ndarray, distance: int) -> list[tuple[int, int, i
 
 
 def write_findings(findings: list[Finding], uri: str) -> None:
-    """Writes the findings as CSV with the columns of `COLUMNS`."""
+    """Writes the findings as CSV with the columns `COLUMNS`."""
     text = io.StringIO()
-    rows = csv.writer(text)  # with its own line ends: only then does it quote a key that has one of them in it
+    rows = csv.writer(text)  # with the default line ends, so that it quotes keys that contain one
     rows.writerow(COLUMNS)
     rows.writerows([[getattr(finding, column) for column in COLUMNS] for finding in findings])
     storage.write_text(uri, text.getvalue())
 
 
 def draw_findings(findings: list[Finding], data: Catalog, uri: str, each: int = 20) -> None:
-    """Draws the gravest findings of each issue as one PNG: a row of photos an issue, a pair side by side.
+    """Draws the most severe findings of each issue as a PNG: rows of photos for each issue, duplicates side by side.
 
     Args:
-        findings: from `audit`.
+        findings: from `audit_labels`.
         data: the catalog.
-        uri: of the PNG.
-        each: at most so many photos an issue.
+        uri: URI of the PNG.
+        each: the most photos for each issue.
     """
     from PIL import Image, ImageDraw
 

@@ -1,8 +1,8 @@
-"""Stratified K-fold cross-validation: K models, and for every labelled image what the one that never saw it says.
+"""Stratified K-fold cross-validation: K models, and a prediction for every labelled image by one that never saw it.
 
-Each fold is a data set of its own, a catalog that names the same files, so training and scoring know nothing of folds.
-A model that stops early or keeps its best epoch chooses on a tenth of its training part, never on the fold it is judged
-by; one that keeps its last epoch uses no photo to choose and trains on all the others.
+Each fold is a separate data set, a catalog that names the same files, so training and scoring need no code for folds.
+Early stopping and the choice of the best epoch use a tenth of the training part, never the fold that is evaluated; a
+model that keeps its last epoch needs no such choice and trains on the whole training part.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _CHOICE_SHARE = 0.1
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Predictions of models for images that they were not trained on.
+    """Predictions for images by models that were not trained on them.
 
     Attributes:
-        name: of the run, or of the runs that were averaged.
+        name: name of the run, or of the averaged runs.
         keys: N.
         labels: 0 or 1, N.
         folds: int, N.
         logits: float64, N, before calibration.
-        seconds: that training and scoring took, all folds together.
-        features: URI of the cache that a linear probe was fitted to, or "".
-        catalog_fingerprint: of the data set.
+        seconds: time for training and scoring all folds.
+        features: URI of the feature cache of a linear probe, or "".
+        catalog_fingerprint: fingerprint of the data set.
     """
 
     name: str
@@ -62,7 +62,7 @@ class OutOfFold:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """Each fold calibrated with what was fitted on the others; with one fold, halves of it."""
+        """Probabilities, each fold calibrated on the others; a single fold is calibrated by halves."""
         groups = self.folds if len(np.unique(self.folds)) > 1 else calibration.halves(self.keys)
         return calibration.cross_fitted(self.labels, self.logits, groups)
 
@@ -83,20 +83,20 @@ class OutOfFold:
 
 
 def assign_folds(data: Catalog, folds: int, seed: int) -> np.ndarray:
-    """Deals the labelled training and validation images of each class into folds, by a hash of their keys.
+    """Assigns the labelled training and validation images of each class to folds, by a hash of their keys.
 
-    Byte-equal copies of an image, whatever their labels, lie in one fold: no model is judged by what it was trained on.
+    Byte-equal copies are in the same fold, even with different labels, so no model is evaluated on its training images.
 
     Args:
         data: the catalog.
         folds: K, at least 2.
-        seed: of the hash.
+        seed: seed of the hash.
 
     Returns:
-        int, one for each row of the catalog: 0 to K-1, or -1 for a row that takes no part.
+        int, one for each row of the catalog: 0 to K-1, or -1 for rows that are in no fold.
 
     Raises:
-        UsageError: fewer different images of a class than folds.
+        UsageError: a class has fewer different images than there are folds.
     """
     labels = data.table["label"].to_pylist()
     splits = data.table["split"].to_pylist()
@@ -117,7 +117,7 @@ def assign_folds(data: Catalog, folds: int, seed: int) -> np.ndarray:
             )
         for row in mine[np.argsort(drawn[mine], kind="stable")]:
             if fold[row] < 0:
-                # The first of the smallest, which without copies is each in turn.
+                # The first of the smallest folds; without copies this is a round robin.
                 smallest = sizes[label].index(min(sizes[label]))
                 for copy in copies[int(first[row])]:
                     fold[copy] = smallest
@@ -126,7 +126,7 @@ def assign_folds(data: Catalog, folds: int, seed: int) -> np.ndarray:
 
 
 def _first_copies(data: Catalog) -> np.ndarray:
-    """The first row with the same bytes as each labelled row of training and validation; its own where it has no copy.
+    """For each labelled row of training and validation, the first row with the same bytes, which may be itself.
 
     Returns:
         int, one for each row of the catalog.
@@ -146,16 +146,17 @@ def _first_copies(data: Catalog) -> np.ndarray:
 def cross_validate(
     config: TrainConfig, folds: int, only: int | None = None, on_event: EventHandler | None = None
 ) -> OutOfFold:
-    """Trains and judges a model for each fold; a second call with the same arguments goes on where the first ended.
+    """Trains and evaluates a model for each fold; the same call again continues an interrupted cross-validation.
 
     Args:
-        config: of each training run; `name` is the folder of the fold's runs.
+        config: configuration of the training runs; `name` is the folder of the folds' runs.
         folds: K, at least 2.
-        only: train this fold alone, counted from 1.
-        on_event: told of `FoldStarted`, and what training and scoring tell.
+        only: train only this fold, counted from 1.
+        on_event: called with the events of training, of scoring, and `FoldStarted`.
 
     Returns:
-        The out-of-fold predictions, which are also in `RUNS/NAME/oof.parquet`, unless that has those of all folds.
+        The out-of-fold predictions. They are also written to `RUNS/NAME/oof.parquet`, unless those are of a single fold
+        and the file has all of them.
 
     Raises:
         UsageError, CatdogError: as training and scoring do.
@@ -178,7 +179,7 @@ def cross_validate(
                 on_event(FoldStarted(fold + 1, folds))
                 done.append(_run_fold(config, data, fold_of, fold, on_event))
             merged, seconds = pa.concat_tables([table for table, _ in done]), sum(spent for _, spent in done)
-    merged = merged.sort_by("key")  # as they are read again
+    merged = merged.sort_by("key")  # the order of `read_out_of_fold`
     labels, logits = merged["label"].to_numpy(), merged["logit"].to_numpy()
     found = OutOfFold(
         config.name,
@@ -210,7 +211,7 @@ def cross_validate(
 
 
 def _holds_more(run: str, folds: int) -> bool:
-    """Tells whether a run's out-of-fold predictions are of all folds already; one fold is not to replace them."""
+    """Returns whether a run has out-of-fold predictions of all folds, which those of one fold must not replace."""
     path = storage.join(run, REPORT_NAME)
     if not storage.exists(path):
         return False
@@ -225,12 +226,12 @@ def read_out_of_fold(run: str) -> OutOfFold:
         run: URI of its folder.
 
     Raises:
-        UsageError: there are none.
+        UsageError: the run has none.
     """
     run = storage.absolute(run)
     path = storage.join(run, OOF_NAME)
     if storage.kind(path) != "file":
-        raise UsageError(f"{run} received, which holds no {OOF_NAME}; make it with `catdog train --folds K --name …`")
+        raise UsageError(f"received {run}, which has no {OOF_NAME}; create it with `catdog train --folds K --name …`")
     table = pq.read_table(pa.BufferReader(storage.read_bytes(path))).sort_by("key")
     report = json.loads(storage.read_bytes(storage.join(run, REPORT_NAME)))
     labels, folds, logits = (table[name].to_numpy() for name in ("label", "fold", "logit"))
@@ -240,10 +241,10 @@ def read_out_of_fold(run: str) -> OutOfFold:
 
 
 def average_out_of_fold(found: list[OutOfFold]) -> OutOfFold:
-    """What a bundle of all these runs' models predicts: the mean of their logits, image by image.
+    """Averages the logits of several runs, image by image, as a bundle of all their models would.
 
     Raises:
-        UsageError: they are not of the same images in the same folds.
+        UsageError: the runs have different images or folds.
     """
     first = found[0]
     for other in found[1:]:
@@ -256,7 +257,7 @@ def average_out_of_fold(found: list[OutOfFold]) -> OutOfFold:
 
 
 def _list_for_folds(config: ResolvedConfig, data: Catalog) -> str | None:
-    """The list of what to leave out, less the test split, which no fold has."""
+    """Writes the `leave_out` list without keys of the test split, which no fold has; returns its URI."""
     if config.leave_out is None:
         return None
     labelled = set(data.table.filter(pc.not_equal(data.table["split"], "test"))["key"].to_pylist())
@@ -270,10 +271,10 @@ def _list_for_folds(config: ResolvedConfig, data: Catalog) -> str | None:
 def _probe(
     config: ResolvedConfig, data: Catalog, fold_of: np.ndarray, on_event: EventHandler, may_grow: bool
 ) -> tuple[pa.Table, float, str]:
-    """All folds of a head on cached features at once: the features are computed once, and no bundle is made of a fold.
+    """Cross-validates a head on cached features: features are computed once, and no bundles are written.
 
     Returns:
-        As `_run_fold`, and the folder of the features.
+        As `_run_fold`, and the folder of the feature cache.
     """
     started = time.perf_counter()
     rows = data.table.filter(pa.array(fold_of >= 0))
@@ -297,10 +298,10 @@ def _probe(
 def _run_fold(
     config: ResolvedConfig, data: Catalog, fold_of: np.ndarray, fold: int, on_event: EventHandler
 ) -> tuple[pa.Table, float]:
-    """Trains one fold's model and scores the fold with it.
+    """Trains the model of a fold and scores the fold.
 
     Returns:
-        Columns key, label, logit and fold, and the seconds both took.
+        Columns key, label, logit and fold; and the seconds for both.
     """
     run = RunDirectory(config.run).part("fold", fold + 1).uri
     out = storage.join(run, "oof.csv")
@@ -332,7 +333,7 @@ def _run_fold(
 
 
 def _fold_catalog(config: ResolvedConfig, data: Catalog, fold_of: np.ndarray, fold: int, root: str) -> Catalog:
-    """Writes one fold's data set: the same files, split anew; without the unlabelled images."""
+    """Writes the data set of a fold: the same labelled files with other splits."""
     keys = data.table["key"].to_pylist()
     drawn = rng.uniform(fold, rng.Stream.CHOICE, rng.key_hash(keys), 1)[:, 0]
     chosen = drawn[_first_copies(data)] < _CHOICE_SHARE

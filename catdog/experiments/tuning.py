@@ -1,7 +1,7 @@
-"""Search: Ray Tune over grids of training options; each trial is a training run like any other.
+"""Hyperparameter search: Ray Tune over grids of training options; each trial is an ordinary training run.
 
-A trial's folder is a run's: its name says what it tries, TensorBoard shows it under that name, and what was finished or
-checkpointed before an interruption is not computed again.
+The folder of a trial is a run directory, named after its options, also in TensorBoard. After an interruption, finished
+trials are not repeated and the others continue from their checkpoints.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Search:
     """A named search.
 
     Attributes:
-        name: what `--search` takes.
-        summary: one line on what it is.
-        base: fields of `TrainConfig` that every trial has.
-        grid: fields of `TrainConfig`, and the values of each to try in every combination.
+        name: value of `--search`.
+        summary: one line of description.
+        base: fields of `TrainConfig` for every trial.
+        grid: fields of `TrainConfig`, with the values of each; all combinations are tried.
     """
 
     name: str
@@ -64,14 +64,14 @@ SEARCHES = {
 
 @dataclass(frozen=True)
 class Trial:
-    """What one combination came to.
+    """Result of one combination.
 
     Attributes:
-        name: of its run, which is its folder's.
-        log_loss: validation log loss of what it saved; of its last epoch where ASHA stopped it, None where it failed.
-        accuracy: likewise.
-        epochs: how many it ran.
-        error: why it failed, or "".
+        name: name of the run and of its folder.
+        log_loss: validation log loss of the saved model, or of the last epoch if ASHA stopped it; None if it failed.
+        accuracy: validation accuracy, likewise.
+        epochs: number of epochs trained.
+        error: reason of the failure, or "".
     """
 
     name: str
@@ -82,7 +82,7 @@ class Trial:
 
 
 def get_search(name: str) -> Search:
-    """Looks a search up.
+    """Finds a search by its name.
 
     Raises:
         UsageError: unknown name.
@@ -93,7 +93,7 @@ def get_search(name: str) -> Search:
 
 
 def trial_name(choice: dict[str, Any]) -> str:
-    """Names a combination after what it tries, as in "conv_layers=3,units=64"."""
+    """Name of a combination, such as "conv_layers=3,units=64"."""
     return ",".join(f"{name}={value}" for name, value in choice.items()).replace("/", "_")
 
 
@@ -104,43 +104,43 @@ def run_search(
     concurrent: int | None = None,
     on_event: EventHandler | None = None,
 ) -> list[Trial]:
-    """Trains every combination of a grid; the same call again goes on where an interrupted one ended.
+    """Trains every combination of a grid; the same call again continues an interrupted search.
 
     Args:
-        config: what every trial has; `name` is the search's folder in `runs`.
-        grid: fields of `TrainConfig`, and the values of each.
-        asha: stop trials early that fall behind others at the same epoch (Li et al., 2020).
-        concurrent: trials at a time; None is one a CPU.
-        on_event: told of `Waiting`.
+        config: configuration of every trial; `name` is the folder of the search in `runs`.
+        grid: fields of `TrainConfig`, with the values of each.
+        asha: stop trials early that are worse than others at the same epoch (Li et al., 2020).
+        concurrent: number of parallel trials; None for as many as fit on the CPUs.
+        on_event: called with `Waiting`.
 
     Returns:
-        The trials, the least log loss first, failed ones last.
+        The trials, the lowest log loss first, failed ones last.
 
     Raises:
-        UsageError: a grid that cannot be, found before anything is trained.
+        UsageError: the grid has an invalid combination; raised before anything is trained.
         CatdogError: the search itself failed.
     """
     if not grid or not all(grid.values()):
         raise UsageError("--grid received no values; expected NAME=[VALUE, …] of at least one field")
     runs = storage.absolute_output(config.runs, "--runs")
     folder = storage.join(runs, config.name or "")
-    # Tune runs trials in folders of their own.
+    # Absolute paths, because Tune changes the working folder of trials.
     given = _absolute({name: getattr(config, name) for name in config.model_fields_set}) | {"runs": folder}
     grid = {name: [_absolute({name: value})[name] for value in values] for name, values in grid.items()}
-    # A combination that cannot be is better refused now than found as the last of 27.
+    # Validated now, so that an invalid value does not fail after hours of training.
     for name, values in grid.items():
         for value in values:
             TrainConfig(**(given | {"data": config.data, "name": "x", name: value})).resolve()
     options = {"workers": 1, "cpus_per_worker": 1} | given | {"name": None, "resume": False}
     _require_same_search(folder, options, grid)
-    # Tune's own handler would go on until the trials that run have ended.
+    # Tune's own handler would first wait for running trials to end.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     searching = RunDirectory(folder).hold("tuning")
     with searching, cluster.connect(config.address, config.debug):
         if concurrent is None:
             share = int(options["workers"]) * int(options["cpus_per_worker"])
             concurrent = max(1, int(ray.cluster_resources().get("CPU", 1)) // share)
-        # Each trial holds its own copy of the images.
+        # Each trial has its own copy of the decoded images in memory.
         sizes = grid.get("image_size") or [TrainConfig(**options).resolve().image_size]
         concurrent = min(concurrent, max(1, ingest.room(len(catalog.read_catalog(options["data"]).table), max(sizes))))
         first = {"CPU": int(options["cpus_per_worker"])} | ({"GPU": 1} if options.get("gpu") else {})
@@ -154,20 +154,20 @@ def run_search(
     return sorted(trials, key=lambda trial: (trial.log_loss is None, trial.log_loss or 0.0, trial.name))
 
 
-def judge(config: TrainConfig, trials: list[Trial]) -> selection.Judged | None:
-    """Judges the best trial on images that did not choose it, and notes in each trial's bundle that it was ranked.
+def judge_search(config: TrainConfig, trials: list[Trial]) -> selection.Judged | None:
+    """Evaluates the best trial on images that did not choose it, and records in each bundle that it was ranked.
 
     Args:
         config: as for `run_search`.
-        trials: what `run_search` returned.
+        trials: result of `run_search`.
 
     Returns:
-        Each half of the validation images judged by the trial that is best on the other half; None where fewer than
-        two trials kept their validation logits.
+        Metrics of the validation images, each half predicted by the trial that is best on the other half; None if fewer
+        than two trials have validation logits.
     """
     folder = storage.join(storage.absolute_output(config.runs, "--runs"), config.name or "")
     runs = [storage.join(folder, trial.name) for trial in trials if trial.log_loss is not None]
-    # What ASHA stopped has no model, and is nobody's choice.
+    # Trials that ASHA stopped have no model and cannot be chosen.
     runs = [run for run in runs if RunDirectory(run).finished]
     files = [RunDirectory(run).valid for run in runs]
     judged, figures = None, {}
@@ -185,7 +185,7 @@ def judge(config: TrainConfig, trials: list[Trial]) -> selection.Judged | None:
 
 
 def _absolute(options: dict[str, Any]) -> dict[str, Any]:
-    """Makes paths among training options independent of the working folder."""
+    """Makes the paths among training options absolute."""
     return {
         name: storage.absolute(value)
         if (name in ("data", "leave_out", "features") and value) or (name == "weights" and value not in _NO_PATHS)
@@ -195,7 +195,7 @@ def _absolute(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_same_search(folder: str, options: dict[str, Any], grid: dict[str, list[Any]]) -> None:
-    """Writes down what a search is, or finds that it is what it was: Tune itself would go on with the old one."""
+    """Records the options of a search, or checks that they are unchanged; Tune would silently use the old ones."""
     ours = {name: value for name, value in options.items() if name not in ("address", "wait", "debug", "runs", "data")}
     content = {
         "catalog_fingerprint": catalog.read_catalog(options["data"]).fingerprint,
@@ -220,7 +220,7 @@ def _tuner(folder: str, options: dict[str, Any], grid: dict[str, list[Any]], ash
     if tune.Tuner.can_restore(place):
         return tune.Tuner.restore(place, trainable, resume_errored=True, param_space=space)
     epochs = TrainConfig(**options).resolve().epochs
-    # One more than there are epochs: a trial that is stopped at its last has saved nothing.
+    # One more than the epochs: ASHA ends trials at max_t, and one that is ended at its last epoch saves no model.
     asha_scheduler = ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=max(1, min(3, epochs)))
     return tune.Tuner(
         trainable,
@@ -238,7 +238,7 @@ def _tuner(folder: str, options: dict[str, Any], grid: dict[str, list[Any]], ash
 
 
 def _trial(choice: dict[str, Any], options: dict[str, Any]) -> None:
-    """What Tune runs for each combination: a training run that tells Tune of its epochs."""
+    """Trains one combination and reports its epochs to Tune."""
     name = trial_name(choice)
     started = RunDirectory(storage.join(options["runs"], name)).exists
 
@@ -256,7 +256,7 @@ def _trial(choice: dict[str, Any], options: dict[str, Any]) -> None:
 
     config = TrainConfig(**(options | choice | {"name": name, "resume": started}))
     result = train.train_model(config, report, patience=lease.STALE_SECONDS + lease.BEAT_SECONDS)
-    # Last, what the saved model is worth: not every recipe keeps its best epoch.
+    # The last report is of the saved model, since not every recipe keeps its best epoch.
     kept = {METRIC: result.validation["log_loss"], ACCURACY: result.validation["accuracy"]}
     tune.report({"epoch": result.epochs + 1, "epochs": result.epochs, **kept})
 

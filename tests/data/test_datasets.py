@@ -259,11 +259,11 @@ def test_a_disk_that_fills_leaves_no_half_set(tmp_path: Path) -> None:
         ({f"train/cat.{n}.jpg": jpeg(n) for n in range(40)}, "class 'dog' is empty .40 images of 'cat'."),
         ({**class_folders("a", "b"), "c/1.jpg": jpeg(1)}, "found 3 class folders .a, b, c.; expected two"),
         ({**kaggle_files(), "test/01.jpg": jpeg(1)}, r"test/01.jpg and test/1.jpg have the same id 1"),
-        ({**kaggle_files(), "train/unknown.jpg": jpeg(1)}, "1 images carry no label, e.g. train/unknown.jpg"),
+        ({**kaggle_files(), "train/unknown.jpg": jpeg(1)}, "1 images have no label, e.g. train/unknown.jpg"),
         ({"train/cat.1.jpg": jpeg(1), "train/dog.1.jpg": jpeg(2)}, "class 'cat' has 1 image; expected at least 2"),
-        ({**kaggle_files(), "test/1 (1).jpg": jpeg(1)}, r"test/1 .1..jpg is not numbered as 3 others are"),
-        ({**class_folders("cats", "dogs"), "birds/1.jpg": jpeg(1)}, "1 images carry no label, e.g. birds/1.jpg"),
-        ({**kaggle_files(), "test/cat.5.jpg": jpeg(1)}, "1 of 4 test images carry a label"),
+        ({**kaggle_files(), "test/1 (1).jpg": jpeg(1)}, r"test/1 .1..jpg is not numbered, but 3 others are"),
+        ({**class_folders("cats", "dogs"), "birds/1.jpg": jpeg(1)}, "1 images have no label, e.g. birds/1.jpg"),
+        ({**kaggle_files(), "test/cat.5.jpg": jpeg(1)}, "1 of 4 test images have a label"),
     ],
 )
 def test_what_cannot_be_a_data_set(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
@@ -407,6 +407,6 @@ def test_files_that_others_change_meanwhile_are_found_before_the_catalog_is_writ
                 victim.unlink()
             harm(victim)
 
-    with pytest.raises(CatdogError, match=r"1 of 83 images in .* are not as they were written, e.g. train/cat.7.jpg"):
+    with pytest.raises(CatdogError, match=r"1 of 83 images in .* have changed since .*, e.g. train/cat.7.jpg"):
         datasets.prepare_dataset(str(write(tmp_path / "src", files)), str(dest), on_remark=meddle)
     assert not any(dest.iterdir())

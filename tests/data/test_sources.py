@@ -57,7 +57,7 @@ def test_images_under_other_names_are_taken_and_the_rest_is_told(tmp_path: Path,
     for told in (
         "1 .txt (not an image), e.g. notes.txt",
         "1 .mp4 (not an image), e.g. clip.mp4",
-        "1 .7z (an archive of a kind that is not read: unpack it first)",
+        "1 .7z (an unsupported kind of archive: unpack it first)",
         "1 without a suffix (empty), e.g. empty",
         "1 .jpg (hidden), e.g. .hidden.jpg",
         "1 .jpg (not a regular file), e.g. test/16.jpg",

@@ -138,7 +138,7 @@ def test_each_class_of_a_small_set_is_in_both_splits_and_stays_there(tmp_path: P
 def test_copies_that_leave_a_folder_empty_are_told(tmp_path: Path) -> None:
     files = class_folders("cats", "dogs", "train/")
     files |= {"valid/dogs/0.jpg": jpeg(9000), "valid/cats/x.jpg": jpeg(3)}
-    with pytest.raises(CatdogError, match="has no image in valid once copies are counted once"):
+    with pytest.raises(CatdogError, match="has no image in valid when copies are counted once"):
         datasets.prepare_dataset(str(write(tmp_path / "src", files)), str(tmp_path / "set"))
 
 

@@ -50,7 +50,7 @@ def test_what_was_planted_is_found(planted: Catalog, tmp_path: Path) -> None:
     features = random.normal(0, 1, (len(keys), 8)).astype(np.float32) + np.where(labels == 1, 4, -4)[:, None]
     features[33] = 40.0 * (-1.0) ** np.arange(8)  # another direction than either class has
     with cluster.connect():
-        findings = audit.audit(planted, found, (features, keys), distance=6)
+        findings = audit.audit_labels(planted, found, (features, keys), distance=6)
     by_issue = {issue: [finding for finding in findings if finding.issue == issue] for issue in audit.ISSUES}
     assert {finding.key for finding in by_issue["label"]} == {keys[row] for row in wrong}
     assert keys[unsure] in [finding.key for finding in by_issue["ambiguous"]]
@@ -81,4 +81,4 @@ def test_near_duplicates_are_counted_in_bits() -> None:
 def test_predictions_of_another_set_are_refused(drawn: Catalog) -> None:
     found = OutOfFold("cv", ["cat.777.jpg"], np.array([0]), np.array([1]), np.array([0.0]), 0.0, "", "another")
     with pytest.raises(UsageError, match="cv has predictions of another data set than .*; expected this one's"):
-        audit.audit(drawn, found)
+        audit.audit_labels(drawn, found)
