@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
 from catdog import imports, interruption
-from catdog.errors import CatdogError, UsageError
+from catdog.errors import CatdogError, UsageError, first_line
 
 # Whether the cluster that `connect` joined may grow: autoscalers run only on clusters that catdog did not start.
 _may_grow = False
@@ -85,7 +85,7 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
                 ray.init(address=address or "local", job_config=_JobConfig(), **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError, RayError) as error:
         where = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
-        raise CatdogError(f"could not {where}: {_first_line(error)}") from error
+        raise CatdogError(f"could not {where}: {first_line(error)}") from error
     try:
         from ray.data import DataContext
 
@@ -159,6 +159,22 @@ def cause(error: BaseException) -> str:
     return (ours or theirs or raised or lines or [type(error).__name__])[-1]
 
 
+@contextlib.contextmanager
+def ray_errors(message: str) -> Iterator[None]:
+    """Turns what Ray raises in a block into one line.
+
+    Args:
+        message: has `{cause}` where the line of `cause` is put.
+
+    Raises:
+        CatdogError: something failed in a task, an actor or Ray itself.
+    """
+    try:
+        yield
+    except RayError as error:
+        raise CatdogError(message.format(cause=cause(error))) from error
+
+
 def _require_head(address: str) -> None:
     """Checks that a Ray head at the address accepts our token; Ray itself would retry without giving a reason."""
     import grpc
@@ -194,7 +210,3 @@ def _require_head(address: str) -> None:
     else:
         reason = details.rpartition(": ")[2].rstrip("]")
     raise CatdogError(f"could not reach the Ray cluster at {where}: {reason}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

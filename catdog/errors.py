@@ -11,3 +11,8 @@ class UsageError(CatdogError):
     """An invalid request (an option, a path, a combination of them); the command line exits with 2."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

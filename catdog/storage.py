@@ -261,6 +261,41 @@ def writing(uri: str) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """Reads a Parquet file.
+
+    Args:
+        uri: of the file.
+        columns: the names of those that are wanted; None is all.
+
+    Raises:
+        OSError: as by `read_bytes`.
+        pyarrow.ArrowInvalid: it is damaged, or lacks a column.
+    """
+    return table_from_bytes(read_bytes(uri), columns)
+
+
+def write_table(uri: str, table: pa.Table, compression: str = "zstd") -> None:
+    """Writes a Parquet file atomically, as `write_bytes` does."""
+    write_bytes(uri, table_to_bytes(table, compression))
+
+
+def table_from_bytes(data: bytes, columns: list[str] | None = None) -> pa.Table:
+    """Reads the bytes of a Parquet file; arguments and errors as for `read_table`."""
+    # `pq.read_table` would import pandas first.
+    file = pq.ParquetFile(pa.BufferReader(data))
+    if absent := set(columns or ()) - set(file.schema_arrow.names):
+        raise pa.ArrowInvalid(f"no column {', '.join(sorted(absent))}")
+    return file.read(columns)
+
+
+def table_to_bytes(table: pa.Table, compression: str = "zstd") -> bytes:
+    """The bytes of a table's Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression=compression)
+    return sink.getvalue().to_pybytes()
+
+
 def create_text(uri: str, text: str) -> bool:
     """Creates a text file unless it exists; of several callers on one machine, exactly one succeeds.
 

@@ -3,6 +3,7 @@
 import errno
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pyarrow import fs
 
@@ -82,3 +83,18 @@ def test_a_bucket_works_like_a_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert storage.kind("s3://bucket/a") == "folder"
     storage.delete_folder("s3://bucket/a")
     assert not storage.exists("s3://bucket/a/x.bin")
+
+
+def test_a_table_is_read_as_it_was_written_and_a_damaged_one_is_told(tmp_path: Path) -> None:
+    schema = pa.schema([pa.field("key", pa.string(), nullable=False), pa.field("logit", pa.float32())])
+    table = pa.Table.from_pydict({"key": ["a", "b"], "logit": [0.5, None]}, schema=schema)
+    uri = str(tmp_path / "table.parquet")
+    storage.write_table(uri, table)
+    assert storage.read_table(uri).equals(table)
+    assert storage.read_table(uri).schema.equals(schema)
+    assert storage.read_table(uri, ["logit"]).column_names == ["logit"]
+    assert storage.table_to_bytes(table) == Path(uri).read_bytes()
+    with pytest.raises(pa.ArrowInvalid, match="no column absent"):
+        storage.read_table(uri, ["key", "absent"])
+    with pytest.raises(pa.ArrowInvalid):
+        storage.table_from_bytes(Path(uri).read_bytes()[:-5])

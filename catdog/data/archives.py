@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
-from catdog.errors import CatdogError
+from catdog.errors import CatdogError, first_line
 
 SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz")
 # Other archives, recognized by name only, so that a message can say what to do with them.
@@ -89,7 +89,7 @@ def iter_members(stream: BinaryIO, name: str) -> Iterator[Member]:
             yield member
     except _BROKEN as error:
         raise CatdogError(
-            f"{name} is a damaged zip or tar ({_first_line(error)}); download it again, or {_UNPACK}"
+            f"{name} is a damaged zip or tar ({first_line(error)}); download it again, or {_UNPACK}"
         ) from error
 
 
@@ -121,7 +121,7 @@ def read_pieces(member: Member, name: str) -> Iterator[bytes]:
 
 
 def _damaged(member: Member, name: str, error: BaseException) -> CatdogError:
-    return CatdogError(f"could not unpack {member.path} from {name}: {_first_line(error)}")
+    return CatdogError(f"could not unpack {member.path} from {name}: {first_line(error)}")
 
 
 def _zip_members(stream: BinaryIO, name: str) -> Iterator[Member]:
@@ -184,7 +184,3 @@ def _safe_path(path: str, is_link: bool, name: str) -> str:
         raise CatdogError(f"{name} holds {path!r}, {what}; nothing was unpacked from it: expected plain relative paths")
     relative = PurePosixPath(plain).as_posix()  # removes "./" and double slashes
     return "" if relative == "." else relative
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from catdog import storage
 from catdog.errors import CatdogError, UsageError
@@ -108,9 +107,7 @@ class Catalog:
         }
         relative = [storage.relative(uri, self.root) for uri in self.table["uri"].to_pylist()]
         table = self.table.set_column(2, SCHEMA.field("uri"), pa.array(relative, pa.string()))
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
-        storage.write_bytes(storage.join(self.root, FILE_NAME), sink.getvalue().to_pybytes())
+        storage.write_table(storage.join(self.root, FILE_NAME), table.replace_schema_metadata(metadata))
 
 
 def digest_of(data: bytes) -> int:
@@ -144,8 +141,7 @@ def read_catalog(data: str) -> Catalog:
             f"`catdog data prepare SOURCE {data}`"
         )
     try:
-        # `pq.read_table` would import pandas, which is slow.
-        table = pq.ParquetFile(pa.BufferReader(storage.read_bytes(path))).read()
+        table = storage.read_table(path)
         header = json.loads(table.schema.metadata[b"catdog"])
         version, class_names, options = header["schema_version"], header["class_names"], header["options"]
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:

@@ -66,6 +66,11 @@ def calibrated(logits: np.ndarray, temperature: float = 1.0, clip: float = 0.0) 
     return np.clip(probabilities, clip, 1.0 - clip)
 
 
+def logit(probability: float) -> float:
+    """The logit of a probability in (0, 1), such as of a prior: the logarithm of its odds."""
+    return float(np.log(probability / (1 - probability)))
+
+
 def losses_from_logits(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Log loss of each prediction in nats, exact for logits of any size.
 

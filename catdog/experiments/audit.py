@@ -1,8 +1,8 @@
 """The label audit: probably wrong labels, photos that show neither class or both, and near-duplicates.
 
 Labels are checked with out-of-fold predictions, from models that never saw the photo. Duplicates are found by
-perceptual hashes over all splits, because a training photo that is also in validation or test makes figures too good. The audit
-only lists and draws; `catdog train --leave-out` excludes listed keys.
+perceptual hashes over all splits, because a training photo that is also in validation or test makes figures too good.
+The audit only lists and draws; `catdog train --leave-out` excludes listed keys.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import ray.data
 from catdog import cluster, storage
 from catdog.data import images
 from catdog.data.catalog import Catalog
-from catdog.errors import CatdogError, UsageError
+from catdog.errors import UsageError
 from catdog.experiments.cross_validation import OutOfFold
 
 COLUMNS = ("key", "split", "label", "issue", "score", "other", "leaks")
@@ -137,11 +137,9 @@ def perceptual_hashes(data: Catalog) -> tuple[np.ndarray, np.ndarray]:
         )
         for start in range(0, len(uris), _BLOCK_ROWS)
     ]
-    try:
+    with cluster.ray_errors("hashing the images failed: {cause}"):
         done = ray.data.from_arrow(blocks).map_batches(_hash_block, batch_format="pyarrow", batch_size=None)
         table = pa.concat_tables(ray.get(done.to_arrow_refs())).sort_by("row")
-    except ray.exceptions.RayError as error:
-        raise CatdogError(f"hashing the images failed: {cluster.cause(error)}") from error
     return table["hash"].to_numpy(), table["row"].to_numpy()
 
 

@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from catdog import cluster, rng, storage, waiting
 from catdog.data import catalog
@@ -194,9 +193,7 @@ def cross_validate(
     merged = merged.append_column("probability", pa.array(found.probabilities))
     if only is not None and _holds_more(config.run, folds):
         return found
-    sink = pa.BufferOutputStream()
-    pq.write_table(merged, sink, compression="zstd")
-    storage.write_bytes(storage.join(config.run, OOF_NAME), sink.getvalue().to_pybytes())
+    storage.write_table(storage.join(config.run, OOF_NAME), merged)
     content = {
         "catalog_fingerprint": data.fingerprint,
         "folds": folds,
@@ -232,7 +229,7 @@ def read_out_of_fold(run: str) -> OutOfFold:
     path = storage.join(run, OOF_NAME)
     if storage.kind(path) != "file":
         raise UsageError(f"received {run}, which has no {OOF_NAME}; create it with `catdog train --folds K --name …`")
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(path))).sort_by("key")
+    table = storage.read_table(path).sort_by("key")
     report = json.loads(storage.read_bytes(storage.join(run, REPORT_NAME)))
     labels, folds, logits = (table[name].to_numpy() for name in ("label", "fold", "logit"))
     keys = table["key"].to_pylist()
@@ -290,7 +287,7 @@ def _probe(
     labels = rows["label"].to_numpy().astype(np.int64)
     for fold in np.unique(folds):
         prior = labels[folds != fold].mean()
-        logits[np.isnan(logits) & (folds == fold)] = np.log(prior / (1 - prior))
+        logits[np.isnan(logits) & (folds == fold)] = metrics.logit(prior)
     columns = {"key": rows["key"], "label": rows["label"], "logit": logits, "fold": folds + 1}
     return pa.table(columns), time.perf_counter() - started, folder
 
@@ -327,7 +324,7 @@ def _run_fold(
         storage.write_text(clock, json.dumps(spent))
     parts = score.read_parts(out)
     prior = judged.table.filter(pc.equal(judged.table["split"], "train"))["label"].to_numpy().mean()
-    logits = parts["logit"].fill_null(float(np.log(prior / (1 - prior)))).cast(pa.float64())
+    logits = parts["logit"].fill_null(metrics.logit(prior)).cast(pa.float64())
     columns = {"key": parts["key"], "label": parts["label"], "logit": logits, "fold": [fold + 1] * len(parts)}
     return pa.table(columns), spent
 

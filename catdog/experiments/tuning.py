@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -172,7 +170,7 @@ def judge_search(config: TrainConfig, trials: list[Trial]) -> selection.Judged |
     files = [RunDirectory(run).valid for run in runs]
     judged, figures = None, {}
     if len(runs) > 1 and all(storage.exists(file) for file in files):
-        tables = [pq.read_table(pa.BufferReader(storage.read_bytes(file))) for file in files]
+        tables = [storage.read_table(file) for file in files]
         calibrated = bundle.read_info(runs[0])[1].calibration == "validation"
         logits = np.stack([table["logit"].to_numpy() for table in tables])
         judged = selection.judge_selection(

@@ -16,7 +16,7 @@ import numpy as np
 import pydantic
 
 from catdog import run_directory, storage
-from catdog.errors import CatdogError, UsageError
+from catdog.errors import CatdogError, UsageError, first_line
 from catdog.evaluation import metrics
 from catdog.inference import engines
 from catdog.inference.engines import Engine
@@ -413,7 +413,7 @@ def _load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
         try:
             model = keras.saving.load_model(local, compile=False, safe_mode=True)
         except Exception as error:  # Keras, zipfile and h5py each have their own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise CatdogError(f"{path} cannot be loaded in Keras's safe mode: {reason}") from error
     expected = (None, info.image_size, info.image_size, 3)
     if tuple(model.input_shape) != expected:

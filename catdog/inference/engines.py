@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from catdog.data import images
-from catdog.errors import CatdogError
+from catdog.errors import CatdogError, first_line
 
 if TYPE_CHECKING:
     import keras
@@ -118,7 +118,7 @@ def export_onnx(model: keras.Model, sample: np.ndarray) -> bytes:
             data = path.read_bytes()
             found = OnnxEngine(data, threads=1).logits(sample)
         except Exception as error:  # Keras, tf2onnx and ONNX Runtime each have their own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise CatdogError(f"no ONNX translation: {reason[:200]}") from error
         finally:
             logging.disable(before)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from catdog import storage
 
 SCHEMA = pa.schema([pa.field("digest", pa.uint64(), nullable=False), pa.field("split", pa.string(), nullable=False)])
 _NONE = np.empty(0, np.uint64)
@@ -58,15 +59,13 @@ class Provenance:
     def to_bytes(self) -> bytes:
         """Writes a Parquet file of `SCHEMA`."""
         splits = ["train"] * len(self.train) + ["valid"] * len(self.valid)
-        sink = pa.BufferOutputStream()
         table = pa.table([pa.array(np.concatenate([self.train, self.valid])), pa.array(splits, pa.string())], SCHEMA)
-        pq.write_table(table, sink, compression="zstd")
-        return sink.getvalue().to_pybytes()
+        return storage.table_to_bytes(table)
 
     @classmethod
     def from_bytes(cls, data: bytes, known: bool) -> Provenance:
         """Reads what `to_bytes` wrote."""
-        table = pq.ParquetFile(pa.BufferReader(data)).read()
+        table = storage.table_from_bytes(data)
         digests, splits = table["digest"].to_numpy(), table["split"].to_numpy(zero_copy_only=False)
         return cls(digests[splits == "train"], digests[splits == "valid"], known)
 

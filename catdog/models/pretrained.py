@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catdog.errors import CatdogError
+from catdog.errors import CatdogError, first_line
 from catdog.models import registry
 from catdog.models.registry import ModelSpec
 
@@ -60,7 +60,7 @@ def load_backbone_weights(backbone: keras.Model, weights: bytes, spec: ModelSpec
             else:
                 backbone.load_weights(path)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CatdogError(
             f"--weights does not fit {spec.arch} with --alpha {spec.alpha}: {reason}; expected a Keras weights file of "
             f"that backbone {'with' if spec.arch == 'vgg16_top' else 'without'} its top"
@@ -84,7 +84,7 @@ def download_imagenet(spec: ModelSpec) -> bytes:
     try:
         backbone = build_backbone(spec, "imagenet")
     except Exception as error:  # urllib, socket and Keras raise different ones
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CatdogError(
             f"--weights imagenet: could not download the weights of {spec.arch} ({reason}); fetch the file without "
             "the top elsewhere and give it as --weights PATH"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from catdog.errors import CatdogError, UsageError
+from catdog.errors import CatdogError, UsageError, first_line
 
 if TYPE_CHECKING:
     import keras
@@ -174,7 +174,7 @@ def build_model(spec: ModelSpec, weights: bytes | None = None) -> keras.Model:
     except ValueError as error:
         raise CatdogError(
             f"{spec.arch} cannot be built with --image-size {spec.image_size} --alpha {spec.alpha}: "
-            f"{str(error).splitlines()[0]}; its own size is {arch.image_size}"
+            f"{first_line(error)}; its own size is {arch.image_size}"
         ) from error
     model = keras.Model(inputs, logit, name=spec.arch)
     if weights is not None:

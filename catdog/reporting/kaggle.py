@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 
-from catdog.errors import CatdogError
+from catdog.errors import CatdogError, first_line
 
 COMPETITION = "dogs-vs-cats-redux-kernels-edition"
 
@@ -38,8 +38,8 @@ def send_submission(path: str, message: str, competition: str = COMPETITION) -> 
         raise CatdogError(f"the kaggle client is not installed: `pip install kaggle`; {place}") from error
     except (SystemExit, Exception) as error:
         if hasattr(error, "request"):  # of the library `requests`: a token is there, and Kaggle was asked about it
-            raise CatdogError(f"could not ask Kaggle about the credentials ({_line(error)}); {place}") from error
-        reason = "" if isinstance(error, SystemExit) else f" ({_line(error)})"
+            raise CatdogError(f"could not ask Kaggle about the credentials ({first_line(error)}); {place}") from error
+        reason = "" if isinstance(error, SystemExit) else f" ({first_line(error)})"
         raise CatdogError(
             f"no Kaggle credentials{reason}: run `kaggle auth login`, or make a token on your account's settings page "
             f"and set KAGGLE_API_TOKEN; {place}"
@@ -48,7 +48,7 @@ def send_submission(path: str, message: str, competition: str = COMPETITION) -> 
         with contextlib.redirect_stdout(printed):
             answer = api.competition_submit(path, message, competition, quiet=True)
     except Exception as error:  # the client raises its own, requests' and urllib3's
-        raise CatdogError(f"Kaggle did not take the submission ({_line(error)}); {place}") from error
+        raise CatdogError(f"Kaggle did not take the submission ({first_line(error)}); {place}") from error
     # After a failed upload the client returns this text, or an answer with it, and prints why.
     text = answer if isinstance(answer, str) else str(getattr(answer, "message", "") or "")
     if isinstance(answer, str) or text.strip() == "Could not submit to competition":
@@ -61,7 +61,3 @@ def send_submission(path: str, message: str, competition: str = COMPETITION) -> 
             f"{site}/submissions before you send it again; {place}"
         )
     return text + (f" (submission {reference})" if reference else "")
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -259,7 +259,7 @@ def _judge(split: str, table: pa.Table, judged: np.ndarray, own: np.ndarray, sub
 def _logits(table: pa.Table, subject: Subject) -> np.ndarray:
     """Plain logits; an unreadable image has the prior's."""
     prior = subject.info.prior
-    return table["logit"].fill_null(float(np.log(prior / (1 - prior)))).to_numpy()
+    return table["logit"].fill_null(metrics.logit(prior)).to_numpy()
 
 
 def _choice(split: str, table: pa.Table, subject: Subject) -> Choice:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 import ray.data
 
@@ -109,13 +108,9 @@ def compute_features(
         num_cpus=plan.threads,
         num_gpus=1 if plan.gpu else 0,
     )
-    try:
+    with cluster.ray_errors("computing features failed ({cause}); those that were done stay, and --resume goes on"):
         for _ in done.iter_rows():
             pass
-    except ray.exceptions.RayError as error:
-        raise CatdogError(
-            f"computing features failed ({cluster.cause(error)}); those that were done stay, and --resume goes on"
-        ) from error
 
 
 class _Extractor:
@@ -155,10 +150,8 @@ class _Extractor:
                 found.append(self._features(apply_view(padded, view)).numpy()[: len(batch)])
             values = pa.array(list(np.concatenate(found)), pa.list_(pa.float32()))
             tables.append(pa.table({"key": keys, "view": [view] * len(readable), "features": values}))
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
         mark = hashlib.sha256("\0".join([*block["key"].to_pylist(), *self._views]).encode()).hexdigest()[:24]
-        storage.write_bytes(storage.join(self._folder, f"{mark}.parquet"), sink.getvalue().to_pybytes())
+        storage.write_table(storage.join(self._folder, f"{mark}.parquet"), pa.concat_tables(tables))
         return pa.table({"images": [block.num_rows]})
 
 
@@ -192,7 +185,7 @@ def _parts(folder: str, columns: list[str]) -> Iterator[pa.Table]:
     for name in storage.list_names(folder):
         if name.endswith(".parquet"):
             try:
-                table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(folder, name))), columns=columns)
+                table = storage.read_table(storage.join(folder, name), columns)
             except (pa.ArrowException, OSError):
                 continue
             yield table

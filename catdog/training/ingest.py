@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ import ray.data
 from catdog import cluster, resources, rng
 from catdog.data import images
 from catdog.errors import CatdogError
+from catdog.prefetch import prefetch
 from catdog.training import augmentation
 from catdog.training.config import ResolvedConfig
 
@@ -68,10 +68,8 @@ def decode(rows: pa.Table, size: int) -> ray.data.MaterializedDataset:
     ]
     dataset = ray.data.from_arrow(blocks)
     decode = functools.partial(_decode_block, size=size)
-    try:
+    with cluster.ray_errors("decoding the images failed: {cause}"):
         return dataset.map_batches(decode, batch_format="pyarrow", batch_size=None).materialize()
-    except ray.exceptions.RayError as error:
-        raise CatdogError(f"decoding the images failed: {cluster.cause(error)}") from error
 
 
 def _decode_block(block: pa.Table, size: int) -> pa.Table:
@@ -199,13 +197,7 @@ class Batches:
                 mine = np.concatenate([mine, np.roll(batch, 1)[self.rank :: self.world]])
             return [self._augmented(mine, changes[mine]), labels[mine], weights[mine], shares[mine]]
 
-        with ThreadPoolExecutor(1) as ahead:
-            following = ahead.submit(share, 0)
-            for step in range(steps):
-                current = following.result()
-                if step + 1 < steps:
-                    following = ahead.submit(share, step + 1)
-                yield current
+        yield from prefetch(share, range(steps))
 
     def _augmented(self, rows: np.ndarray, changes: np.ndarray) -> np.ndarray:
         config, size = self.config, self.config.train_size

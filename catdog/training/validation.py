@@ -68,7 +68,7 @@ class Validator:
             seen = [self._predict(apply_view(batch, view)).numpy()[: len(rows), 0] for view in views]
             logits[start : start + len(rows)] = np.mean(seen, axis=0)
         every = group.gather(logits)
-        all_logits = np.full(len(self.labels), np.log(self._prior / (1 - self._prior)))
+        all_logits = np.full(len(self.labels), metrics.logit(self._prior))
         for rank in range(group.size):
             rows = readable[rank :: group.size]
             all_logits[rows] = every[rank, : len(rows)]

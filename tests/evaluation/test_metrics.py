@@ -101,3 +101,8 @@ def test_one_class_has_no_roc_auc_and_nothing_no_summary() -> None:
     assert 0 <= alone.log_loss_low < alone.log_loss < alone.log_loss_high < np.inf
     with pytest.raises(ValueError, match="expected at least one"):
         metrics.summarise(np.array([]), np.array([]))
+
+
+@pytest.mark.parametrize("probability", [0.01, 0.5, 0.93])
+def test_a_probability_is_that_of_its_logit(probability: float) -> None:
+    assert metrics.calibrated(np.array([metrics.logit(probability)]))[0] == pytest.approx(probability, abs=1e-15)
