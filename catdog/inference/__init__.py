@@ -7,6 +7,8 @@ __getattr__, __all__ = lazy(
     {
         "BundleInfo": "bundle",
         "ModelBundle": "bundle",
+        "Predictions": "predictor",
+        "Predictor": "predictor",
         "apply_view": "views",
     },
 )

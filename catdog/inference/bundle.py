@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pydantic
@@ -102,6 +102,18 @@ class BundleInfo(pydantic.BaseModel):
         return ("onnx", "tensorflow") if self.onnx == VERIFIED else ("tensorflow",)
 
 
+class SavedBundle(NamedTuple):
+    """A bundle that is not loaded.
+
+    Attributes:
+        uri: its folder.
+        info: what `bundle.json` holds.
+    """
+
+    uri: str
+    info: BundleInfo
+
+
 class ModelBundle:
     """A loaded bundle.
 
@@ -128,7 +140,22 @@ class ModelBundle:
             UsageError: there is none.
             CatdogError: it is of another version, incomplete or damaged.
         """
-        uri, info = read_info(model)
+        return cls.load_saved(read_info(model), engine, threads)
+
+    @classmethod
+    def load_saved(cls, saved: SavedBundle, engine: EngineName | None = None, threads: int = 1) -> ModelBundle:
+        """Loads a bundle whose description was read already; else as `load`.
+
+        Args:
+            saved: from `read_info`, perhaps of another process.
+            engine: as for `load`.
+            threads: as for `load`.
+
+        Raises:
+            UsageError: it lacks the engine.
+            CatdogError: a file is absent, or not the one that the description was written for.
+        """
+        uri, info = saved
         engine = engine or info.engines[0]
         if engine not in info.engines:
             raise UsageError(f"--engine received {engine}, but {uri} has no ONNX model: {info.onnx}")
@@ -161,14 +188,14 @@ class ModelBundle:
         return metrics.calibrated(logits, self.info.temperature, self.info.clip)
 
 
-def read_info(model: str) -> tuple[str, BundleInfo]:
+def read_info(model: str) -> SavedBundle:
     """Finds a bundle and reads what `bundle.json` says, without loading a model.
 
     Args:
         model: URI of a run (with the bundle in `model/`) or of a bundle.
 
     Returns:
-        The bundle's URI, and what it says.
+        Where the bundle is, and what it says.
 
     Raises:
         UsageError: there is no bundle.
@@ -198,7 +225,7 @@ def read_info(model: str) -> tuple[str, BundleInfo]:
         files = [member, onnx_name(member)] if info.onnx == VERIFIED else [member]
         if "/" in member or "\\" in member or not info.checksums.keys() >= set(files):
             raise CatdogError(f"{path} names the member {member!r} without a checksum or outside its folder")
-    return uri, info
+    return SavedBundle(uri, info)
 
 
 def read_provenance(uri: str, info: BundleInfo) -> Provenance:

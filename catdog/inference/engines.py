@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Between logits; float32 alone makes differences of 1e-5.
 TOLERANCE = 1e-3
 # So few images at a time that what one layer gives the next stays in the core's cache.
-_CHUNK = 4
+CHUNK = 4
 
 
 class Engine(Protocol):
@@ -64,7 +64,7 @@ class OnnxEngine:
     def logits(self, batch: np.ndarray) -> np.ndarray:
         """Predicts one batch of at least one image."""
         batch = np.ascontiguousarray(batch)
-        chunks = [batch[start : start + _CHUNK] for start in range(0, len(batch), _CHUNK)]
+        chunks = [batch[start : start + CHUNK] for start in range(0, len(batch), CHUNK)]
         return np.concatenate([self._session.run(None, {self._input: chunk})[0][:, 0] for chunk in chunks])
 
 
