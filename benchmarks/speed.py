@@ -300,9 +300,10 @@ def train(
 
 
 _NODES = """
-import json, os, sys
+import dataclasses, json, os, sys
 import ray
 from ray.cluster_utils import Cluster
+from catdog.events import PartDone
 from catdog.scoring import score
 count, model, data, out = int(sys.argv[1]), *sys.argv[2:]
 cluster = Cluster()
@@ -311,11 +312,11 @@ for core in range(count):
     cluster.add_node(num_cpus=1, include_dashboard=False) if core == 0 else cluster.add_node(num_cpus=1)
 os.sched_setaffinity(0, set(range(os.cpu_count())))
 ray.init(address=cluster.address, log_to_driver=False)
-parts = []
-score.score_dataset(score.ScoreConfig(model=model, data=data, out=out), parts.append)
+told = []
+score.score_dataset(score.ScoreConfig(model=model, data=data, out=out), told.append)
 ray.shutdown()
 cluster.shutdown()
-print(json.dumps([part for part in parts if part["kind"] == "part"]))
+print(json.dumps([dataclasses.asdict(event) for event in told if isinstance(event, PartDone)]))
 """
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from catdog.experiments.tuning import Trial
     from catdog.models.registry import Architecture
     from catdog.reporting.submission import Checked
-    from catdog.scoring.score import ScoreResult
+    from catdog.scoring.results import ScoreResult
     from catdog.training.recipes import Recipe
     from catdog.training.train import TrainResult
 

@@ -26,8 +26,8 @@ from catdog.evaluation import calibration, metrics
 from catdog.evaluation.metrics import Figures
 from catdog.events import EventHandler, FoldStarted
 from catdog.run_directory import RunDirectory
-from catdog.scoring import score
-from catdog.scoring.score import ScoreConfig
+from catdog.scoring import results, score
+from catdog.scoring.config import ScoreConfig
 from catdog.training import feature_cache, train
 from catdog.training.config import ResolvedConfig, TrainConfig
 
@@ -322,7 +322,7 @@ def _run_fold(
     else:
         spent = time.perf_counter() - started
         storage.write_text(clock, json.dumps(spent))
-    parts = score.read_parts(out)
+    parts = results.read_parts(out)
     prior = judged.table.filter(pc.equal(judged.table["split"], "train"))["label"].to_numpy().mean()
     logits = parts["logit"].fill_null(metrics.logit(prior)).cast(pa.float64())
     columns = {"key": parts["key"], "label": parts["label"], "logit": logits, "fold": [fold + 1] * len(parts)}

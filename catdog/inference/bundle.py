@@ -403,17 +403,17 @@ def mark_chosen(model: str, **figures: float) -> None:
         storage.write_text(storage.join(uri, FILE_NAME), marked.model_dump_json(indent=2) + "\n")
 
 
-def require_intact(model: str, engine: EngineName) -> None:
+def require_intact(saved: SavedBundle, engine: EngineName) -> None:
     """Makes sure that all files that an engine will load are there and whole, before anybody waits for actors.
 
     Args:
-        model: URI of a run or of a bundle.
-        engine: one of those that the bundle has.
+        saved: the bundle, from `read_info`.
+        engine: one of those that it has.
 
     Raises:
         CatdogError: a file is absent, or not the one that was saved.
     """
-    uri, info = read_info(model)
+    uri, info = saved
     for member in info.members:
         _read_file(uri, info, onnx_name(member) if engine == "onnx" else member)
 

@@ -5,8 +5,9 @@ from catdog.exports import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
-        "ScoreConfig": "score",
-        "ScoreResult": "score",
+        "ScoreConfig": "config",
+        "ScoreResult": "results",
+        "read_parts": "results",
         "score_dataset": "score",
     },
 )

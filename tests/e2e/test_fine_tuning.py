@@ -28,7 +28,7 @@ from catdog.inference import bundle
 from catdog.inference.bundle import ModelBundle
 from catdog.models import registry
 from catdog.run_directory import RunDirectory
-from catdog.scoring import score
+from catdog.scoring import results
 from catdog.training import feature_cache, train
 from catdog.training.config import TrainConfig
 from catdog.training.recipes import PROBE
@@ -146,7 +146,7 @@ def test_several_models_are_averaged_in_logit_space(drawn: Catalog, untrained: s
     command = ["score", "--model", untrained, "--model", other, "--data", drawn.root, "--out", out]
     done = catdog(*command)
     assert done.code == 0, done.err
-    parts = score.read_parts(str(out)).sort_by("key")
+    parts = results.read_parts(str(out)).sort_by("key")
     places = dict(zip(drawn.table["key"].to_pylist(), drawn.table["uri"].to_pylist(), strict=True))
     each = []
     for uri, size in ((untrained, 32), (other, 48)):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from helpers import Outcome, bundle_json, in_process, save_untrained, wait_for_checkpoint
@@ -19,13 +20,14 @@ from sklearn import metrics as sklearn_metrics
 from catdog.data import catalog, images, packing
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
-from catdog.events import EpochDone, Event, TrainingStarted
+from catdog.events import EpochDone, Event, PartDone, ScoringPlanned, TrainingStarted
 from catdog.inference import bundle
 from catdog.inference.bundle import ModelBundle
+from catdog.inference.predictor import Predictor
 from catdog.inference.provenance import Provenance
 from catdog.reporting import render, submission
-from catdog.scoring import score
-from catdog.scoring.score import ScoreConfig
+from catdog.scoring import parts, results, score
+from catdog.scoring.config import ScoreConfig
 from catdog.training import train
 from catdog.training.train import TrainConfig
 
@@ -107,7 +109,7 @@ def test_all_variables_of_both_workers_are_equal_to_the_bit(trained: tuple[train
 @pytest.fixture(scope="module")
 def scored(
     trained: tuple[train.TrainResult, list[Event]], own: Catalog, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[score.ScoreResult, Path]:
+) -> tuple[results.ScoreResult, Path]:
     """Both splits scored, while one test image could not be had, and where the CSV is."""
     gone = Path(own.split("test")["uri"][2].as_py())
     gone.rename(gone.with_suffix(".away"))
@@ -116,7 +118,7 @@ def scored(
 
 
 def test_scoring_agrees_with_training_and_with_scikit_learn(
-    trained: tuple[train.TrainResult, list[Event]], own: Catalog, scored: tuple[score.ScoreResult, Path]
+    trained: tuple[train.TrainResult, list[Event]], own: Catalog, scored: tuple[results.ScoreResult, Path]
 ) -> None:
     result, out = scored
     tmp_path = out.parent
@@ -129,7 +131,7 @@ def test_scoring_agrees_with_training_and_with_scikit_learn(
     assert statuses.count("unreadable") == report["unreadable"] == 1
     # No train/score skew: the loop's figure and the job's, for the same weights.
     assert report["log_loss_plain"] == pytest.approx(trained[0].validation["log_loss"], abs=1e-4)
-    valid = [row for row in score.read_parts(str(out)).to_pylist() if row["label"] is not None]
+    valid = [row for row in results.read_parts(str(out)).to_pylist() if row["label"] is not None]
     labels, probabilities = ([row[name] for row in valid] for name in ("label", "probability"))
     assert report["n"] == len(valid) == own.count("valid")
     assert report["log_loss"] == pytest.approx(sklearn_metrics.log_loss(labels, probabilities), abs=1e-9)
@@ -155,7 +157,7 @@ def test_scoring_agrees_with_training_and_with_scikit_learn(
 def test_too_many_unreadable_images_are_written_and_then_told(
     trained: tuple[train.TrainResult, list[Event]],
     own: Catalog,
-    scored: tuple[score.ScoreResult, Path],
+    scored: tuple[results.ScoreResult, Path],
     catdog: Callable[..., Outcome],
 ) -> None:
     out = scored[1]
@@ -181,22 +183,23 @@ def test_too_many_unreadable_images_are_written_and_then_told(
 def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
     drawn: Catalog, untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, catdog: Callable[..., Outcome]
 ) -> None:
-    monkeypatch.setattr(score, "PART_ROWS", 4)
+    monkeypatch.setattr(parts, "PART_ROWS", 4)
     out = tmp_path / "results.csv"
     config = config_for(untrained, drawn, out, split="test", batch_size=1)
     score.score_dataset(config)
     first = out.read_bytes()
-    parts = sorted((tmp_path / "results.parts").iterdir())
+    files = sorted((tmp_path / "results.parts").iterdir())
     # Two parts of four rows, and sixteen of one: the last parts of a split are small.
-    assert len(parts) == 18
-    kept = parts[1].stat().st_mtime_ns
-    parts[0].unlink()
-    parts[2].write_bytes(parts[2].read_bytes()[:-40])
+    assert len(files) == 18
+    kept = files[1].stat().st_mtime_ns
+    files[0].unlink()
+    files[2].write_bytes(files[2].read_bytes()[:-40])
     events: list[dict] = []
     score.score_dataset(config, events.append)
-    assert events[0] == {"kind": "plan", "actors": 2, "parts": 2, "kept": 16}
+    assert events[0] == ScoringPlanned(actors=2, parts=2, kept=16)
+    assert [type(event) for event in events[1:]] == [PartDone, PartDone]
     assert out.read_bytes() == first
-    assert parts[1].stat().st_mtime_ns == kept
+    assert files[1].stat().st_mtime_ns == kept
     keys = [
         key for part in sorted((tmp_path / "results.parts").iterdir()) for key in pq.read_table(part)["key"].to_pylist()
     ]
@@ -211,7 +214,7 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
     before = {ending: out.with_suffix(ending).read_bytes() for ending in (".csv", ".meta.json")}
     score.score_dataset(config_for(other, drawn, out, split="test"))
     assert out.read_bytes() != first
-    assert not set(parts) & set((tmp_path / "results.parts").iterdir())
+    assert not set(files) & set((tmp_path / "results.parts").iterdir())
 
     # What a kill before meta.json leaves, and then what another run of the first model beside this one would: each is
     # told and not sent, nothing is added to it, and the same command mends it from the parts that are there.
@@ -238,11 +241,11 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
 def test_an_actor_that_dies_costs_its_part_and_nothing_else(
     drawn: Catalog, untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score, "PART_ROWS", 2)
+    monkeypatch.setattr(parts, "PART_ROWS", 2)
     killed = []
 
-    def watch(event: dict) -> None:
-        if event["kind"] == "part" and not killed:
+    def watch(event: Event) -> None:
+        if isinstance(event, PartDone) and not killed:
             killed.append(next(pid for pid, name in processes().items() if "MapWorker" in name))
             os.kill(killed[0], signal.SIGKILL)
 
@@ -267,8 +270,20 @@ def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
         more = ["--engine", "tensorflow"] if name == "tensorflow" else []
         assert catdog("score", "--model", untrained, "--data", data, "--out", out, *more).code == 0
     assert outs["packed"].read_bytes() == outs["auto"].read_bytes()
-    parts = {name: score.read_parts(str(out)).sort_by("key") for name, out in outs.items()}
-    assert parts["auto"]["logit"].to_numpy() == pytest.approx(parts["tensorflow"]["logit"].to_numpy(), abs=1e-4)
+    tables = {name: results.read_parts(str(out)).sort_by("key") for name, out in outs.items()}
+    assert tables["auto"]["logit"].to_numpy() == pytest.approx(tables["tensorflow"]["logit"].to_numpy(), abs=1e-4)
+    # The bytes of a file give the predictor what the job has written, to the last bit: alone, and among others.
+    rows = drawn.table.filter(pc.is_in(drawn.table["split"], pa.array(["valid", "test"]))).sort_by("key")
+    files: list[bytes | str] = [Path(uri).read_bytes() for uri in rows["uri"].to_pylist()]
+    predictor = Predictor.load([untrained])
+    alone = [predictor.predict_files([data]) for data in files]
+    assert tables["auto"]["key"].equals(rows["key"])
+    assert tables["auto"]["logit"].to_pylist() == [float(found.logits[0]) for found in alone]
+    assert tables["auto"]["probability"].to_pylist() == [found.probabilities[0] for found in alone]
+    assert tables["auto"]["logit"].to_pylist() == predictor.predict_files(files).logits.tolist()
+    # TensorFlow's last bits may follow from the batch's shape, so it is given the job's.
+    predictor = Predictor.load([untrained], "tensorflow", batch_size=64)
+    assert tables["tensorflow"]["logit"].to_pylist() == predictor.predict_files(files).logits.tolist()
     engines = {name: json.loads((tmp_path / name / "results.meta.json").read_text())["engine"] for name in outs}
     assert engines == {"auto": "onnx", "tensorflow": "tensorflow", "packed": "onnx"}
     # What TensorFlow began, TensorFlow has finished: nothing is done again.
@@ -284,7 +299,7 @@ def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
     assert (sum(counts["valid"].values()), sum(counts["test"].values())) == (drawn.count("valid"), 24)
     assert submission.check_submission(str(outs["auto"]), drawn) == submission.Checked(24)
     assert outs["packed"].read_bytes() == outs["auto"].read_bytes()
-    assert len(score.read_parts(str(outs["auto"]))) == drawn.count("valid") + 24
+    assert len(results.read_parts(str(outs["auto"]))) == drawn.count("valid") + 24
 
     explained = catdog("score", "--model", untrained, "--data", drawn.root, "--out", tmp_path / "new.csv", "--plan")
     assert "engine    onnx: the fastest on CPUs" in explained.out
@@ -315,8 +330,8 @@ def test_images_that_the_model_was_trained_on_judge_nothing(
     assert "all 12 images were trained on" in said
     assert "nothing is left to judge the model by" in said
     report = json.loads((tmp_path / "results.report.json").read_text())
-    parts = score.read_parts(str(out)).to_pylist()
-    fresh = [row for row in parts if row["key"] in valid["key"].to_pylist()]
+    table = results.read_parts(str(out)).to_pylist()
+    fresh = [row for row in table if row["key"] in valid["key"].to_pylist()]
     labels, probabilities = ([row[name] for row in fresh] for name in ("label", "probability"))
     assert report["n"] == len(valid) == len(fresh)
     assert report["log_loss"] == pytest.approx(sklearn_metrics.log_loss(labels, probabilities), abs=1e-9)
@@ -335,22 +350,23 @@ def test_a_damaged_model_is_found_before_actors_start(
     assert (outcome.code, outcome.err.count("\n")) == (1, 1)
     assert "model.onnx is not the file that bundle.json was written for" in outcome.err
     # What predicts here is whole.
-    bundle.require_intact(str(model), "tensorflow")
+    saved = bundle.read_info(str(model))
+    bundle.require_intact(saved, "tensorflow")
     (model / "model.keras").unlink()
     with pytest.raises(CatdogError, match="could not read the bundle's .*model.keras"):
-        bundle.require_intact(str(model), "tensorflow")
+        bundle.require_intact(saved, "tensorflow")
 
 
 CLUSTERS = """
 import json, sys, ray
-from catdog.scoring import score
-score.PART_ROWS = 4
+from catdog.scoring import parts, score
+parts.PART_ROWS = 4
 actors = []
 for cpus, gpus, gpu, model, data, out in JOBS:
     ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
     events = []
     score.score_dataset(score.ScoreConfig(model=model, data=data, out=out, gpu=gpu), events.append)
-    actors.append(events[0]["actors"])
+    actors.append(events[0].actors)
     ray.shutdown()
 assert "tensorflow" not in sys.modules  # which takes seconds to import, and the driver has no use for it
 print(json.dumps(actors))

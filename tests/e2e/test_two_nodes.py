@@ -17,6 +17,8 @@ import json, os, ray
 from ray.cluster_utils import Cluster
 from catdog.events import PartDone, ScoringPlanned, TrainingStarted
 from catdog.scoring import score
+from catdog.events import PartDone, ScoringPlanned
+from catdog.scoring import parts, score
 from catdog.training import train
 
 node = dict(num_cpus=1, object_store_memory=200_000_000)
@@ -28,7 +30,7 @@ events = []
 config = train.TrainConfig(data=DATA, arch="workshop_cnn", image_size=32, epochs=40, patience=2, learning_rate=0.003,
                               batch_size=16, name="two", runs=RUNS)
 result = train.train_model(config, events.append)
-score.PART_ROWS = 2
+parts.PART_ROWS = 2
 score.score_dataset(score.ScoreConfig(model=result.run, data=DATA, out=OUT), events.append)
 start = next(event for event in events if isinstance(event, TrainingStarted))
 plan = next(event for event in events if isinstance(event, ScoringPlanned))

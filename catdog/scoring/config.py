@@ -1,0 +1,41 @@
+"""The options of a scoring run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pydantic
+
+
+class ScoreConfig(pydantic.BaseModel):
+    """The options of `catdog score`.
+
+    Attributes:
+        model: URIs of runs or of bundles; the logits of several are averaged.
+        data: URI of a prepared data set.
+        split: which splits; "all" is validation and, where there is one, test.
+        out: URI of the CSV; its sidecars take its stem.
+        engine: what predicts; "auto" is ONNX Runtime on CPUs if the model has a verified file for it.
+        batch_size: images decoded together, and then handed to the engine.
+        max_unreadable: share of a split's images that may be unreadable.
+        gpu: a GPU for each actor; None where there are any.
+        address: of the Ray cluster.
+        wait: seconds to wait for CPUs or GPUs that others hold; None is for as long as it takes.
+        debug: show Ray's log and tracebacks.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    model: Annotated[
+        list[str], pydantic.BeforeValidator(lambda m: [m] if isinstance(m, str) else m), pydantic.Field(min_length=1)
+    ]
+    data: str
+    split: Literal["test", "valid", "all"] = "all"
+    out: str = "submissions/results.csv"
+    engine: Literal["auto", "onnx", "tensorflow"] = "auto"
+    batch_size: Annotated[int, pydantic.Field(ge=1, le=4096)] = 64
+    max_unreadable: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.01
+    gpu: bool | None = None
+    address: str | None = None
+    wait: Annotated[float, pydantic.Field(ge=0)] | None = None
+    debug: bool = False
