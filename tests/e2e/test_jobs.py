@@ -168,12 +168,15 @@ def test_who_has_not_the_token_is_told_what_to_set(head: Head, drawn: Catalog, t
         ({"RAY_AUTH_MODE": "token"}, wants),
         ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, "refused the token of RAY_AUTH_TOKEN;"),
     ]
-    command = [sys.executable, "-m", "catdog", "train", "--data", drawn.root, "--runs", str(tmp_path), "--name", "x"]
+    command = [sys.executable, "-m", "catdog", "train", "--data", drawn.root, "--runs", str(tmp_path)]
     started = [
         subprocess.Popen(
-            [*command, "--address", head.address], env=kept | environment, stderr=subprocess.PIPE, text=True
+            [*command, "--name", f"run-{number}", "--address", head.address],
+            env=kept | environment,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        for environment, _ in cases
+        for number, (environment, _) in enumerate(cases)
     ]
     for process, (_, message) in zip(started, cases, strict=True):
         said = process.communicate(timeout=60)[1]
