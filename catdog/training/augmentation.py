@@ -18,7 +18,7 @@ _Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 class Augmentation(pydantic.BaseModel):
-    """What may be done to a training image; the defaults do nothing.
+    """Limits of the random changes to a training image; the defaults change nothing.
 
     Attributes:
         mirror: flip left and right, half of the time.

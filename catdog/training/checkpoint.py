@@ -16,7 +16,7 @@ _LOGITS_NAME = "valid-logits.npz"
 
 @dataclass
 class Progress:
-    """Where a run stands after an epoch; with the variables it is all that resuming needs.
+    """Progress of a run after an epoch; with the variables, all that resuming needs.
 
     Attributes:
         epoch: how many are done.

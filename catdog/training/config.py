@@ -17,7 +17,7 @@ from catdog.models import registry
 from catdog.training.augmentation import Augmentation
 from catdog.training.recipes import get_recipe
 
-# What the members of a bundle may have differently; all else, such as image size and views, a bundle has once.
+# Options that may differ between the members of a bundle; all others, such as image size and views, it has once.
 MEMBER_FIELDS = frozenset(
     {"seed", "epochs", "learning_rate", "layer_decay", "weight_decay", "warm_up", "dropout", "label_smoothing", "mixup"}
     | {"ema", "augment", "augmentation", "train_scale", "trainable_from", "batch_size", "freeze"}
@@ -147,7 +147,7 @@ class TrainConfig(pydantic.BaseModel):
         recipe = get_recipe(self.recipe or _default_recipe(self))
         given = {name: getattr(self, name) for name in self.model_fields_set if getattr(self, name) is not None}
         if "augmentation" in given and "augmentation" in recipe.options:
-            # What was said of it stands; the rest is the recipe's.
+            # The fields that were given stand; the others are the recipe's.
             said = {name: getattr(self.augmentation, name) for name in self.augmentation.model_fields_set}
             given["augmentation"] = recipe.options["augmentation"].model_copy(update=said)
         return _decide(TrainConfig(**(recipe.options | given | {"recipe": recipe.name})))
@@ -178,7 +178,7 @@ class ResolvedConfig(TrainConfig):
 
     @property
     def spec(self) -> registry.ModelSpec:
-        """What the model is built from."""
+        """The description that the model is built from."""
         return registry.ModelSpec(
             self.arch,
             self.image_size,
@@ -194,7 +194,7 @@ class ResolvedConfig(TrainConfig):
 
 
 def _default_recipe(config: TrainConfig) -> str:
-    """Fine-tuning for whom gives pretrained weights; who freezes the backbone or has none gets the plain loop."""
+    """The recipe where none is named: fine-tune for pretrained weights that are not frozen, else plain."""
     pretrained = (
         config.arch is not None and registry.get_architecture(config.arch).has_backbone and config.weights != "none"
     )

@@ -104,7 +104,7 @@ class WorkerGroup:
         import tensorflow as tf
 
         def gather(value: Any) -> Any:
-            # Only what the replica itself made has a device to gather to.
+            # Only a tensor made in the replica has a device to gather to.
             return tf.distribute.get_replica_context().all_gather(tf.identity(value), axis=0)
 
         return self.strategy.run(gather, args=(value,))

@@ -1,4 +1,4 @@
-"""The feature cache: what a frozen backbone makes of each image, computed once by a Ray Data job, and heads for it.
+"""The feature cache: outputs of a frozen backbone, computed once per image by a Ray Data job, and heads fitted to them.
 
 Features lie in Parquet files in a folder whose name is a fingerprint of everything they follow from, so another data
 set, backbone, size or decoder never finds them. Within it rows are found by key, and only those that are missing are
@@ -239,14 +239,14 @@ def out_of_fold(
     Raises:
         CatdogError: as `fit_head`.
     """
-    # What comes from Ray's shared memory cannot be written to.
+    # Arrays from Ray's shared memory are read-only.
     return np.array(_on_cluster(_out_of_fold, folder, rows, spec, seed, views, folds, fitted))
 
 
 def _on_cluster(work: Callable[..., Any], folder: str, rows: pa.Table, spec: registry.ModelSpec, *more: Any) -> Any:
     keys, labels = rows["key"].to_pylist(), rows["label"].to_numpy().astype(np.int64)
     try:
-        # In a process of its own, as the number of TensorFlow's threads can be set only once.
+        # In a process of its own, because TensorFlow's number of threads can be set only once.
         values = ray.get(ray.remote(max_calls=1)(work).remote(folder, keys, labels, spec, *more))
     except ray.exceptions.RayError as error:
         raise CatdogError(f"fitting the head failed: {cluster.cause(error)}") from error

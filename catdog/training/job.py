@@ -1,4 +1,4 @@
-"""What a training worker is given, and what comes back from it."""
+"""Input and output of a training worker."""
 
 from __future__ import annotations
 

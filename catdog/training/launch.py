@@ -28,7 +28,7 @@ _GRPC_EXEMPT = "no_grpc_proxy"
 
 
 class _TensorFlowBackend(Backend):
-    """Tells each worker where the others are, which is all that TensorFlow's strategy wants to know.
+    """Tells each worker the addresses of the others, which is all that TensorFlow's strategy needs.
 
     Ray's own backend does so too, but importing it imports TensorFlow, here and in the controller: 10 s of CPU.
     """
@@ -62,7 +62,7 @@ def _free_address() -> str:
 def _introduce(addresses: list[str], rank: int) -> None:
     task = {"type": "worker", "index": rank}
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
-    # Behind a proxy, which knows nothing of workers, they would wait for each other for ever.
+    # Behind a proxy, which knows nothing of workers, they would wait for each other forever.
     kept = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     exempt = {"no_proxy": kept, "NO_PROXY": kept, _GRPC_EXEMPT: os.environ.get(_GRPC_EXEMPT) or kept}
     hosts = list(dict.fromkeys(address.rpartition(":")[0] for address in addresses))

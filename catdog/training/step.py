@@ -52,6 +52,6 @@ def training_step(
         optimizer.apply(gradients, model.trainable_variables)
         return loss
 
-    # No tensor decides what is run, and looking for one that does takes a third of the tracing.
+    # There is no control flow on tensors, and AutoGraph's search for it takes a third of the tracing.
     traced = tf.function(lambda *batch: strategy.run(step, args=batch), autograph=False)
     return lambda batch: float(traced(*map(tf.constant, batch)))

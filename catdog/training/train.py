@@ -36,7 +36,7 @@ from catdog.waiting import wait_for
 # A resumed run takes the workers it had, unless told otherwise: with others it differs by float noise and by
 # batch-norm's share of the batch.
 _SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
-# What may differ when a run is resumed. The data set is compared by its fingerprint, wherever it lies.
+# Options that may differ when a run is resumed. The data set is compared by its fingerprint, wherever it lies.
 _PLACE_FIELDS = (
     frozenset({"data", "runs", "features", "resume", "overwrite", "address", "wait", "debug"}) | _SHAPE_FIELDS
 )
@@ -87,7 +87,7 @@ def _train_exclusively(
     finished = _check_run(config, data, nested)
     if finished is None:
         with RunDirectory(config.run).hold("training", patience):
-            # Again: it may have been opened or finished since.
+            # Checked again: another process may have opened or finished it since.
             finished = _check_run(config, data, nested) or trained(config, data, on_event)
     return finished
 
@@ -95,7 +95,7 @@ def _train_exclusively(
 def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
     """Trains one model: decodes the images, fits the head if that is asked for, and starts the workers."""
     rows = {split: data.split(split) for split in ("train", "valid")}
-    # Of the training split only: what judges a model is not to be picked over.
+    # Of the training split only: the images that judge a model must not be selected.
     listed = pa.array(list(left_out(config, data)), pa.string())
     rows["train"] = rows["train"].filter(pc.invert(pc.is_in(rows["train"]["key"], listed)))
     if len(set(rows["train"]["label"].to_pylist())) < 2:
@@ -237,7 +237,7 @@ def _computed(config: ResolvedConfig) -> dict[str, Any]:
 
 
 def _inputs(config: ResolvedConfig, data: Catalog) -> dict[str, str | None]:
-    """What a run reads, by digest."""
+    """Digests of the files that a run reads."""
     listed = hashlib.sha256(storage.read_bytes(config.leave_out)).hexdigest() if config.leave_out else None
     return {"catalog_fingerprint": data.fingerprint, "leave_out_sha256": listed}
 
@@ -294,7 +294,7 @@ def load_weights(config: ResolvedConfig) -> ray.ObjectRef | None:
     if config.weights == "none":
         return None
     if config.weights == "imagenet":
-        # In a process of its own, which leaves TensorFlow's threads to be set by those who come later.
+        # In a process of its own, so that later tasks can still set TensorFlow's number of threads.
         reference = ray.remote(max_calls=1)(_download).remote(config.spec)
         error = ray.get(reference)[1]
         if error:

@@ -29,7 +29,7 @@ from catdog.training.tensorboard import TensorBoardWriter
 from catdog.training.validation import Validator
 
 _EVENT_SECONDS = 0.5
-# Beyond this share of unreadable images it is not the images that are broken.
+# With a greater share of unreadable images, the data set is out of reach rather than broken.
 _MAX_REJECTED = 0.2
 
 
@@ -40,8 +40,8 @@ def run_worker(job: WorkerJob) -> TrainResult | Failure | None:
         job: the same in every worker.
 
     Returns:
-        On rank 0 the result. Failure where every worker found the same error. An error of one worker alone is raised,
-        and Ray starts all anew; if that worker returned, the others would wait for it for ever.
+        The result on rank 0; a failure where every worker found the same error. An error of one worker alone is raised
+        instead, so that Ray restarts all workers: if that one returned, the others would wait for it forever.
     """
     try:
         return Trainer(job).run()
@@ -117,7 +117,7 @@ class Trainer:
             losses.append(self.train_step(batch))
             if self.group.rank == 0 and time.perf_counter() - said > _EVENT_SECONDS:
                 said = time.perf_counter()
-                # From this worker's images: to add up all in each step would be one more time that workers wait.
+                # From this worker's images only: a sum over all workers would make them wait for each other once more.
                 share = len(range(self.group.rank, self.batches.size, self.group.size))
                 estimate = float(np.mean(losses)) * self.batches.size / share
                 self._tell(StepDone(epoch + 1, step, self.batches.steps, estimate))
@@ -130,7 +130,7 @@ class Trainer:
         return loss
 
     def _validate(self) -> _Validated:
-        """Validates the weights that the epoch came to, and makes sure that all workers have the same."""
+        """Validates the weights after an epoch, and makes sure that all workers have the same ones."""
         if not self.job.config.spec.pretrained:  # else batch-norm stays in inference mode
             self.group.average_moving_statistics(self.replica.model)
         with self.replica.validation_weights():

@@ -44,7 +44,7 @@ class Validator:
 
         self.pixels, self.labels = pixels, labels
         self._prior, self._group, self._batch_size = prior, group, batch_size
-        # No tensor decides what is run, and looking for one that does takes a third of the tracing.
+        # There is no control flow on tensors, and AutoGraph's search for it takes a third of the tracing.
         self._predict = tf.function(predict, autograph=False)
 
     def logits(self, views: Sequence[View]) -> np.ndarray:
@@ -63,7 +63,7 @@ class Validator:
         logits = np.zeros(share)
         for start in range(0, len(mine), size):
             rows = mine[start : start + size]
-            # A batch of its own size would cost a trace of its own.
+            # Padded to one size, because each further size would be traced anew.
             batch = self.pixels.take(np.pad(rows, (0, size - len(rows)), mode="edge"))
             seen = [self._predict(apply_view(batch, view)).numpy()[: len(rows), 0] for view in views]
             logits[start : start + len(rows)] = np.mean(seen, axis=0)
