@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-EngineName = Literal["onnx", "tensorflow"]
-EngineChoice = Literal["auto", EngineName]
+EngineChoice = Literal["auto", "onnx", "tensorflow"]
 SplitChoice = Literal["test", "valid", "all"]
 Duplicates = Literal["keep", "drop", "refuse"]

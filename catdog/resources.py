@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import ray
 
-from catdog.choices import EngineName
 from catdog.errors import UsageError
 
+EngineName = Literal["onnx", "tensorflow"]
 # The least images of a batch for each worker; with fewer, starting the worker costs more time than it saves.
 _MIN_SHARE = 8
 

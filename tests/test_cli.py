@@ -157,7 +157,7 @@ def test_overwrite_deletes_runs_only(drawn: Catalog, tmp_path: Path, catdog) -> 
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "catdog", "train", "--data", str(tmp_path)]
+    command = [sys.executable, "-m", "catdog", "submission", "check", "results.csv", "--data", str(tmp_path)]
     quiet = subprocess.run(command, capture_output=True, text=True, check=False)
     assert quiet.returncode == 2
     assert "Traceback" not in quiet.stderr

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -63,10 +64,11 @@ def test_what_was_cut_short_and_the_command_to_go_on(number: int, code: int, tmp
 
 
 def test_preparing_a_folder(tmp_path: Path) -> None:
+    pictures = [jpeg(number) for number in (0, 1)]
     for number in range(4000):
         path = tmp_path / "source" / ("cats", "dogs")[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(jpeg(number % 2))
+        path.write_bytes(pictures[number % 2])
     with start("-m", "catdog", "data", "prepare", tmp_path / "source", tmp_path / "set") as process:
         wait_for(tmp_path / "set")
         process.send_signal(signal.SIGINT)
@@ -77,11 +79,19 @@ def test_preparing_a_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "set" / "catalog.parquet").exists()
 
 
-@pytest.mark.parametrize("script", [["-m", "catdog", "train"], ["jobs/train.py"]])
-def test_no_moment_of_the_start_shows_a_traceback(script: list[str], drawn: Catalog, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "moments"),
+    # Once it has begun, a job is the command.
+    [(["-m", "catdog", "train"], (0, 0.1, 0.5, 1.2)), (["jobs/train.py"], (0, 0.1))],
+)
+def test_no_moment_of_the_start_shows_a_traceback(
+    script: list[str], moments: tuple[float, ...], drawn: Catalog, tmp_path: Path
+) -> None:
     """From the first line of catdog to where Ray is being imported."""
-    for number, moment in enumerate((0, 0.1, 0.5, 1.2)):
-        with start(*script, "--data", drawn.root, "--runs", tmp_path / "runs", "--name", "x") as process:
+
+    def interrupt(number: int, moment: float) -> None:
+        name = f"run-{number}"
+        with start(*script, "--data", drawn.root, "--runs", tmp_path / "runs", "--name", name) as process:
             wait_for_guard(process)
             time.sleep(moment)
             process.send_signal((signal.SIGINT, signal.SIGTERM)[number % 2])
@@ -91,7 +101,10 @@ def test_no_moment_of_the_start_shows_a_traceback(script: list[str], drawn: Cata
         assert said.startswith("catdog: interrupted; ")
         assert said.splitlines()[-1].split()[:2] == ["catdog", "train"]
         assert said.count("\n") == 2
-        assert not (tmp_path / "runs" / "x").exists()
+        assert not (tmp_path / "runs" / name).exists()
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(interrupt, range(len(moments)), moments))
 
 
 STUCK = """
@@ -99,7 +112,7 @@ import signal, sys, time
 from catdog import interruption
 def command():
     # What libraries do: another handler, and an exception that is lost.
-    if sys.argv[1:] == ["replaced"]:
+    if sys.argv[2:] == ["replaced"]:
         signal.signal(signal.SIGINT, lambda *_: None)
     said = False
     while True:
@@ -108,25 +121,27 @@ def command():
             time.sleep(60)
         except KeyboardInterrupt:
             pass
-interruption.GRACE_SECONDS = 1.0
+interruption.GRACE_SECONDS = float(sys.argv[1])
 interruption.guard(command)
 """
 
 
 @pytest.mark.parametrize("arguments", [[], ["replaced"]])
-@pytest.mark.parametrize("signals", [1, 2])
-def test_a_process_that_does_not_end_is_ended(arguments: list[str], signals: int) -> None:
-    """By a second signal at once, or when its time is over."""
-    with start("-c", STUCK, *arguments) as process:
+@pytest.mark.parametrize(("grace", "signals"), [(0.3, 1), (60, 2)])
+def test_a_process_that_does_not_end_is_ended(arguments: list[str], grace: float, signals: int) -> None:
+    """When its time is over, or by a second signal long before that."""
+    with start("-c", STUCK, grace, *arguments) as process:
         assert process.stdout is not None
+        assert process.stderr is not None
         assert process.stdout.readline() == "ready\n"
         sent = time.monotonic()
-        for _ in range(signals):
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.readline()
+        if signals == 2:
             process.send_signal(signal.SIGINT)
-            time.sleep(0.2)
-        _, said = process.communicate(timeout=20)
+        said += process.communicate(timeout=20)[1]
     assert process.returncode == 130
-    assert (time.monotonic() - sent < 0.9) == (signals == 2)
+    assert time.monotonic() - sent >= grace or signals == 2
     assert said.count("catdog: interrupted; to start again:") == 1
 
 

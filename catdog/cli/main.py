@@ -1,4 +1,4 @@
-"""The `catdog` command: options in, the library called, what happened shown; nothing is computed here."""
+"""The `catdog` command: its list of commands, and how a failure ends it."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def main() -> NoReturn:
 
 
 def run(command: Callable[[], object]) -> NoReturn:
-    """Runs something and ends the process; a failure is one line on standard error, a traceback only with --debug.
+    """Runs a command and ends the process; a failure is one line on standard error, and with --debug a traceback.
 
-    After Ctrl-C or SIGTERM it is the line, or two, that `interruption.guard` has written by then.
+    After Ctrl-C or SIGTERM nothing is added to what `interruption.guard` has written.
 
     Args:
-        command: returns the exit code, or anything else for 0.
+        command: returns the exit code; anything but an int counts as 0.
     """
     debug = "--debug" in sys.argv
 
@@ -75,7 +75,7 @@ def run(command: Callable[[], object]) -> NoReturn:
         option = "--" + str(first["loc"][0]).replace("_", "-")
         err.print(f"catdog: {option} received {first['input']!r}: {first['msg']}")
         sys.exit(UsageError.exit_code)
-    except (KeyboardInterrupt, typer.Abort):  # without a signal, such as the end of what is typed
+    except (KeyboardInterrupt, typer.Abort):  # without a signal, such as Ctrl-D at a prompt
         err.print("catdog: interrupted")
         sys.exit(130)
     except Exception as error:
