@@ -1,4 +1,4 @@
-"""What the tests share: drawn data sets, an untrained bundle, the command line, and a Ray cluster of their own."""
+"""Fixtures shared by the tests: a drawn data set, an untrained bundle, the command line and short temporary folders."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Before TensorFlow or Ray are imported: two cores are shared with the clusters that the tests start.
+# Set before TensorFlow or Ray are imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-# As `cluster.connect` has it for a cluster of one's own: tests start many.
+# As in `cluster.connect` for a local cluster, because tests start many.
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
 os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
@@ -66,7 +66,7 @@ def short_tmp() -> Iterator[Path]:
 
 @pytest.fixture
 def photos() -> Path:
-    """The folder of real photos, which not everybody has."""
+    """The folder of real photos; skips the test if it is absent."""
     if not (SHARED / "kaggle").is_dir():
-        pytest.skip("the real photos are not here")
+        pytest.skip("the real photos are absent")
     return SHARED / "kaggle"

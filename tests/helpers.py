@@ -1,4 +1,4 @@
-"""What the tests call: files and models to work on, processes to run in, and looks at what came of it."""
+"""Helpers for tests: files and models as inputs, subprocesses, and access to results."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from catdog.evaluation import calibration
 from catdog.inference import bundle
 from catdog.models import registry
 
-# Labelled images of a class: enough that a tenth of them is somewhere in both splits.
+# Labelled images for each class; enough that with 10 % for validation both splits get some.
 COUNT = 40
 SHARED = Path(__file__).parents[2] / "shared"
 
 
 class Outcome(NamedTuple):
-    """What a command came to."""
+    """Result of a command: exit code and output."""
 
     code: int
     out: str
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
 
 
 def in_process(script: str, *, timeout: float, cwd: Path | None = None, **environment: str) -> str:
-    """Runs Python code in a process and, should it hang, fails; returns what it printed."""
+    """Runs Python code in a subprocess with a timeout; returns its output."""
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -55,12 +55,12 @@ def weights(run: str) -> list[np.ndarray]:
 
 
 def bundle_json(run: str) -> dict[str, Any]:
-    """What a run's bundle says."""
+    """Content of the `bundle.json` of a run."""
     return json.loads((Path(run) / "model" / "bundle.json").read_text())
 
 
 def wait_for_checkpoint(runs: str, name: str) -> None:
-    """Until Ray Train has noted a run's first checkpoint, which is some tenths of a second after it was reported."""
+    """Waits until Ray Train has recorded the first checkpoint of a run, shortly after it was reported."""
     note = Path(runs) / name / "checkpoints" / "checkpoint_manager_snapshot.json"
     end = time.monotonic() + 30
     while not note.exists():
@@ -69,7 +69,7 @@ def wait_for_checkpoint(runs: str, name: str) -> None:
 
 
 def jpeg(seed: int = 0, size: tuple[int, int] = (40, 30)) -> bytes:
-    """A small JPEG file unlike that of any other seed."""
+    """A small JPEG file, different for each seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1] // 5, size[0] // 5, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=92)
@@ -100,7 +100,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 
 def kaggle_zip(test_name: str = "test") -> bytes:
-    """Kaggle's own zip of zips."""
+    """A zip of zips, as Kaggle publishes it."""
     files = kaggle_files()
     train = {name: data for name, data in files.items() if name.startswith("train/")}
     test = {name.replace("test/", f"{test_name}/"): data for name, data in files.items() if name.startswith("test/")}
@@ -118,7 +118,7 @@ def class_folders(cat: str, dog: str, under: str = "") -> dict[str, bytes]:
 
 
 def save_untrained(uri: str, data: Catalog, size: int = 32, members: int = 1, **fields: object) -> bundle.BundleInfo:
-    """Saves a bundle of small_resnet with random weights, as training would, ONNX files included."""
+    """Saves a bundle of small_resnet with random weights, with ONNX files, as training does."""
     built = []
     for seed in range(members):
         keras.utils.set_random_seed(seed)
@@ -128,7 +128,7 @@ def save_untrained(uri: str, data: Catalog, size: int = 32, members: int = 1, **
 
 
 def saved_info(data: Catalog, **fields: object) -> bundle.BundleInfo:
-    """What such a bundle says, without one."""
+    """The description of such a bundle, without a bundle."""
     rest = {
         "members": ["model.keras"],
         "onnx": "none",

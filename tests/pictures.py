@@ -1,4 +1,4 @@
-"""Pictures for tests, in every kind of file, and what is expected of them."""
+"""Test images in many file formats, and reference implementations of their decoding."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def png(depth: int, colour_type: int, rows: np.ndarray, transparent: bytes = b"") -> bytes:
-    """A PNG of any depth, made by hand.
+    """A PNG of any bit depth, encoded here because Pillow does not write all of them.
 
     Args:
-        depth: bits a sample.
+        depth: bits per sample.
         colour_type: 0 for grey, 2 for RGB.
-        rows: unsigned, H×W or H×W×3, its samples.
-        transparent: what the tRNS chunk holds, if there is one.
+        rows: samples, unsigned, H×W or H×W×3.
+        transparent: content of the tRNS chunk; empty for none.
     """
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -53,7 +53,7 @@ def png(depth: int, colour_type: int, rows: np.ndarray, transparent: bytes = b""
 
 
 def tiff(values: np.ndarray, sample_format: int, white_is_zero: bool = False) -> bytes:
-    """A grey TIFF, made by hand, of any kind that Pillow itself would not write (TIFF 6.0, section 2)."""
+    """A grey TIFF of a kind that Pillow does not write (TIFF 6.0, section 2)."""
     height, width = values.shape
     fields = [(256, width), (257, height), (258, 8 * values.itemsize), (259, 1), (262, int(not white_is_zero))]
     fields += [(273, 8), (277, 1), (278, height), (279, values.nbytes), (339, sample_format)]
@@ -63,19 +63,19 @@ def tiff(values: np.ndarray, sample_format: int, white_is_zero: bool = False) ->
 
 
 def named(value: object) -> str:
-    """A test's name: bytes and arrays have none that can be read."""
+    """Test id of a parameter; empty for bytes and arrays, which have no readable one."""
     return value if isinstance(value, str) else str(value) if isinstance(value, dict) else ""
 
 
 def reference(image: Image.Image, size: int) -> np.ndarray:
-    """What Pillow decodes, averaged exactly over the area of each new pixel."""
+    """Reference resize: the image averaged exactly over the area of each new pixel."""
     pixels = np.asarray(image.convert("RGB"), np.float64)
     weights = overlap(size, pixels.shape[0]), overlap(size, pixels.shape[1])
     return np.einsum("yh,xw,hwc->yxc", *weights, pixels, optimize=True)
 
 
 def overlap(new: int, old: int) -> np.ndarray:
-    """The share of each new pixel that each old one covers, along one axis."""
+    """The fraction of each new pixel that each old pixel covers, along one axis."""
     edges = np.arange(new + 1) * old / new
     low, high = np.maximum(edges[:-1, None], np.arange(old)), np.minimum(edges[1:, None], np.arange(1, old + 1))
     return np.clip(high - low, 0, None) * new / old

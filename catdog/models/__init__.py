@@ -1,4 +1,4 @@
-"""What can be trained: the registry of architectures, their pretrained weights, and batch-norm done faster."""
+"""Models: the registry of architectures, pretrained weights, and faster batch-norm."""
 
 from catdog.exports import lazy
 

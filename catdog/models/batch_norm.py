@@ -1,11 +1,11 @@
-"""Batch-norm computed faster than Keras does, in training; what is saved and scored stays the Keras model it is.
+"""Faster batch-norm for training; the saved and scored models are plain Keras models.
 
-Where batch-norm is trained, TensorFlow has one operation for what Keras 3 puts together from a dozen, each of which
-reads and writes the whole activation.
+For trained batch-norm, TensorFlow has a single operation where Keras 3 uses a dozen, each of which reads and writes the
+whole activation.
 
-Where it stays in inference mode it is a scale and an offset, which fold into the kernel before it. A 1×1 convolution is
-then a matrix product, which CPUs with instructions for bfloat16 compute faster than in float32: those with AMX several
-times as fast, those with AVX-512 BF16 about 1.6 times. Variables are the Keras model's own and stay float32.
+Batch-norm in inference mode is a scale and an offset, which can be folded into the preceding kernel. A 1×1
+convolution is then a matrix product. CPUs with bfloat16 instructions compute it faster than in float32: several times
+with AMX, about 1.6 times with AVX-512 BF16. The variables are those of the Keras model and stay float32.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 def fuse_batch_norm(model: keras.Model) -> keras.Model:
-    """Copies a model so that each batch-norm that is trained is one operation, forward and backward.
+    """Copies a model with each trained batch-norm as a single operation, forward and backward.
 
     Args:
         model: functional; its backbone may be nested.
 
     Returns:
-        A model of the same layers and weights in the same order, for training alone: plain Keras could not load it.
-        Its dropout draws masks of its own. Where there is nothing to fuse, the model itself.
+        A model with the same layers and weights in the same order, for training only: plain Keras cannot load it. Its
+        dropout masks differ. If there is nothing to fuse, the model itself.
     """
     import keras
     import tensorflow as tf
@@ -39,7 +39,7 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
         def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
             if not (training and self.trainable):
                 return super().call(inputs, training=training, mask=mask)
-            unused = tf.zeros([0])  # the moving statistics, which training does not read
+            unused = tf.zeros([0])  # the moving statistics are not used in training
             outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
                 x=inputs,
                 scale=self.gamma.value,
@@ -48,7 +48,7 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
                 variance=unused,
                 epsilon=self.epsilon,
             )
-            # The sum of squares was divided by one less than the number of values; Keras divides by the number.
+            # TensorFlow's variance is the unbiased one (n - 1); Keras uses the biased one (n).
             count = tf.cast(tf.size(inputs) // inputs.shape[-1], tf.float32)
             for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance * (count - 1) / count)):
                 moving.assign(moving * self.momentum + batch * (1 - self.momentum))
@@ -77,7 +77,7 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
 
 
 def has_bfloat16() -> bool:
-    """Tells whether this machine's CPU multiplies matrices of bfloat16 in hardware."""
+    """Returns whether this machine's CPU multiplies bfloat16 matrices in hardware."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -86,7 +86,7 @@ def has_bfloat16() -> bool:
 
 
 def can_fold_batch_norm(model: keras.Model) -> bool:
-    """Tells whether a model is one chain of layers and its backbone one of convolution, batch-norm and activation."""
+    """Returns whether model and backbone are chains of layers, the backbone of convolutions, batch-norm and ReLU."""
     from keras import layers
 
     outer = (layers.InputLayer, layers.Rescaling, layers.GlobalAveragePooling2D, layers.Dropout, layers.Dense)
@@ -104,10 +104,10 @@ def can_fold_batch_norm(model: keras.Model) -> bool:
 
 
 def apply_folded(model: keras.Model, batch: tf.Tensor, bfloat16: bool = True, training: bool = True) -> tf.Tensor:
-    """Computes what `models.forward` does.
+    """Forward pass as `surgery.forward_in_inference_mode`, with batch-norm folded into the kernels.
 
     Args:
-        model: one that `can_fold_batch_norm`.
+        model: a model for which `can_fold_batch_norm` is true.
         batch: uint8, N×S×S×3.
         bfloat16: multiply matrices in bfloat16.
         training: whether dropout is on.
