@@ -71,7 +71,7 @@ def main(
 
     typer.echo("| | images/s | a logit is off by up to |\n|---|---|---|")
     for chunk in (1, 2, 4, 8, 16, 64):
-        engines._CHUNK = chunk
+        engines.CHUNK = chunk
         show(f"ONNX Runtime, {chunk} at a time", lambda: onnx.logits(batch))
     if importlib.util.find_spec("openvino"):
         show("OpenVINO, 4 at a time", openvino(model / "model.onnx", batch, 4))

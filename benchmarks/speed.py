@@ -32,7 +32,7 @@ import typer
 from catdog import storage
 from catdog.data import catalog, datasets, images, layouts
 from catdog.data.catalog import Catalog
-from catdog.inference import bundle
+from catdog.inference import bundle, export
 from catdog.models import registry
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -92,7 +92,7 @@ def save(folder: Path, alpha: float, weights: str, sample: np.ndarray) -> str:
     """A bundle of MobileNet whose head was never trained."""
     spec = registry.ModelSpec("mobilenet", sample.shape[1], alpha, pretrained=weights != "none")
     model = registry.build_model(spec, storage.read_bytes(weights) if weights != "none" else None)
-    info = bundle.save_bundle(
+    info = export.save_bundle(
         str(folder), [model], sample, architecture="mobilenet", image_size=sample.shape[1], **_PLAIN
     )
     if info.onnx != bundle.VERIFIED:
@@ -249,7 +249,7 @@ def plumbing(images_: Annotated[int, typer.Option("--images")] = 1_000_000, fold
     pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
     stub = keras.Model(inputs, keras.layers.Dense(1)(pooled))
     sample = np.zeros((4, 16, 16, 3), np.uint8)
-    bundle.save_bundle(str(root / "model"), [stub], sample, architecture="stub", image_size=16, **_PLAIN)
+    export.save_bundle(str(root / "model"), [stub], sample, architecture="stub", image_size=16, **_PLAIN)
     names = pa.array([str(number) for number in range(1, images_ + 1)])
     uris, splits = pa.array([str(root / "tiny.jpg")] * images_), pa.array(["test"] * images_)
     unknown = pa.nulls(images_, pa.int8()), splits, pa.nulls(images_, pa.uint64())

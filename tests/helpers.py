@@ -18,7 +18,7 @@ from PIL import Image
 
 from catdog.data.catalog import Catalog
 from catdog.evaluation import calibration
-from catdog.inference import bundle
+from catdog.inference import bundle, export
 from catdog.models import registry
 
 # Labelled images for each class; enough that with 10 % for validation both splits get some.
@@ -124,7 +124,7 @@ def save_untrained(uri: str, data: Catalog, size: int = 32, members: int = 1, **
         keras.utils.set_random_seed(seed)
         built.append(registry.build_model(registry.ModelSpec("small_resnet", size)))
     sample = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
-    return bundle.save_bundle(uri, built, sample, **(_fields(data, size) | fields))
+    return export.save_bundle(uri, built, sample, **(_fields(data, size) | fields))
 
 
 def saved_info(data: Catalog, **fields: object) -> bundle.BundleInfo:

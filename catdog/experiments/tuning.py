@@ -21,7 +21,7 @@ from catdog.data import catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import selection
 from catdog.events import EpochDone, Event, EventHandler
-from catdog.inference import bundle
+from catdog.inference import bundle, export
 from catdog.run_directory import RunDirectory
 from catdog.training import ingest, train
 from catdog.training.config import TrainConfig
@@ -178,7 +178,7 @@ def judge_search(config: TrainConfig, trials: list[Trial]) -> selection.Judged |
         )
         figures = {"log_loss_cross_searched": judged.log_loss}
     for run in runs:
-        bundle.mark_chosen(run, **(figures if run == runs[0] else {}))
+        export.mark_chosen(run, **(figures if run == runs[0] else {}))
     return judged
 
 

@@ -25,7 +25,6 @@ from catdog.inference.views import View, apply_view
 from catdog.models.registry import use_keras_defaults
 from catdog.resources import EngineName
 from catdog.run_directory import RunDirectory
-from catdog.versions import package_versions
 
 if TYPE_CHECKING:
     import keras
@@ -160,7 +159,7 @@ class ModelBundle:
         if engine not in info.engines:
             raise UsageError(f"--engine received {engine}, but {uri} has no ONNX model: {info.onnx}")
         if engine == "onnx":
-            files = [_read_file(uri, info, onnx_name(member)) for member in info.members]
+            files = [read_file(uri, info, onnx_name(member)) for member in info.members]
             return cls(info, [engines.OnnxEngine(data, threads) for data in files], uri)
         return cls(info, [engines.TensorFlowEngine(_load_member(uri, info, member)) for member in info.members], uri)
 
@@ -240,7 +239,7 @@ def read_provenance(uri: str, info: BundleInfo) -> Provenance:
     """
     if IMAGES_NAME not in info.checksums:
         return Provenance()
-    return Provenance.from_bytes(_read_file(uri, info, IMAGES_NAME), info.images_known)
+    return Provenance.from_bytes(read_file(uri, info, IMAGES_NAME), info.images_known)
 
 
 def onnx_name(member: str) -> str:
@@ -296,113 +295,6 @@ def fingerprint_of(info: BundleInfo) -> str:
     return hashlib.sha256(info.model_dump_json().encode()).hexdigest()
 
 
-def save_bundle(
-    uri: str,
-    models: list[keras.Model],
-    sample: np.ndarray | None = None,
-    provenance: Provenance | None = None,
-    **fields: Any,
-) -> BundleInfo:
-    """Writes a bundle: the members first, `bundle.json` last.
-
-    Args:
-        uri: its folder.
-        models: the members, from uint8 N×S×S×3 to one logit.
-        sample: uint8, N×S×S×3: real images to verify the members' ONNX files with; without them none are made.
-        provenance: the images that made it, where they are known.
-        **fields: what `BundleInfo` holds beyond members, ONNX, images, checksums and versions.
-
-    Returns:
-        What was written to `bundle.json`.
-    """
-    import keras
-
-    files: list[bytes] = []
-    onnx: list[bytes] = []
-    why_not = "" if sample is not None and len(sample) else "no image to verify it with"
-    for model in models:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.keras"
-            model.save(path)
-            files.append(path.read_bytes())
-            if sample is None or why_not:
-                continue
-            try:
-                # Loaded anew, because a model built for several workers cannot be translated.
-                onnx.append(engines.export_onnx(keras.saving.load_model(path, compile=False), sample))
-            except CatdogError as error:
-                why_not = str(error)
-    return _write(uri, files, onnx, why_not, provenance or Provenance(), fields)
-
-
-def assemble_bundle(uri: str, bundles: list[str], **fields: Any) -> BundleInfo:
-    """Writes a bundle whose members are those of others, of one image size; what made them made it.
-
-    Args:
-        uri: its folder.
-        bundles: URIs of the others.
-        **fields: as for `save_bundle`.
-
-    Returns:
-        What was written to `bundle.json`.
-
-    Raises:
-        CatdogError: their image sizes differ, or one is damaged.
-    """
-    files: list[bytes] = []
-    onnx: list[bytes] = []
-    why_not = ""
-    provenances = []
-    for one in bundles:
-        place, info = read_info(one)
-        provenances.append(read_provenance(place, info))
-        if info.image_size != fields["image_size"]:
-            raise CatdogError(f"{place} takes {info.image_size} pixels, expected {fields['image_size']} as the others")
-        files += [_read_file(place, info, member) for member in info.members]
-        if info.onnx == VERIFIED:
-            onnx += [_read_file(place, info, onnx_name(member)) for member in info.members]
-        else:
-            why_not = info.onnx
-    return _write(uri, files, onnx, why_not, Provenance.union(provenances), fields)
-
-
-def _write(
-    uri: str, files: list[bytes], onnx: list[bytes], why_not: str, provenance: Provenance, fields: dict[str, Any]
-) -> BundleInfo:
-    members = ["model.keras", *(f"model-{number}.keras" for number in range(2, len(files) + 1))]
-    content = dict(zip(members, files, strict=True))
-    if not why_not:
-        content |= {onnx_name(member): data for member, data in zip(members, onnx, strict=True)}
-    if len(provenance.train) or len(provenance.valid):
-        content[IMAGES_NAME] = provenance.to_bytes()
-    for name, data in content.items():
-        storage.write_bytes(storage.join(uri, name), data)
-    checksums = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
-    info = BundleInfo(
-        members=members,
-        onnx=why_not or VERIFIED,
-        images_known=provenance.known,
-        checksums=checksums,
-        versions=package_versions(),
-        **fields,
-    )
-    storage.write_text(storage.join(uri, FILE_NAME), info.model_dump_json(indent=2) + "\n")
-    return info
-
-
-def mark_chosen(model: str, **figures: float) -> None:
-    """Writes into a bundle that it was chosen among others on its validation images.
-
-    Args:
-        model: URI of a run or of a bundle.
-        **figures: of the choice, for `BundleInfo.validation`.
-    """
-    uri, info = read_info(model)
-    marked = info.model_copy(update={"chosen_on": "validation", "validation": info.validation | figures})
-    if marked != info:
-        storage.write_text(storage.join(uri, FILE_NAME), marked.model_dump_json(indent=2) + "\n")
-
-
 def require_intact(saved: SavedBundle, engine: EngineName) -> None:
     """Makes sure that all files that an engine will load are there and whole, before anybody waits for actors.
 
@@ -415,10 +307,20 @@ def require_intact(saved: SavedBundle, engine: EngineName) -> None:
     """
     uri, info = saved
     for member in info.members:
-        _read_file(uri, info, onnx_name(member) if engine == "onnx" else member)
+        read_file(uri, info, onnx_name(member) if engine == "onnx" else member)
 
 
-def _read_file(uri: str, info: BundleInfo, name: str) -> bytes:
+def read_file(uri: str, info: BundleInfo, name: str) -> bytes:
+    """Reads one of a bundle's files, and makes sure that it is the one that was saved.
+
+    Args:
+        uri: of the bundle.
+        info: what `bundle.json` holds.
+        name: of the file.
+
+    Raises:
+        CatdogError: it is absent or damaged.
+    """
     path = storage.join(uri, name)
     try:
         data = storage.read_bytes(path)
@@ -433,7 +335,7 @@ def _load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
     import keras
 
     use_keras_defaults()
-    path, data = storage.join(uri, member), _read_file(uri, info, member)
+    path, data = storage.join(uri, member), read_file(uri, info, member)
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / member
         local.write_bytes(data)

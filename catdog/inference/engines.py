@@ -1,27 +1,20 @@
 """What predicts with one member: TensorFlow, or ONNX Runtime, which on a CPU is faster and starts sooner.
 
-An ONNX file is a translation, and translations have gone wrong: one is trusted only after it gave what Keras gives on
-real images (`export_onnx`).
+An ONNX file is a translation, which `catdog.inference.export` has compared with Keras on real images.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from catdog.data import images
-from catdog.errors import CatdogError, first_line
 
 if TYPE_CHECKING:
     import keras
 
-# Between logits; float32 alone makes differences of 1e-5.
-TOLERANCE = 1e-3
 # So few images at a time that what one layer gives the next stays in the core's cache.
 CHUNK = 4
 
@@ -88,41 +81,3 @@ def set_up(threads: int, gpu: bool) -> None:
     else:
         tf.config.set_visible_devices([], "GPU")
     images.use_one_thread()
-
-
-def export_onnx(model: keras.Model, sample: np.ndarray) -> bytes:
-    """Translates a Keras model to ONNX, and makes sure that it predicts what Keras does.
-
-    Args:
-        model: from uint8 N×S×S×3 to one logit, built outside of any distribution strategy.
-        sample: uint8, N×S×S×3: real images, N at least 1.
-
-    Returns:
-        The ONNX file, its batch size left open.
-
-    Raises:
-        CatdogError: there is no translation, or a logit differs by more than `TOLERANCE`; says so in a few words.
-    """
-    import keras
-    import tensorflow as tf
-
-    with tf.device("/CPU:0"):  # a GPU rounds to TF32, which is no fault of the translation
-        expected = TensorFlowEngine(model).logits(sample)
-    signature = [keras.InputSpec(shape=(None, *sample.shape[1:]), dtype="uint8", name="image")]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        before = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)  # tf2onnx tells of each optimisation that it gives up
-        try:
-            model.export(path, format="onnx", verbose=False, input_signature=signature)
-            data = path.read_bytes()
-            found = OnnxEngine(data, threads=1).logits(sample)
-        except Exception as error:  # Keras, tf2onnx and ONNX Runtime each have their own
-            reason = first_line(error)
-            raise CatdogError(f"no ONNX translation: {reason[:200]}") from error
-        finally:
-            logging.disable(before)
-    difference = float(np.abs(found - expected).max())
-    if not difference <= TOLERANCE:
-        raise CatdogError(f"the ONNX translation's logits differ by {difference:.2g} from Keras's, expected 0.001")
-    return data

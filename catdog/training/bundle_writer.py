@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from catdog import storage
 from catdog.evaluation import calibration, selection
-from catdog.inference import bundle
+from catdog.inference import export
 from catdog.run_directory import RunDirectory
 from catdog.training.checkpoint import Progress
 from catdog.training.job import TrainResult, WorkerJob
@@ -48,7 +48,7 @@ def write_trained_bundle(
     validation = {"epoch": progress.best_epoch, **figures, **_cross_chosen(job, labels, progress)}
     chosen_on = "validation" if _was_chosen(job, progress) else "none"
     pixels = validator.pixels
-    bundle.save_bundle(
+    export.save_bundle(
         run.model,
         [replica.validation_model],
         pixels.take(pixels.readable[:_SAMPLE]),

@@ -23,7 +23,7 @@ from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import calibration
 from catdog.events import DecodingStarted, EventHandler, MemberStarted, RunOpened
-from catdog.inference import bundle
+from catdog.inference import bundle, export
 from catdog.inference.engines import set_up
 from catdog.inference.provenance import Provenance
 from catdog.models import pretrained, registry
@@ -178,7 +178,7 @@ def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler
     validation = {"epoch": max(int(result.validation["epoch"]) for result in results), **figures}
     chosen_on = "validation" if any(result.chosen_on == "validation" for result in results) else "none"
     _, first = bundle.read_info(results[0].bundle)
-    bundle.assemble_bundle(
+    export.assemble_bundle(
         run.model,
         [result.bundle for result in results],
         **first.model_dump(include={"architecture", "image_size", "class_names", "views", "calibration", "prior"}),

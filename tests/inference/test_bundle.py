@@ -14,7 +14,7 @@ from helpers import save_untrained
 
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
-from catdog.inference import bundle
+from catdog.inference import bundle, export
 from catdog.inference.bundle import ModelBundle
 from catdog.inference.provenance import Provenance
 from catdog.training.config import TrainConfig
@@ -81,7 +81,7 @@ def test_a_bundle_knows_its_images_and_those_of_its_members(tmp_path: Path, draw
         for place, rows in zip(places, (slice(0, 40), slice(30, 60)), strict=False)
     ]
     fields = infos[0].model_dump(exclude={"members", "onnx", "images_known", "checksums", "versions", "schema_version"})
-    both = bundle.assemble_bundle(places[2], places[:2], **fields)
+    both = export.assemble_bundle(places[2], places[:2], **fields)
     made = bundle.read_provenance(places[2], both)
     assert made.trained_on(train["digest"]).tolist() == [number < 60 for number in range(len(train))]
     assert made.chosen_on(valid["digest"]).all()
@@ -101,7 +101,7 @@ def test_a_bundle_knows_its_images_and_those_of_its_members(tmp_path: Path, draw
     _, old = bundle.read_info(places[1])
     assert not bundle.read_provenance(places[1], old).known
     assert (infos[1].chosen_on, old.chosen_on) == ("none", "validation")
-    assert not bundle.assemble_bundle(places[3], places[:2], **fields).images_known
+    assert not export.assemble_bundle(places[3], places[:2], **fields).images_known
 
     (Path(places[0]) / "images.parquet").write_bytes(b"PAR1")
     with pytest.raises(CatdogError, match=r"images.parquet is not the file that bundle.json was written for"):

@@ -12,7 +12,7 @@ from helpers import in_process
 
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
-from catdog.inference import bundle, engines
+from catdog.inference import bundle, export
 from catdog.inference.engines import OnnxEngine
 from catdog.models import registry
 from catdog.models.registry import ModelSpec
@@ -28,7 +28,7 @@ def test_onnx_predicts_what_keras_does_in_batches_of_any_size(name: str) -> None
     model = registry.build_model(ModelSpec(name, 64, alpha=0.25 if name == "mobilenet" else 1.0))
     for variable in model.trainable_variables:  # as random weights give logits of next to nothing
         variable.assign(variable * 1.5)
-    engine = OnnxEngine(engines.export_onnx(model, pictures(4, 64)), threads=1)
+    engine = OnnxEngine(export.export_onnx(model, pictures(4, 64)), threads=1)
     for count in (1, 3, 8):
         batch = pictures(count, 64)
         assert engine.logits(batch) == pytest.approx(np.asarray(model(batch, training=False))[:, 0], rel=1e-4, abs=1e-4)
@@ -47,7 +47,7 @@ def test_a_model_without_a_translation_says_so_and_is_run_by_tensorflow(tmp_path
     # GELU is what ConvNeXt has and what Keras's export leaves out.
     x = keras.layers.Conv2D(4, 3, activation="gelu")(keras.layers.Rescaling(1 / 255)(inputs))
     model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.GlobalAveragePooling2D()(x)))
-    info = bundle.save_bundle(uri, [model], pictures(2, 32), architecture="gelu", image_size=32, **wanted)
+    info = export.save_bundle(uri, [model], pictures(2, 32), architecture="gelu", image_size=32, **wanted)
     assert info.onnx.startswith("no ONNX translation: ")
     assert info.engines == ("tensorflow",)
     batch = pictures(3, 32)
@@ -58,9 +58,9 @@ def test_a_model_without_a_translation_says_so_and_is_run_by_tensorflow(tmp_path
 
 
 def test_a_translation_that_predicts_something_else_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "TOLERANCE", -1.0)
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(CatdogError, match="the ONNX translation's logits differ by .* from Keras's"):
-        engines.export_onnx(registry.build_model(ModelSpec("gray_cnn", 32)), pictures(2, 32))
+        export.export_onnx(registry.build_model(ModelSpec("gray_cnn", 32)), pictures(2, 32))
 
 
 def test_a_process_without_a_gpu_sees_none_and_one_with_a_gpu_keeps_its_own() -> None:
