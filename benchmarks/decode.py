@@ -1,10 +1,10 @@
-"""What decoding JPEGs at a reduced scale would buy and cost, where a model's size is at most half of a photo's.
+"""Benchmark of JPEG decoding at reduced scale, for models whose image size is at most half of the photo's.
 
     python benchmarks/decode.py --data original-size --model runs/RUN [--model runs/RUN …]
 
-libjpeg can give a photo at a half, a quarter or an eighth of its size, and skips part of the work. The project does not
-use that; this measures, on one core, what it would gain in time and, on labelled photos that the models did not train
-on, what it would do to log loss. Prints Markdown.
+libjpeg can decode a photo at a half, a quarter or an eighth of its size with less work. The project does not use that.
+This measures the time that it would save on one core, and the effect on log loss for labelled photos that the models
+were not trained on. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ app = typer.Typer()
 
 
 def decode_reduced(data: bytes, size: int, scale: int) -> np.ndarray:
-    """Decodes a photo at the given scale and averages the rest of the way, as `decode_image` does from the whole."""
+    """Decodes a photo at a reduced scale, then resizes it as `decode_image` resizes the full image."""
     small = cv2.imdecode(np.frombuffer(data, np.uint8), _SCALES[scale])
     return cv2.cvtColor(resize.squash(small, size), cv2.COLOR_BGR2RGB)
 
 
 def shortest_side(data: bytes) -> int:
-    """The lesser of a photo's width and height, in pixels."""
+    """The smaller of width and height, in pixels."""
     return min(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape[:2])
 
 

@@ -1,10 +1,10 @@
-"""What one core predicts in a second: ONNX Runtime by images at a time; TensorFlow plain, folded, and in bfloat16.
+"""Inference speed on one core: ONNX Runtime by batch size; TensorFlow plain, with folded batch-norm, and in bfloat16.
 
-OpenVINO too, where it is installed; catdog does not depend on it.
+OpenVINO is included if it is installed; catdog does not depend on it.
 
     python benchmarks/forward.py --model runs/first/model --data data/kaggle
 
-Of a large model the forward pass is nearly all that scoring does, so this bounds it. Prints Markdown.
+For large models the forward pass dominates scoring, so this is an upper bound. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BATCH, _ROUNDS = 64, 5
 
 
 def seconds(call: Callable[[], Any], rounds: int = _ROUNDS) -> float:
-    """The median of the rounds; a first one warms up."""
+    """Median seconds of the rounds, after a warm-up round."""
     found = []
     for _ in range(rounds + 1):
         started = time.perf_counter()
@@ -37,7 +37,7 @@ def seconds(call: Callable[[], Any], rounds: int = _ROUNDS) -> float:
 
 
 def openvino(model: Path, batch: np.ndarray, chunk: int) -> Callable[[], np.ndarray]:
-    """What predicts the batch, so many images at a time, in one thread and float32."""
+    """A function that predicts the batch in chunks with OpenVINO, in one thread and float32."""
     import openvino
 
     core = openvino.Core()
@@ -54,7 +54,7 @@ def main(
     model: Annotated[Path, typer.Option(help="A bundle's folder, with one member, of mobilenet.")],
     data: Annotated[str, typer.Option(help="A prepared data set with a test split.")],
 ) -> None:
-    """Predicts one batch of photos over and over, in one thread."""
+    """Measures the prediction of one batch of photos in one thread."""
     engines.set_up(1, gpu=False)
     import keras
     import tensorflow as tf

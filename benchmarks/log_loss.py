@@ -1,13 +1,13 @@
-"""Log loss of the recipes on labelled photos that had no part in training, stopping, calibration or choice.
+"""Log loss of the recipes on labelled photos that were not used for training, stopping, calibration or selection.
 
     python benchmarks/log_loss.py recipes --data data/kaggle --weights WEIGHTS [--fold 1] [NAME …]
     python benchmarks/log_loss.py variants --data data/kaggle --weights WEIGHTS [NAME …]
 
-WEIGHTS is a file of MobileNet 1.0's without the top, or imagenet. The first command cross-validates each recipe and
-prints a table, as Markdown, beside the figures that others published. With `--fold` one fold of five is trained and
-judged; without it all five, and every labelled photo is judged. What is finished in the folder of runs, with one fold
-or with all, is read and not run again, and an interrupted run goes on where it ended. The second compares single
-ingredients of fine-tuning with none of them, photo by photo, on short runs of one fold.
+WEIGHTS is a weights file of MobileNet 1.0 without the top, or imagenet. The first command cross-validates each recipe
+and prints a Markdown table with published figures for comparison. With `--fold` it trains and evaluates one fold of
+five; without it all five, so that every labelled photo is evaluated. Finished runs in the folder, of one fold or all,
+are read and not repeated; interrupted runs continue. The second command is an ablation: it compares single ingredients
+of fine-tuning with a baseline, photo by photo, on short runs of one fold.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the table: a recipe, what it is given besides, and published figures to hold it against."""
+    """A line of the table: a recipe, its options, and published figures for comparison."""
 
     recipe: str
     published: str
@@ -41,7 +41,7 @@ class Entry:
 
 
 def entries(weights: str, vgg16: str | None) -> list[Entry]:
-    """What is compared; VGG16's recipes only where its weights are."""
+    """Lines of the table; recipes with VGG16 only if its weights are given."""
     mobilenet = {"arch": "mobilenet", "weights": weights}
     found = [
         Entry("gray-cnn", "three convolutions on grey pixels, a tutorial's validation", "0.4452", {}),
@@ -64,7 +64,7 @@ def entries(weights: str, vgg16: str | None) -> list[Entry]:
 
 app = typer.Typer()
 
-# Short and small, so that a dozen can be tried: the figures are worse than fine-tune's, the differences are the point.
+# Short runs on small images, so that many can be compared. Figures are worse than fine-tune's; only differences matter.
 SHORT: dict[str, Any] = {
     "arch": "mobilenet", "image_size": 160, "train_scale": 0.8, "trainable_from": "conv_dw_6", "epochs": 5,
     "learning_rate": 3e-4,

@@ -1,4 +1,4 @@
-"""What catdog's speed is held against, each as its own documentation would have it; run by `benchmarks/speed.py`.
+"""Programs that catdog's speed is compared with, written as in their documentation; run by `benchmarks/speed.py`.
 
     python benchmarks/rivals.py keras-predict MODEL.keras IMAGES OUT.csv
     python benchmarks/rivals.py ray-recipe MODEL.keras IMAGES OUT.csv SIZE
@@ -69,7 +69,7 @@ def ray_recipe(model: Path, folder: Path, out: Path, size: int) -> None:
 
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     images = ray.data.read_images(str(folder), size=(size, size), mode="RGB", include_paths=True)
-    # TensorFlow in one actor takes two cores; and were every CPU an actor's, none would be left to read with.
+    # Half of the CPUs: TensorFlow in one actor uses two cores, and reading needs CPUs, too.
     done = images.map_batches(
         Predictor,
         fn_constructor_args=(str(model),),
@@ -103,7 +103,7 @@ def _forward(model: bytes, size: int, batches: int) -> float:
 
 @app.command()
 def floor(model: Path, folder: Path) -> None:
-    """Decoding alone and the forward pass alone, on all cores without Ray: what the two together cannot beat."""
+    """Decoding alone and the forward pass alone, on all cores without Ray: an upper bound for scoring."""
     import onnx
 
     data, cores = model.read_bytes(), os.cpu_count() or 1
@@ -111,7 +111,7 @@ def floor(model: Path, folder: Path) -> None:
     paths = [str(path) for path in sorted(folder.iterdir())]
     batches = max(4, len(paths) // BATCH // cores // 2)
     with multiprocessing.get_context("spawn").Pool(cores) as pool:
-        pool.starmap(_forward, [(data, size, 1)] * cores)  # until every process is up
+        pool.starmap(_forward, [(data, size, 1)] * cores)  # waits until every process has started
         seconds = max(pool.starmap(_decode, [(paths[core::cores], size) for core in range(cores)], chunksize=1))
         decode = len(paths) / seconds
         forward = cores * batches * BATCH / max(pool.starmap(_forward, [(data, size, batches)] * cores, chunksize=1))
@@ -150,7 +150,7 @@ def keras_fit(data: str, size: int = 128, epochs: int = 3, cache: bool = False) 
     dataset = tf.data.Dataset.from_tensor_slices((rows["uri"].to_pylist(), labels))
     if cache:
         dataset = dataset.map(decode, tf.data.AUTOTUNE).cache().shuffle(2048)
-    else:  # names before images, or the first step of each epoch would wait for 2,048 of them
+    else:  # shuffles names, because filling a buffer of 2,048 images would delay each epoch
         dataset = dataset.shuffle(len(labels)).map(decode, tf.data.AUTOTUNE)
     dataset = dataset.batch(BATCH, drop_remainder=True).map(change, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
     seconds = []

@@ -1,4 +1,4 @@
-"""Speed, side by side: every figure is a ratio of things run in turn on this machine, and medians of the rounds.
+"""Speed comparisons: programs run in turn on this machine; figures are medians over rounds, and their ratios.
 
     python benchmarks/speed.py score --data data/kaggle --weights W25 --weights W100 [--original original-size]
     python benchmarks/speed.py scale --data data/kaggle --weights W25
@@ -6,8 +6,8 @@
     python benchmarks/speed.py train --data data/kaggle
     python benchmarks/speed.py nodes --data data/kaggle --weights W25
 
-W25 and W100 are MobileNet's weights without the top, of alpha 0.25 and 1.0; `none` will do, as speed does not depend
-on them. Each command prints Markdown. Leave the machine alone meanwhile.
+W25 and W100 are MobileNet weights without the top, of alpha 0.25 and 1.0, or `none`, since speed does not depend on
+them. Each command prints Markdown. The machine should be idle otherwise.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ Folder = Annotated[Path | None, typer.Option(help="Where to work; else a tempora
 
 
 def say(text: str) -> None:
-    """Prints a line now."""
+    """Prints a line and flushes it."""
     print(text, flush=True)
 
 
 def workplace(folder: Path | None) -> Path:
-    """The folder to work in, absolute, because data sets name files relative to themselves."""
+    """The working folder as an absolute path, because URIs in catalogs are relative to their data set."""
     return (folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))).absolute()
 
 
 def sample_of(data: Catalog) -> np.ndarray:
-    """Real images to compare the ONNX file with Keras on: uint8, 32×S×S×3."""
+    """Real images for the comparison of ONNX with Keras: uint8, 32×S×S×3."""
     return np.stack([images.read_image(uri, SIZE).pixels for uri in data.split("test")["uri"][:32].to_pylist()])
 
 
 def timed(command: list[str]) -> tuple[float, str]:
-    """Runs a whole process; its seconds, and what it printed."""
+    """Runs a process; returns its seconds and output."""
     started = time.perf_counter()
     quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(command, capture_output=True, text=True, env=quiet, check=False)
@@ -71,12 +71,12 @@ def timed(command: list[str]) -> tuple[float, str]:
 
 
 def spread(values: list[float], digits: int = 1) -> str:
-    """The median, and between what it lies."""
+    """Median and range as text."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def repeat(data: Catalog, count: int, root: Path, split: str = "test") -> Catalog:
-    """A data set of `count` files, links to those of a split over and over, in one folder for all who read folders."""
+    """A data set of `count` links to the files of a split, repeated; in one folder, for programs that read folders."""
     files = data.split(split)["uri"].to_pylist()
     shutil.rmtree(root, ignore_errors=True)
     (root / "images").mkdir(parents=True)
@@ -89,7 +89,7 @@ def repeat(data: Catalog, count: int, root: Path, split: str = "test") -> Catalo
 
 
 def save(folder: Path, alpha: float, weights: str, sample: np.ndarray) -> str:
-    """A bundle of MobileNet whose head was never trained."""
+    """Saves a bundle of MobileNet with an untrained head; returns its folder."""
     spec = registry.ModelSpec("mobilenet", sample.shape[1], alpha, pretrained=weights != "none")
     model = registry.build_model(spec, storage.read_bytes(weights) if weights != "none" else None)
     info = export.save_bundle(
@@ -107,7 +107,7 @@ _PLAIN: dict[str, Any] = {
 
 
 class Busy(threading.Thread):
-    """Notes five times a second how long the machine's cores were busy so far."""
+    """Records the busy time of the machine's cores five times a second."""
 
     def __enter__(self) -> Busy:
         self.over, self.noted = threading.Event(), []
@@ -119,19 +119,19 @@ class Busy(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Notes until it is over."""
+        """Records until the block ends."""
         while not self.over.wait(0.2):
             times = psutil.cpu_times()
             self.noted.append((time.time(), times.user + times.nice + times.system + times.irq + times.softirq))
 
     def share(self, start: float, end: float) -> float:
-        """Of the cores between two times, 0 to 1."""
+        """Busy share of the cores between two times, 0 to 1."""
         before, after = np.interp([start, end], *np.transpose(self.noted))
         return (after - before) / (end - start) / (os.cpu_count() or 1)
 
 
 def window(out: Path, actors: int) -> tuple[float, float, int]:
-    """From when the actors had finished a part each, on average, to the last one, and the images between."""
+    """Start, end and images of the steady state: from the first part of each actor (on average) to the last part."""
     found = sorted((path.stat().st_mtime, path.name) for path in out.with_suffix(".parts").glob("*.parquet"))
     counts = [int(name.split("-")[2]) - int(name.split("-")[1]) for _, name in found]
     if len(found) <= actors:
@@ -140,13 +140,13 @@ def window(out: Path, actors: int) -> tuple[float, float, int]:
 
 
 def steady(out: Path, actors: int) -> float:
-    """Images per second once every actor is up."""
+    """Images per second in the steady state."""
     start, end, count = window(out, actors)
     return count / (end - start)
 
 
 def score_command(model: str, data: Catalog, out: Path) -> list[str]:
-    """The shell command that is measured."""
+    """The command that is measured; deletes earlier output."""
     shutil.rmtree(out.parent, ignore_errors=True)
     return [sys.executable, "-m", "catdog", "score", "--model", model, "--data", data.root, "--out", str(out)]
 
@@ -203,14 +203,14 @@ from catdog.scoring import score
 model, data, out = sys.argv[1:]
 score.score_dataset(score.ScoreConfig(model=model, data=data, out=out))
 table = catalog.read_catalog(data).table
-# Not getrusage, which remembers the process that started this one.
+# getrusage would include the peak of the parent process.
 peak = next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({"peak": peak, "row": table.nbytes / table.num_rows}))
 """
 
 
 def drive(model: str, data: Catalog, out: Path) -> tuple[float, float, float]:
-    """Scores in a process of its own: seconds, the driver's peak memory in MiB, the catalog's bytes an image."""
+    """Scores in a new process: seconds, peak memory of the driver in MiB, catalog bytes per image."""
     shutil.rmtree(out.parent, ignore_errors=True)
     seconds, printed = timed([sys.executable, "-c", _DRIVER, model, data.root, str(out)])
     said = json.loads(printed.splitlines()[-1])
@@ -219,7 +219,7 @@ def drive(model: str, data: Catalog, out: Path) -> tuple[float, float, float]:
 
 @app.command()
 def scale(data: Data, weights: Weights, rounds: Rounds = 1, folder: Folder = None) -> None:
-    """The same rate and the same memory at 12,500, 50,000 and 200,000 images."""
+    """Speed and memory for 12,500, 50,000 and 200,000 images."""
     root = workplace(folder)
     source = catalog.read_catalog(data)
     sample = sample_of(source)
@@ -238,7 +238,7 @@ def scale(data: Data, weights: Weights, rounds: Rounds = 1, folder: Folder = Non
 
 @app.command()
 def plumbing(images_: Annotated[int, typer.Option("--images")] = 1_000_000, folder: Folder = None) -> None:
-    """A million tiny images through a model that does next to nothing."""
+    """Overhead: a million tiny images with a trivial model."""
     import keras
     from PIL import Image
 
@@ -321,7 +321,7 @@ print(json.dumps([dataclasses.asdict(event) for event in told if isinstance(even
 
 
 def together(parts: list[dict[str, Any]]) -> float:
-    """Images per second from when every node had finished a part; a part's images came evenly over its seconds."""
+    """Images per second after the first part of every node; a part counts in proportion to its time in that window."""
     first: dict[str, float] = {}
     for part in parts:
         first[part["node"]] = min(part["ended"], first.get(part["node"], np.inf))
@@ -332,7 +332,7 @@ def together(parts: list[dict[str, Any]]) -> float:
 
 @app.command()
 def nodes(data: Data, weights: Weights, rounds: Rounds = 5, folder: Folder = None) -> None:
-    """Nodes of one CPU, each kept to a core of its own: two against one."""
+    """Two nodes against one; each has one CPU and is pinned to one core."""
     root = workplace(folder)
     source = catalog.read_catalog(data)
     sample = sample_of(source)

@@ -1,9 +1,9 @@
-"""What bounds a training step: batch-norm as Keras computes it and in one operation; and what augmentation takes.
+"""Speed of a training step, with Keras's batch-norm and with the fused one, and of augmentation.
 
     python benchmarks/step.py
 
-Steps of MobileNet 0.25 from scratch at 128 px without Ray and without an exchange of gradients, in one process on all
-cores or in one process a core with that share of the batch: what several workers can gain at most. Prints Markdown.
+Steps of MobileNet 0.25 from scratch at 128 px, without Ray and without exchanging gradients: in one process on all
+cores, or in one process per core with a share of the batch. The ratio is an upper bound for several workers. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def pixels(count: int) -> np.ndarray:
 
 
 def step(fuse: bool, threads: int, count: int, together: Barrier) -> float:
-    """Seconds of a training step of so many images, with so many threads, beside the other processes' steps."""
+    """Seconds of a training step of `count` images with `threads` threads, while other processes run theirs."""
     engines.set_up(threads, gpu=False)
     import keras
     import tensorflow as tf
@@ -59,7 +59,7 @@ def step(fuse: bool, threads: int, count: int, together: Barrier) -> float:
 
 
 def change() -> tuple[float, float]:
-    """Seconds of augmenting an image in one thread: TensorFlow's transform, and catdog's."""
+    """Seconds to augment an image in one thread, by TensorFlow's transform and by catdog."""
     engines.set_up(1, gpu=False)
     import tensorflow as tf
 
@@ -83,7 +83,7 @@ def change() -> tuple[float, float]:
 
 
 def main() -> None:
-    """Five rounds, each of which measures everything in turn."""
+    """Measures everything in turn, in five rounds."""
     spawn, cores = multiprocessing.get_context("spawn"), os.cpu_count() or 1
     kinds = [(fuse, processes) for fuse in (False, True) for processes in (cores, 1)]
     rates: dict[tuple[bool, int], list[float]] = {kind: [] for kind in kinds}
