@@ -3,7 +3,8 @@
     python benchmarks/step.py
 
 Steps of MobileNet 0.25 from scratch at 128 px, without Ray and without exchanging gradients: in one process on all
-cores, or in one process per core with a share of the batch. The ratio is an upper bound for several workers. Prints Markdown.
+cores, or in one process per core with a share of the batch. The ratio is an upper bound for several workers. Prints
+Markdown.
 """
 
 from __future__ import annotations
