@@ -53,6 +53,20 @@ def test_packages_import_only_from_layers_below() -> None:
     assert wrong == []
 
 
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    names = {".".join(("catdog", *path.relative_to(ROOT).with_suffix("").parts)): path for path in ROOT.rglob("*.py")}
+    imports = {}
+    for name, path in names.items():
+        found = imported(path)
+        imports[name] = {module if module in names else module.rpartition(".")[0] for module in found} & names.keys()
+    while free := [name for name, below in imports.items() if not below]:
+        for name in free:
+            del imports[name]
+        for below in imports.values():
+            below.difference_update(free)
+    assert imports == {}
+
+
 def test_every_package_has_a_layer_and_says_what_it_is_for() -> None:
     for init in ROOT.rglob("__init__.py"):
         assert init.parent == ROOT or init.parent.name in LEVEL

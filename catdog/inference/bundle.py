@@ -22,7 +22,7 @@ from catdog.inference import engines
 from catdog.inference.engines import Engine
 from catdog.inference.provenance import Provenance
 from catdog.inference.views import View, apply_view
-from catdog.models.registry import use_keras_defaults
+from catdog.models.spec import use_keras_defaults
 from catdog.resources import EngineName
 from catdog.run_directory import RunDirectory
 

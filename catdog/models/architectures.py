@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from catdog.errors import CatdogError
 from catdog.models import pretrained
-from catdog.models.registry import BACKBONE, FEATURES, Architecture, ModelSpec, architecture, register_architecture
+from catdog.models.spec import BACKBONE, FEATURES, Architecture, ModelSpec, architecture, register_architecture
 
 if TYPE_CHECKING:
     import keras

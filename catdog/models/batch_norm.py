@@ -15,7 +15,8 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from catdog.models import registry, surgery
+from catdog.models import surgery
+from catdog.models.spec import BACKBONE
 
 if TYPE_CHECKING:
     import keras
@@ -91,9 +92,9 @@ def can_fold_batch_norm(model: keras.Model) -> bool:
 
     outer = (layers.InputLayer, layers.Rescaling, layers.GlobalAveragePooling2D, layers.Dropout, layers.Dense)
     inner = (layers.Conv2D, layers.DepthwiseConv2D, layers.BatchNormalization, layers.ReLU, layers.ZeroPadding2D)
-    backbone = model.get_layer(registry.BACKBONE).layers[1:]
+    backbone = model.get_layer(BACKBONE).layers[1:]
     return (
-        all(isinstance(layer, outer) or layer.name == registry.BACKBONE for layer in model.layers)
+        all(isinstance(layer, outer) or layer.name == BACKBONE for layer in model.layers)
         and all(isinstance(layer, inner) for layer in backbone)
         and all(
             isinstance(after, layers.BatchNormalization) and not before.use_bias

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catdog.errors import CatdogError, first_line
-from catdog.models import registry
-from catdog.models.registry import ModelSpec
+from catdog.models.spec import BACKBONE, ModelSpec, registered, use_keras_defaults
 
 if TYPE_CHECKING:
     import keras
@@ -24,13 +23,13 @@ def build_backbone(spec: ModelSpec, weights: str | None) -> keras.Model:
     """
     import keras
 
-    registry.use_keras_defaults()
-    application = getattr(keras.applications, registry.get_architecture(spec.arch).application or "")
+    use_keras_defaults()
+    application = getattr(keras.applications, registered[spec.arch].application or "")
     options = {"alpha": spec.alpha} if spec.arch == "mobilenet" else {}
     shape = (spec.image_size, spec.image_size, 3)
     built = application(input_shape=shape, include_top=spec.arch == "vgg16_top", weights=weights, **options)
     # Renamed afterwards: EfficientNetV2 finds its own blocks by the `name` argument.
-    return keras.Model(built.input, built.output, name=registry.BACKBONE)
+    return keras.Model(built.input, built.output, name=BACKBONE)
 
 
 def load_backbone_weights(backbone: keras.Model, weights: bytes, spec: ModelSpec) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from catdog.models.registry import BACKBONE, FEATURES
+from catdog.models.spec import BACKBONE, FEATURES
 
 if TYPE_CHECKING:
     import keras
