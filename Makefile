@@ -30,7 +30,6 @@ check: .venv/installed
 
 # Compares the pinned versions with the public list of known holes.
 audit: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
 	$(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
 
 clean:
