@@ -28,7 +28,7 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Compares the pinned versions with the public list of known holes.
+# Compares the pinned versions with the public list of known vulnerabilities.
 audit: .venv/installed
 	$(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
 

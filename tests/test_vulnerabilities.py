@@ -1,4 +1,4 @@
-"""No pinned package has a published security hole; asked in continuous integration, and by `make audit`."""
+"""No pinned package has a known vulnerability; asked in continuous integration, and by `make audit`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 
 
 @pytest.mark.skipif("CI" not in os.environ, reason="asks the package index about every package: `make audit` does so")
-def test_no_pinned_package_has_a_known_hole() -> None:
+def test_no_pinned_package_has_a_known_vulnerability() -> None:
     command = [sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "--format", "json", "-r", CONSTRAINTS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     if not done.stdout.strip():
@@ -22,12 +22,12 @@ def test_no_pinned_package_has_a_known_hole() -> None:
     packages = json.loads(done.stdout)["dependencies"]
     known = [package for package in packages if "skip_reason" not in package]
     if not known:
-        pytest.skip("the package index that is used here has no data about holes")
-    holes = {
+        pytest.skip("the package index that is used here has no data about vulnerabilities")
+    found = {
         f"{package['name']} {package['version']}": [
-            f"{hole['id']}, mended in {hole['fix_versions']}" for hole in package["vulns"]
+            f"{each['id']}, fixed in {each['fix_versions']}" for each in package["vulns"]
         ]
         for package in known
         if package["vulns"]
     }
-    assert holes == {}
+    assert found == {}
