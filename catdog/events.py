@@ -1,4 +1,4 @@
-"""Events: what training and scoring tell while they run. The library prints nothing; whoever calls it shows them."""
+"""Events that training and scoring emit while they run. The library prints nothing; its caller shows the events."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Waiting:
-    """The cluster has no room yet.
+    """Waiting for CPUs or GPUs of the cluster.
 
     Attributes:
-        seconds: how long it has been waited.
-        why: a line that says for what, and who may hold it.
+        seconds: waiting time so far.
+        why: one line on what is needed and who may hold it.
     """
 
     seconds: float
@@ -21,11 +21,11 @@ class Waiting:
 
 @dataclass(frozen=True)
 class RunOpened:
-    """The folder of a run was made, or opened again.
+    """The folder of a run was created or reopened.
 
     Attributes:
         run: URI of the folder.
-        strangers: names of files in it that are not catdog's and were left alone.
+        strangers: names of files in it that catdog did not write and therefore kept.
     """
 
     run: str
@@ -34,7 +34,7 @@ class RunOpened:
 
 @dataclass(frozen=True)
 class FoldStarted:
-    """A fold of a cross-validation began; folds are counted from 1."""
+    """Start of a fold of a cross-validation, counted from 1."""
 
     fold: int
     folds: int
@@ -42,7 +42,7 @@ class FoldStarted:
 
 @dataclass(frozen=True)
 class MemberStarted:
-    """A member of a bundle began to train; members are counted from 1."""
+    """Start of the training of a bundle's member, counted from 1."""
 
     member: int
     members: int
@@ -50,10 +50,10 @@ class MemberStarted:
 
 @dataclass(frozen=True)
 class DecodingStarted:
-    """Images are being decoded into shared memory, before workers start.
+    """Start of decoding images into shared memory, before the workers start.
 
     Attributes:
-        images: how many.
+        images: number of images.
         run: URI of the run.
     """
 
@@ -63,11 +63,11 @@ class DecodingStarted:
 
 @dataclass(frozen=True)
 class FeaturesStarted:
-    """Features of the frozen backbone are being computed.
+    """Start of computing features of the frozen backbone.
 
     Attributes:
-        images: how many are to be computed.
-        kept: how many are in the cache already.
+        images: number of images to compute.
+        kept: number of images that are already in the cache.
     """
 
     images: int
@@ -76,13 +76,13 @@ class FeaturesStarted:
 
 @dataclass(frozen=True)
 class TrainingStarted:
-    """The workers are ready, for the first time or again.
+    """The workers are ready, at the start or after a restart.
 
     Attributes:
-        workers: how many.
-        nodes: on how many nodes.
-        epoch: how many epochs are done already.
-        rejected: a line for each image that could not be used.
+        workers: number of workers.
+        nodes: number of nodes with workers.
+        epoch: number of finished epochs.
+        rejected: one line for each image that cannot be used.
     """
 
     workers: int
@@ -93,13 +93,13 @@ class TrainingStarted:
 
 @dataclass(frozen=True)
 class StepDone:
-    """Training is so far within an epoch; told a few times a second at most.
+    """Progress within an epoch; emitted a few times a second at most.
 
     Attributes:
         epoch: counted from 1.
         step: counted from 1.
-        steps: in an epoch.
-        loss: in nats, the mean of the epoch so far, estimated from one worker's images.
+        steps: steps of an epoch.
+        loss: mean of the epoch so far, in nats, estimated from the images of one worker.
     """
 
     epoch: int
@@ -110,18 +110,18 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch was trained, validated, and kept as a checkpoint.
+    """An epoch was trained, validated and saved as a checkpoint.
 
     Attributes:
         epoch: counted from 1.
         loss: mean training loss, in nats.
-        valid_log_loss: of the plain logits, in nats.
-        valid_accuracy: share of validation images on the right side of 0.5.
-        learning_rate: at the epoch's end.
-        seconds: the epoch took, validation included.
-        images_per_second: trained on, over all workers.
-        variables_sha256: digest of all variables, by worker.
-        best: whether it is the best epoch so far; False where the last one is kept whatever it is worth.
+        valid_log_loss: validation log loss of the uncalibrated logits, in nats.
+        valid_accuracy: validation accuracy at a threshold of 0.5.
+        learning_rate: learning rate at the end of the epoch.
+        seconds: duration of the epoch, including validation.
+        images_per_second: training images per second of all workers.
+        variables_sha256: digest of all variables, for each worker.
+        best: whether it is the best epoch so far; False if the last epoch is kept in any case.
     """
 
     epoch: int
@@ -137,12 +137,12 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class ScoringPlanned:
-    """It is decided how a scoring run uses the cluster.
+    """The plan of a scoring run is ready.
 
     Attributes:
-        actors: how many predict.
-        parts: how many are to be made.
-        kept: how many are there from before.
+        actors: number of actors.
+        parts: number of parts to score.
+        kept: number of existing parts.
     """
 
     actors: int
@@ -155,10 +155,10 @@ class PartDone:
     """A part was written.
 
     Attributes:
-        node: id of the node that made it.
-        images: in it.
-        seconds: it took.
-        ended: by the node's clock, in seconds since 1970.
+        node: id of the node that scored it.
+        images: number of images.
+        seconds: duration.
+        ended: end time by the node's clock, in seconds since 1970.
     """
 
     node: str

@@ -156,10 +156,10 @@ class RunDirectory:
         Returns:
             Names of the files that were kept in an overwritten folder because catdog did not write them.
         """
-        strangers = self._clear() if overwrite and self.exists else []
+        kept = self._clear() if overwrite and self.exists else []
         # Replaced, not deleted, so that the folder is recognizable as a run at every moment.
         storage.write_text(self.config, json.dumps(content, indent=2) + "\n")
-        return strangers
+        return kept
 
     def _clear(self) -> list[str]:
         """Deletes the files of catdog except `config.json` and the lease; returns the names of all others."""

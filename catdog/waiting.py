@@ -30,7 +30,7 @@ def wait_for(bundles: Sequence[Bundle], on_event: EventHandler, limit: float | N
 
     Args:
         bundles: CPUs and GPUs of each worker or actor; each bundle must fit on one node.
-        on_event: told of `Waiting` after 5 seconds and then every 30.
+        on_event: called with `Waiting` after 5 seconds and then every 30.
         limit: seconds to wait at most, or None for no limit.
 
     Raises:
