@@ -72,8 +72,7 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             # Prestarted workers would not be ready when the actors start, so Ray would start others anyway.
             os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-            # About half of the time Ray connects to its object store before that listens; the default retry is a second
-            # later.
+            # Ray often connects to its object store before that listens, and by default retries only a second later.
             os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
             os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
             options["include_dashboard"] = False

@@ -11,7 +11,7 @@ import ray
 from catdog.errors import UsageError
 
 EngineName = Literal["onnx", "tensorflow"]
-# The least images of a batch for each worker; with fewer, starting the worker costs more time than it saves.
+# Minimum images of a batch per worker; with fewer, starting the worker costs more time than it saves.
 _MIN_SHARE = 8
 
 
