@@ -194,7 +194,7 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
     kept = files[1].stat().st_mtime_ns
     files[0].unlink()
     files[2].write_bytes(files[2].read_bytes()[:-40])
-    events: list[dict] = []
+    events: list[Event] = []
     score.score_dataset(config, events.append)
     assert events[0] == ScoringPlanned(actors=2, parts=2, kept=16)
     assert [type(event) for event in events[1:]] == [PartDone, PartDone]
@@ -287,7 +287,7 @@ def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
     engines = {name: json.loads((tmp_path / name / "results.meta.json").read_text())["engine"] for name in outs}
     assert engines == {"auto": "onnx", "tensorflow": "tensorflow", "packed": "onnx"}
     # What TensorFlow began, TensorFlow has finished: nothing is done again.
-    events: list[dict] = []
+    events: list[Event] = []
     score.score_dataset(config_for(untrained, drawn, outs["tensorflow"]), events.append)
     assert events == []
     # One split again with the other engine: the set of files still speaks of both.
