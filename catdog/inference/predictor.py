@@ -49,7 +49,7 @@ class Predictor:
     """One bundle, or several whose logits are averaged, ready to predict; for one thread at a time.
 
     ONNX Runtime gives an image the same bits alone and in a batch, for every `batch_size` that is a multiple of
-    `engines.CHUNK`. TensorFlow does for one `batch_size`; between two of them the last bits may differ.
+    `engines.CHUNK`. TensorFlow does for one `batch_size` and number of threads; with others the last bits may differ.
 
     Attributes:
         info: description of the bundles as one.
