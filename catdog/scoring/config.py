@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import pydantic
+
+from catdog.choices import EngineChoice, SplitChoice
 
 
 class ScoreConfig(pydantic.BaseModel):
@@ -30,9 +32,9 @@ class ScoreConfig(pydantic.BaseModel):
         list[str], pydantic.BeforeValidator(lambda m: [m] if isinstance(m, str) else m), pydantic.Field(min_length=1)
     ]
     data: str
-    split: Literal["test", "valid", "all"] = "all"
+    split: SplitChoice = "all"
     out: str = "submissions/results.csv"
-    engine: Literal["auto", "onnx", "tensorflow"] = "auto"
+    engine: EngineChoice = "auto"
     batch_size: Annotated[int, pydantic.Field(ge=1, le=4096)] = 64
     max_unreadable: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.01
     gpu: bool | None = None

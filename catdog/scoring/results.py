@@ -181,7 +181,7 @@ def merge_parts(finished: list[Part], catalog: Catalog, refitted: Applied | None
         probabilities[at : at + table.num_rows] = table["probability"].to_numpy()
         at += table.num_rows
         if labelled:
-            known = table.select(["key", "label", "logit", "probability"])
+            known = table.select(["key", "label", "logit", "probability", "status"])
             judged.append(known.append_column("digest", part.rows["digest"]))
     counts = {status: statuses[status] for status in ("ok", "recovered", "unreadable")}
     return Merged(counts, pa.concat_tables(unreadable), probabilities, pa.concat_tables(judged) if labelled else None)
