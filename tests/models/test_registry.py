@@ -45,7 +45,7 @@ def test_vgg16_top_trains_one_layer_of_the_whole_vgg16(tmp_path: Path) -> None:
     # The parameters of Keras's VGG16 with its top, less its 1,000 outputs, and a logit for them. A quarter of them is
     # here: what the first dense layer is given are the pixels of one position, not of 7×7 as at the size of the
     # published weights.
-    assert registry.ARCHITECTURES["vgg16_top"].image_size == 224
+    assert registry.get_architecture("vgg16_top").image_size == 224
     keras.utils.set_random_seed(5)
     whole = keras.applications.VGG16(weights=None, input_shape=(32, 32, 3))
     path = tmp_path / "vgg16.weights.h5"
