@@ -38,7 +38,7 @@ VERIFIED = "verified"
 
 
 class BundleInfo(pydantic.BaseModel):
-    """What `bundle.json` holds.
+    """Content of `bundle.json`.
 
     Attributes:
         schema_version: of this file's shape.
@@ -97,7 +97,7 @@ class BundleInfo(pydantic.BaseModel):
 
     @property
     def engines(self) -> tuple[EngineName, ...]:
-        """What can predict with it, the fastest on a CPU first."""
+        """Engines that can predict with it, the fastest on a CPU first."""
         return ("onnx", "tensorflow") if self.onnx == VERIFIED else ("tensorflow",)
 
 

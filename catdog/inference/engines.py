@@ -1,4 +1,4 @@
-"""What predicts with one member: TensorFlow, or ONNX Runtime, which on a CPU is faster and starts sooner.
+"""The engines that predict with one member: TensorFlow, and ONNX Runtime, which is faster on a CPU and starts sooner.
 
 An ONNX file is a translation, which `catdog.inference.export` has compared with Keras on real images.
 """
@@ -20,7 +20,7 @@ CHUNK = 4
 
 
 class Engine(Protocol):
-    """What predicts with one member: uint8 N×S×S×3 in, float32 logits N out."""
+    """An engine that predicts with one member: uint8 N×S×S×3 in, float32 logits N out."""
 
     def logits(self, batch: np.ndarray) -> np.ndarray:
         """Predicts one batch."""

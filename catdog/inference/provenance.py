@@ -41,7 +41,7 @@ class Provenance:
 
     @classmethod
     def union(cls, several: Sequence[Provenance]) -> Provenance:
-        """What a model made of several others has seen; known where that of all others is."""
+        """Images of a model that is made of several; known where the images of each are known."""
         train, valid = (
             functools.reduce(np.union1d, [getattr(one, split) for one in several], _NONE)
             for split in ("train", "valid")

@@ -1,4 +1,4 @@
-"""What a model is built from, and the decorator that makes a function an architecture."""
+"""The specification of a model, and the decorator that makes a function an architecture."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def share_rows(catalog: Catalog, splits: Iterable[str]) -> Rows:
 
 
 def part_block(part: Part) -> pa.Table:
-    """What an actor is given of a part: one row that says which it is."""
+    """The block that an actor gets for a part: one row that names it."""
     stop = part.start + part.rows.num_rows
     return pa.table({"split": [part.split], "start": [part.start], "stop": [stop], "uri": [part.uri]})
 

@@ -23,7 +23,7 @@ _SCORED_SPLITS = ("valid", "test")
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What is to be scored with what.
+    """A scoring run: the data set, the models, and the parts.
 
     Attributes:
         config: the options.

@@ -222,7 +222,7 @@ def _meta(
     digests: dict[str, str],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """What `*.meta.json` says: what made the results."""
+    """Content of `*.meta.json`: the model, data, options and versions that made the results."""
     return {
         "model": [saved.uri for saved in job.bundles],
         "bundle_fingerprint": job.fingerprint,
