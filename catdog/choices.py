@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-EngineChoice = Literal["auto", "onnx", "tensorflow"]
+EngineName = Literal["onnx", "tensorflow"]
+EngineChoice = Literal["auto", EngineName]
 SplitChoice = Literal["test", "valid", "all"]
 Duplicates = Literal["keep", "drop", "refuse"]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import ray
 
+from catdog.choices import EngineName
 from catdog.errors import UsageError
 
-EngineName = Literal["onnx", "tensorflow"]
 # Minimum images of a batch per worker; with fewer, starting the worker costs more time than it saves.
 _MIN_SHARE = 8
 

@@ -13,8 +13,8 @@ import ray
 import yaml
 
 from catdog import cluster, resources
+from catdog.choices import EngineName
 from catdog.errors import CatdogError, UsageError
-from catdog.resources import EngineName
 
 ROOT = Path(__file__).parents[1]
 

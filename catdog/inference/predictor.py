@@ -12,13 +12,13 @@ from typing import TypeVar
 
 import numpy as np
 
+from catdog.choices import EngineName
 from catdog.data import images
 from catdog.data.images import Batch, Status
 from catdog.evaluation import metrics
 from catdog.inference import engines
 from catdog.inference.bundle import ModelBundle, SavedBundle, merge_infos, read_info
 from catdog.prefetch import prefetch
-from catdog.resources import EngineName
 
 Item = TypeVar("Item")
 

@@ -11,13 +11,14 @@ import pyarrow as pa
 import ray
 
 from catdog import cluster
+from catdog.choices import EngineName
 from catdog.data import images
 from catdog.data.catalog import Catalog
 from catdog.events import EventHandler, PartDone
 from catdog.inference import engines
 from catdog.inference.bundle import SavedBundle
 from catdog.inference.predictor import Predictor
-from catdog.resources import EngineName, ScorePlan
+from catdog.resources import ScorePlan
 from catdog.scoring import parts
 from catdog.scoring.parts import Part
 from catdog.scoring.plan import ScoringJob

@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass
 
 from catdog import storage
+from catdog.choices import EngineName
 from catdog.data.catalog import Catalog, read_catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.inference import bundle
 from catdog.inference.bundle import BundleInfo, SavedBundle
 from catdog.inference.provenance import Provenance
 from catdog.reporting import result_set
-from catdog.resources import EngineName
 from catdog.scoring import parts
 from catdog.scoring.config import ScoreConfig
 from catdog.scoring.parts import Part

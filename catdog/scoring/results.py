@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catdog import storage
+from catdog.choices import EngineName
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError
 from catdog.evaluation import calibration, metrics
 from catdog.evaluation.calibration import Applied
 from catdog.reporting import render, report, result_set, submission
 from catdog.reporting.report import Report
-from catdog.resources import EngineName
 from catdog.scoring import parts
 from catdog.scoring.parts import PART_SCHEMA, Part
 from catdog.scoring.plan import ScoringJob

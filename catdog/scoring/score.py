@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from catdog import cluster, lease, resources, storage, waiting
+from catdog.choices import EngineName
 from catdog.events import EventHandler, ScoringPlanned
 from catdog.inference import bundle
-from catdog.resources import EngineName
 from catdog.scoring import actor, parts, results
 from catdog.scoring.config import ScoreConfig
 from catdog.scoring.parts import Part
