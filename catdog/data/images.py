@@ -139,24 +139,39 @@ def decode_image(data: bytes, size: int) -> Decoded:
         data: the bytes of the file.
         size: S, in pixels.
     """
+    whole = decode_whole(data)
+    if whole.status == "unreadable":
+        return _unreadable(size, whole.detail)
+    return Decoded(squash(whole.pixels, size), whole.status, whole.detail)
+
+
+def decode_whole(data: bytes) -> Decoded:
+    """Decodes an image at its own size, EXIF orientation applied.
+
+    Args:
+        data: the bytes of the file.
+
+    Returns:
+        Pixels H×W×3; 0×0×3 if unreadable.
+    """
     if not data:
-        return _unreadable(size, "is empty (0 bytes)")
+        return _unreadable(0, "is empty (0 bytes)")
     found = jpeg.decode_jpeg(data, MAX_PIXELS)
     if found:
         pixels, fault = found
         if not fault:
-            return Decoded(squash(pixels, size), "ok", "")
+            return Decoded(pixels, "ok", "")
         if fallback.shows_nothing(pixels):
-            return _unreadable(size, f"JPEG, {fault}")
-        return Decoded(squash(pixels, size), "recovered", f"JPEG, {fault}")
+            return _unreadable(0, f"JPEG, {fault}")
+        return Decoded(pixels, "recovered", f"JPEG, {fault}")
     plain = _decode_plain_png(data)
     if plain is not None:
-        return Decoded(squash(plain, size), "ok", "")
+        return Decoded(plain, "ok", "")
     try:
         pixels, detail = fallback.decode_with_pillow(data, MAX_PIXELS)
     except fallback.UnreadableError as error:
-        return _unreadable(size, str(error))
-    return Decoded(squash(pixels, size), "recovered", detail)
+        return _unreadable(0, str(error))
+    return Decoded(pixels, "recovered", detail)
 
 
 def _unreadable(size: int, detail: str) -> Decoded:
