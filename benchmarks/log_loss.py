@@ -25,7 +25,7 @@ from catdog.cli.main import run
 from catdog.errors import UsageError
 from catdog.evaluation import metrics
 from catdog.experiments import cross_validation
-from catdog.training.config import TrainConfig
+from catdog.training.request import TrainConfig
 
 FOLDS = 5
 

@@ -23,9 +23,10 @@ from forward import seconds
 from catdog.inference import engines
 from catdog.models import batch_norm, registry
 from catdog.training import augmentation
+from catdog.training.request import Augmentation
 
 _SIZE, _BATCH, _ROUNDS = 128, 64, 30
-_SETTINGS = augmentation.Augmentation(mirror=True, rotation=12, zoom=0.12, shift=0.08)
+_SETTINGS = Augmentation(mirror=True, rotation=12, zoom=0.12, shift=0.08)
 
 
 def pixels(count: int) -> np.ndarray:

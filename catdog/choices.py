@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+import pydantic
 
 EngineName = Literal["onnx", "tensorflow"]
 EngineChoice = Literal["auto", EngineName]
 SplitChoice = Literal["test", "valid", "all"]
+# The epoch of a training run that is kept.
+Keep = Literal["best", "last"]
 Duplicates = Literal["keep", "drop", "refuse"]
+# The name of a view as `catdog.inference.views.apply_view` takes it.
+View = Annotated[str, pydantic.Field(pattern=r"^(identity|mirror|crop-[5-9][0-9](-mirror)?)$")]

@@ -15,7 +15,7 @@ from catdog import storage
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.run_directory import RunDirectory
-from catdog.training.config import TrainConfig
+from catdog.training.request import TrainConfig
 
 CONTENT = {"options": TrainConfig(data="d").model_dump(mode="json"), "catalog_fingerprint": "f"}
 # What training leaves, and a fold's run, and a cross-validation and a search of the same name.

@@ -13,21 +13,28 @@ import typer
 
 from catdog import interruption
 from catdog.errors import UsageError
+from catdog.training.request import Augmentation, TrainConfig
 
-Address = Annotated[
-    str | None,
-    typer.Option(help="Address of a Ray cluster. Default: RAY_ADDRESS, else a new one on this machine."),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show Ray's log, and a traceback if the command fails.")]
-Wait = Annotated[
-    float | None, typer.Option(help="Seconds to wait for CPUs or GPUs that others use. Default: no limit.")
-]
+
+def field_option(field: str, *flags: str) -> Any:
+    """Makes a command's option of a field of `TrainConfig`, whose description is the option's help.
+
+    Args:
+        field: its name.
+        flags: the option's spelling, where it does not follow from the field's name.
+    """
+    return typer.Option(*flags, help=TrainConfig.model_fields[field].description)
+
+
+Address = Annotated[str | None, field_option("address")]
+Debug = Annotated[bool, field_option("debug", "--debug")]
+Wait = Annotated[float | None, field_option("wait")]
 Data = Annotated[str, typer.Option("--data", help="Folder or bucket of a prepared data set.")]
 Dest = Annotated[str, typer.Argument(help="Folder or bucket to create.")]
 Gpu = Annotated[
     bool | None, typer.Option("--gpu/--cpu", help="Run on GPUs or CPUs. Default: GPUs where there are any.")
 ]
-Runs = Annotated[str, typer.Option(help="Folder or bucket of runs.")]
+Runs = Annotated[str, field_option("runs")]
 
 _EVERYWHERE = {"address": (Address, None), "debug": (Debug, False)}
 
@@ -80,9 +87,6 @@ def parse_settings(texts: list[str] | None, option: str = "--set") -> dict[str, 
     Raises:
         UsageError: not NAME=VALUE, or no field has that name.
     """
-    from catdog.training import TrainConfig
-    from catdog.training.augmentation import Augmentation
-
     found: dict[str, Any] = {}
     for text in texts or []:
         name, separator, raw = text.partition("=")

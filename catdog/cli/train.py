@@ -4,50 +4,44 @@ from __future__ import annotations
 
 import shlex
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from catdog import interruption
 from catdog.cli import display
 from catdog.cli.display import out
-from catdog.cli.options import Address, Data, Debug, Gpu, Runs, Wait, advising_same_command, parse_settings
+from catdog.cli.options import (
+    Address,
+    Data,
+    Debug,
+    Gpu,
+    Runs,
+    Wait,
+    advising_same_command,
+    field_option,
+    parse_settings,
+)
 from catdog.errors import CatdogError, UsageError
-
-if TYPE_CHECKING:
-    from catdog.training import TrainConfig
+from catdog.training.request import TrainConfig
 
 
 def train(
     ctx: typer.Context,
-    data: Annotated[
-        str | None, typer.Option(help="Folder or bucket of a prepared data set. With --resume: the run's own.")
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="Named set of options; see `catdog recipes`. Default: fine-tune if pretrained, else plain."),
-    ] = None,
-    arch: Annotated[
-        str | None, typer.Option(help="Architecture; see `catdog models`. Default: small_resnet, from scratch.")
-    ] = None,
-    alpha: Annotated[float | None, typer.Option(help="Width multiplier of mobilenet.")] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="imagenet, none, or a Keras weights file without the top. Default: imagenet for a backbone."),
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Side of the square images, in pixels. Default: the architecture's own.")
-    ] = None,
-    freeze: Annotated[bool | None, typer.Option("--freeze/--no-freeze", help="Train the head only.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Maximum number of epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step, over all workers.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak rate. Default: the architecture's own.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Stop after this many epochs without improvement.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of initial weights, order and augmentation.")] = None,
-    augment: Annotated[bool | None, typer.Option("--augment/--no-augment", help="Augment the training images.")] = None,
-    leave_out: Annotated[
-        str | None, typer.Option(help="List of training images to leave out: keys, or an audit's CSV.")
-    ] = None,
+    data: Annotated[str | None, field_option("data")] = None,
+    recipe: Annotated[str | None, field_option("recipe")] = None,
+    arch: Annotated[str | None, field_option("arch")] = None,
+    alpha: Annotated[float | None, field_option("alpha")] = None,
+    weights: Annotated[str | None, field_option("weights")] = None,
+    image_size: Annotated[int | None, field_option("image_size")] = None,
+    freeze: Annotated[bool | None, field_option("freeze", "--freeze/--no-freeze")] = None,
+    epochs: Annotated[int | None, field_option("epochs")] = None,
+    batch_size: Annotated[int | None, field_option("batch_size")] = None,
+    learning_rate: Annotated[float | None, field_option("learning_rate")] = None,
+    patience: Annotated[int | None, field_option("patience")] = None,
+    seed: Annotated[int | None, field_option("seed")] = None,
+    augment: Annotated[bool | None, field_option("augment", "--augment/--no-augment")] = None,
+    leave_out: Annotated[str | None, field_option("leave_out")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other training option: NAME=VALUE, such as augmentation.rotation=10."),
@@ -56,19 +50,19 @@ def train(
         int | None, typer.Option(help="Cross-validate: K models, and out-of-fold predictions of all labelled images.")
     ] = None,
     fold: Annotated[int | None, typer.Option(help="With --folds: train this one only, counted from 1.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Number of Ray Train workers. Default: as many as fit.")] = None,
-    cpus_per_worker: Annotated[int | None, typer.Option(help="CPUs per worker. Default: an equal share.")] = None,
+    workers: Annotated[int | None, field_option("workers")] = None,
+    cpus_per_worker: Annotated[int | None, field_option("cpus_per_worker")] = None,
     gpu: Gpu = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run. Default: recipe, architecture and time.")] = None,
+    name: Annotated[str | None, field_option("name")] = None,
     runs: Runs = "runs",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run of this name.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run of this name first.")] = False,
+    resume: Annotated[bool, field_option("resume", "--resume")] = False,
+    overwrite: Annotated[bool, field_option("overwrite", "--overwrite")] = False,
     address: Address = None,
     wait: Wait = None,
     debug: Debug = False,
 ) -> None:
     """Train a model, data-parallel on Ray Train, and write its bundle to RUNS/NAME/model/."""
-    from catdog.training import TrainConfig, train
+    from catdog.training import train
 
     # An option that was not given is left to the recipe, or to the run that is resumed.
     given = {key for key in ctx.params if ctx.get_parameter_source(key).name != "DEFAULT"}  # type: ignore[union-attr]
@@ -83,29 +77,30 @@ def train(
     if fold is not None and folds is None:
         raise UsageError("--fold received without --folds; say how many there are")
     if folds is None:
-        _train_once(TrainConfig(**options), options)
+        _train_once(TrainConfig(**options))
     elif name is None or resume or overwrite:
         raise UsageError("--folds wants a --name, and goes on by itself where it ended: leave out --resume")
     else:
         _cross_validate(TrainConfig(**options), folds, fold)
 
 
-def _train_once(asked: TrainConfig, options: dict[str, Any]) -> None:
+def _train_once(asked: TrainConfig) -> None:
+    from catdog.training import config as configuration
     from catdog.training import train
 
     started = time.perf_counter()
     # Resolved here, because the command that continues needs the name, also one that is made up.
-    config, view = asked.resolve(), display.TrainView()
+    config, view = configuration.resolve(asked), display.TrainView()
 
     def advice() -> str:
-        if config.run not in view.opened:
-            kept = "the run is as it was; to go on" if config.resume else "the run had not begun; to start it"
+        if config.run.uri not in view.opened:
+            kept = "the run is as it was; to go on" if config.run.resume else "the run had not begun; to start it"
             return f"{kept}:\n  {interruption.same_command()}"
-        again = ["catdog", "train", "--resume", "--name", config.name or "", "--runs", asked.runs]
-        again += ["--address", config.address] if config.address else []
-        again += ["--set", f"features={options['features']}"] if options.get("features") else []
+        again = ["catdog", "train", "--resume", "--name", config.run.name, "--runs", asked.runs]
+        again += ["--address", asked.address] if asked.address else []
+        again += ["--set", f"features={asked.features}"] if asked.features else []
         kept = f"the last whole epoch of {view.opened[-1]} is kept" if view.epochs else "no epoch was finished"
-        return f"{kept}; to go on:\n  {shlex.join(again + ['--debug'] * config.debug)}"
+        return f"{kept}; to go on:\n  {shlex.join(again + ['--debug'] * asked.debug)}"
 
     with interruption.advising(advice), view:
         result = train.train_model(config, view.event)
@@ -144,7 +139,6 @@ def tune(
 ) -> None:
     """Search training options with Ray Tune, and rank the trials by validation log loss."""
     from catdog.experiments import tuning
-    from catdog.training import TrainConfig
 
     chosen = tuning.get_search(search) if search is not None else tuning.Search("", "")
     values = dict(chosen.grid)
@@ -161,7 +155,8 @@ def tune(
         trials = tuning.run_search(config, values, asha, concurrent, display.show_event)
     failed = all(trial.log_loss is None for trial in trials)
     display.show_trials(trials, None if failed else tuning.judge_search(config, trials))
-    out.print(f"Runs: {config.run}   Curves: tensorboard --logdir {config.run}")
+    folder = tuning.search_folder(config)
+    out.print(f"Runs: {folder}   Curves: tensorboard --logdir {folder}")
     if failed:
         raise CatdogError("every run of the search failed")
 

@@ -29,7 +29,8 @@ from catdog.run_directory import RunDirectory
 from catdog.scoring import results, score
 from catdog.scoring.config import ScoreConfig
 from catdog.training import feature_cache, train
-from catdog.training.config import ResolvedConfig, TrainConfig
+from catdog.training.config import ResolvedConfig, resolve
+from catdog.training.request import TrainConfig
 
 OOF_NAME, REPORT_NAME = "oof.parquet", "oof.json"
 _CHOICE_SHARE = 0.1
@@ -143,12 +144,12 @@ def _first_copies(data: Catalog) -> np.ndarray:
 
 
 def cross_validate(
-    config: TrainConfig, folds: int, only: int | None = None, on_event: EventHandler | None = None
+    asked: TrainConfig, folds: int, only: int | None = None, on_event: EventHandler | None = None
 ) -> OutOfFold:
     """Trains and evaluates a model for each fold; the same call again continues an interrupted cross-validation.
 
     Args:
-        config: configuration of the training runs; `name` is the folder of the folds' runs.
+        asked: configuration of the training runs; `name` is the folder of the folds' runs.
         folds: K, at least 2.
         only: train only this fold, counted from 1.
         on_event: called with the events of training, of scoring, and `FoldStarted`.
@@ -163,13 +164,13 @@ def cross_validate(
     if folds < 2 or (only is not None and not 1 <= only <= folds):
         raise UsageError(f"--folds received {folds}, --fold {only}; expected at least 2 folds, and one of them")
     on_event = on_event or (lambda _event: None)
-    config = config.resolve()
-    data = catalog.read_catalog(config.data)
+    config = resolve(asked)
+    data = catalog.read_catalog(config.data.uri)
     fold_of = assign_folds(data, folds, int(data.options.get("split_seed", 0)))  # type: ignore[call-overload]
-    config = config.model_copy(update={"leave_out": _list_for_folds(config, data)})
+    config = config.replace("data", leave_out=_list_for_folds(config, data))
     chosen, folder = list(range(folds)) if only is None else [only - 1], ""
-    with cluster.connect(config.address, config.debug) as may_grow:
-        if config.head_first and not config.epochs and not config.members:
+    with cluster.connect(config.resources.address, config.resources.debug) as may_grow:
+        if config.optimizer.head_first and not config.optimizer.epochs and not config.run.members:
             merged, seconds, folder = _probe(config, data, fold_of, on_event, may_grow)
             merged = merged.filter(pc.is_in(merged["fold"], pa.array([fold + 1 for fold in chosen])))
         else:
@@ -181,7 +182,7 @@ def cross_validate(
     merged = merged.sort_by("key")  # the order of `read_out_of_fold`
     labels, logits = merged["label"].to_numpy(), merged["logit"].to_numpy()
     found = OutOfFold(
-        config.name,
+        config.run.name,
         merged["key"].to_pylist(),
         labels,
         merged["fold"].to_numpy(),
@@ -191,9 +192,9 @@ def cross_validate(
         data.fingerprint,
     )
     merged = merged.append_column("probability", pa.array(found.probabilities))
-    if only is not None and _holds_more(config.run, folds):
+    if only is not None and _holds_more(config.run.uri, folds):
         return found
-    storage.write_table(storage.join(config.run, OOF_NAME), merged)
+    storage.write_table(storage.join(config.run.uri, OOF_NAME), merged)
     content = {
         "catalog_fingerprint": data.fingerprint,
         "folds": folds,
@@ -203,7 +204,7 @@ def cross_validate(
         **found.figures.as_dict(),
         "log_loss_plain": found.log_loss_plain,
     }
-    storage.write_text(storage.join(config.run, REPORT_NAME), json.dumps(content, indent=2) + "\n")
+    storage.write_text(storage.join(config.run.uri, REPORT_NAME), json.dumps(content, indent=2) + "\n")
     return found
 
 
@@ -255,12 +256,14 @@ def average_out_of_fold(found: list[OutOfFold]) -> OutOfFold:
 
 def _list_for_folds(config: ResolvedConfig, data: Catalog) -> str | None:
     """Writes the `leave_out` list without keys of the test split, which no fold has; returns its URI."""
-    if config.leave_out is None:
+    if config.data.leave_out is None:
         return None
     labelled = set(data.table.filter(pc.not_equal(data.table["split"], "test"))["key"].to_pylist())
     text = io.StringIO()
-    csv.writer(text).writerows([("key",), *((key,) for key in sorted(train.left_out(config, data) & labelled))])
-    uri = storage.join(config.run, "data", "left-out.csv")
+    csv.writer(text).writerows(
+        [("key",), *((key,) for key in sorted(train.left_out(config.data.leave_out, data) & labelled))]
+    )
+    uri = storage.join(config.run.uri, "data", "left-out.csv")
     storage.write_text(uri, text.getvalue())
     return uri
 
@@ -276,14 +279,25 @@ def _probe(
     started = time.perf_counter()
     rows = data.table.filter(pa.array(fold_of >= 0))
     folds = fold_of[fold_of >= 0]
-    waiting.wait_for([{"CPU": 1}], on_event, config.wait)
+    waiting.wait_for([{"CPU": 1}], on_event, config.resources.wait)
     weights = train.load_weights(config)
-    folder = feature_cache.cache_folder(config.features, data, config.spec, weights, config.seed)
+    folder = feature_cache.cache_folder(config.run.features, data, config.model.spec, weights, config.run.seed)
     feature_cache.compute_features(
-        rows, config.spec, weights, config.seed, config.views, folder, on_event, config.gpu, may_grow, config.wait
+        rows,
+        config.model.spec,
+        weights,
+        config.run.seed,
+        config.validation.views,
+        folder,
+        on_event,
+        config.resources.gpu,
+        may_grow,
+        config.resources.wait,
     )
-    fitted = ~np.isin(rows["key"].to_pylist(), list(train.left_out(config, data)))
-    logits = feature_cache.out_of_fold(folder, rows, folds, fitted, config.spec, config.seed, config.views)
+    fitted = ~np.isin(rows["key"].to_pylist(), list(train.left_out(config.data.leave_out, data)))
+    logits = feature_cache.out_of_fold(
+        folder, rows, folds, fitted, config.model.spec, config.run.seed, config.validation.views
+    )
     labels = rows["label"].to_numpy().astype(np.int64)
     for fold in np.unique(folds):
         prior = labels[folds != fold].mean()
@@ -300,21 +314,27 @@ def _run_fold(
     Returns:
         Columns key, label, logit and fold; and the seconds for both.
     """
-    run = RunDirectory(config.run).part("fold", fold + 1).uri
+    run = RunDirectory(config.run.uri).part("fold", fold + 1).uri
     out = storage.join(run, "oof.csv")
     clock = storage.join(run, "seconds.json")
-    judged = _fold_catalog(config, data, fold_of, fold, storage.join(config.run, "data", f"fold-{fold + 1}"))
-    split: Literal["valid", "test"] = "valid" if config.keep == "last" else "test"
+    judged = _fold_catalog(config, data, fold_of, fold, storage.join(config.run.uri, "data", f"fold-{fold + 1}"))
+    split: Literal["valid", "test"] = "valid" if config.validation.keep == "last" else "test"
     started = time.perf_counter()
     resume = RunDirectory(run).exists
     train.train_model(
-        config.model_copy(
-            update={"data": judged.root, "runs": config.run, "name": storage.name(run), "resume": resume}
+        config.replace("data", uri=judged.root).replace(
+            "run", runs=config.run.uri, name=storage.name(run), resume=resume
         ),
         on_event,
     )
     request = ScoreConfig(
-        model=[run], data=judged.root, split=split, out=out, max_unreadable=1, gpu=config.gpu, wait=config.wait
+        model=[run],
+        data=judged.root,
+        split=split,
+        out=out,
+        max_unreadable=1,
+        gpu=config.resources.gpu,
+        wait=config.resources.wait,
     )
     score.score_dataset(request, on_event)
     if storage.exists(clock):
@@ -334,7 +354,7 @@ def _fold_catalog(config: ResolvedConfig, data: Catalog, fold_of: np.ndarray, fo
     keys = data.table["key"].to_pylist()
     drawn = rng.uniform(fold, rng.Stream.CHOICE, rng.key_hash(keys), 1)[:, 0]
     chosen = drawn[_first_copies(data)] < _CHOICE_SHARE
-    last = config.keep == "last"
+    last = config.validation.keep == "last"
     split = np.where(fold_of == fold, "valid" if last else "test", np.where(chosen & (not last), "valid", "train"))
     table = data.table.set_column(4, catalog.SCHEMA.field("split"), pa.array(split, pa.string()))
     table = table.filter(pa.array(fold_of >= 0))

@@ -24,7 +24,8 @@ from catdog.events import EpochDone, Event, EventHandler
 from catdog.inference import bundle, export
 from catdog.run_directory import RunDirectory
 from catdog.training import ingest, train
-from catdog.training.config import TrainConfig
+from catdog.training.config import resolve
+from catdog.training.request import TrainConfig
 
 METRIC, ACCURACY = "valid_log_loss", "valid_accuracy"
 _NO_PATHS = (None, "imagenet", "none")
@@ -95,6 +96,20 @@ def trial_name(choice: dict[str, Any]) -> str:
     return ",".join(f"{name}={value}" for name, value in choice.items()).replace("/", "_")
 
 
+def search_folder(config: TrainConfig) -> str:
+    """URI of the folder of a search.
+
+    Args:
+        config: as for `run_search`.
+
+    Raises:
+        UsageError: it has no name, or a submitted job would lose the folder.
+    """
+    if not config.name:
+        raise UsageError("a search received no --name; expected one, which its folder in --runs gets")
+    return storage.join(storage.absolute_output(config.runs, "--runs"), config.name)
+
+
 def run_search(
     config: TrainConfig,
     grid: dict[str, list[Any]],
@@ -120,15 +135,14 @@ def run_search(
     """
     if not grid or not all(grid.values()):
         raise UsageError("--grid received no values; expected NAME=[VALUE, …] of at least one field")
-    runs = storage.absolute_output(config.runs, "--runs")
-    folder = storage.join(runs, config.name or "")
+    folder = search_folder(config)
     # Absolute paths, because Tune changes the working folder of trials.
-    given = _absolute({name: getattr(config, name) for name in config.model_fields_set}) | {"runs": folder}
+    given = _absolute({name: value for name, value in config if value is not None}) | {"runs": folder}
     grid = {name: [_absolute({name: value})[name] for value in values] for name, values in grid.items()}
     # Validated now, so that an invalid value does not fail after hours of training.
     for name, values in grid.items():
         for value in values:
-            TrainConfig(**(given | {"data": config.data, "name": "x", name: value})).resolve()
+            resolve(TrainConfig(**(given | {"data": config.data, "name": "x", name: value})))
     options = {"workers": 1, "cpus_per_worker": 1} | given | {"name": None, "resume": False}
     _require_same_search(folder, options, grid)
     # Tune's own handler would first wait for running trials to end.
@@ -139,7 +153,7 @@ def run_search(
             share = int(options["workers"]) * int(options["cpus_per_worker"])
             concurrent = max(1, int(ray.cluster_resources().get("CPU", 1)) // share)
         # Each trial has its own copy of the decoded images in memory.
-        sizes = grid.get("image_size") or [TrainConfig(**options).resolve().image_size]
+        sizes = grid.get("image_size") or [resolve(TrainConfig(**options)).model.image_size]
         concurrent = min(concurrent, max(1, ingest.room(len(catalog.read_catalog(options["data"]).table), max(sizes))))
         first = {"CPU": int(options["cpus_per_worker"])} | ({"GPU": 1} if options.get("gpu") else {})
         waiting.wait_for([first], on_event or (lambda _event: None), config.wait)
@@ -163,7 +177,7 @@ def judge_search(config: TrainConfig, trials: list[Trial]) -> selection.Judged |
         Metrics of the validation images, each half predicted by the trial that is best on the other half; None if fewer
         than two trials have validation logits.
     """
-    folder = storage.join(storage.absolute_output(config.runs, "--runs"), config.name or "")
+    folder = search_folder(config)
     runs = [storage.join(folder, trial.name) for trial in trials if trial.log_loss is not None]
     # Trials that ASHA stopped have no model and cannot be chosen.
     runs = [run for run in runs if RunDirectory(run).finished]
@@ -197,7 +211,7 @@ def _require_same_search(folder: str, options: dict[str, Any], grid: dict[str, l
     ours = {name: value for name, value in options.items() if name not in ("address", "wait", "debug", "runs", "data")}
     content = {
         "catalog_fingerprint": catalog.read_catalog(options["data"]).fingerprint,
-        "options": TrainConfig(**(ours | {"data": "", "name": "x"})).model_dump(mode="json"),
+        "options": TrainConfig(**(ours | {"data": "", "name": "x"})).model_dump(mode="json", exclude_none=True),
         "grid": grid,
     }
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
@@ -217,7 +231,7 @@ def _tuner(folder: str, options: dict[str, Any], grid: dict[str, list[Any]], ash
     space = {name: tune.grid_search(values) for name, values in grid.items()}
     if tune.Tuner.can_restore(place):
         return tune.Tuner.restore(place, trainable, resume_errored=True, param_space=space)
-    epochs = TrainConfig(**options).resolve().epochs
+    epochs = resolve(TrainConfig(**options)).optimizer.epochs
     # One more than the epochs: ASHA ends trials at max_t, and one that is ended at its last epoch saves no model.
     asha_scheduler = ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=max(1, min(3, epochs)))
     return tune.Tuner(

@@ -16,13 +16,13 @@ import numpy as np
 import pydantic
 
 from catdog import run_directory, storage
-from catdog.choices import EngineName
+from catdog.choices import EngineName, View
 from catdog.errors import CatdogError, UsageError, first_line
 from catdog.evaluation import metrics
 from catdog.inference import engines
 from catdog.inference.engines import Engine
 from catdog.inference.provenance import Provenance
-from catdog.inference.views import View, apply_view
+from catdog.inference.views import apply_view
 from catdog.models.spec import use_keras_defaults
 from catdog.run_directory import RunDirectory
 

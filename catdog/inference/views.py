@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import cv2
 import numpy as np
-import pydantic
-
-# The name of a view as `apply_view` takes it.
-View = Annotated[str, pydantic.Field(pattern=r"^(identity|mirror|crop-[5-9][0-9](-mirror)?)$")]
 
 
 def apply_view(batch: np.ndarray, view: str) -> np.ndarray:

@@ -6,7 +6,7 @@ __getattr__, __all__ = lazy(
     __name__,
     {
         "RECIPES": "recipes",
-        "TrainConfig": "config",
+        "TrainConfig": "request",
         "TrainResult": "train",
         "train_model": "train",
     },

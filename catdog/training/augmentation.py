@@ -6,53 +6,14 @@ once however many changes there are.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-import pydantic
+
+from catdog.training.request import Augmentation
 
 # How many random numbers `draw_changes` takes for an image.
 DRAWS = 16
-
-_Share = Annotated[float, pydantic.Field(ge=0, le=1)]
-
-
-class Augmentation(pydantic.BaseModel):
-    """Limits of the random changes to a training image; the defaults change nothing.
-
-    Attributes:
-        mirror: flip left and right, half of the time.
-        crop: least and greatest side of a random crop, as a share of the image's.
-        aspect: greatest ratio of a crop's sides; 1 is square.
-        rotation: greatest rotation either way, in degrees.
-        shear: greatest shear along x either way, in degrees.
-        zoom: greatest zoom in or out, as a share.
-        shift: greatest shift along each axis, as a share.
-        fill: what is seen beyond the image's edge: its mirror image, or its last pixels.
-        brightness: greatest change, of 255.
-        contrast: greatest change, as a share, about the image's mean.
-        erase: probability of a grey rectangle over 2 to 20 % of the image (Zhong et al., 2020).
-    """
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-    mirror: bool = False
-    crop: tuple[_Share, _Share] = (1.0, 1.0)
-    aspect: Annotated[float, pydantic.Field(ge=1, le=4)] = 1.0
-    rotation: Annotated[float, pydantic.Field(ge=0, le=180)] = 0.0
-    shear: Annotated[float, pydantic.Field(ge=0, lt=90)] = 0.0
-    zoom: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
-    shift: _Share = 0.0
-    fill: Literal["reflect", "nearest"] = "reflect"
-    brightness: Annotated[float, pydantic.Field(ge=0, le=255)] = 0.0
-    contrast: _Share = 0.0
-    erase: _Share = 0.0
-
-    @pydantic.model_validator(mode="after")
-    def _check_crop(self) -> Augmentation:
-        if not 0 < self.crop[0] <= self.crop[1]:
-            raise ValueError(f"crop received {self.crop}, expected two shares, the lesser first, above 0")
-        return self
 
 
 def draw_changes(random: np.ndarray, settings: Augmentation, source: int, size: int) -> np.ndarray:

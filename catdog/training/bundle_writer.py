@@ -39,8 +39,8 @@ def write_trained_bundle(
         logits: float64, N: the validation images', of these weights in the config's views.
         variables_sha256: digest of these weights, by worker.
     """
-    config, labels, keys, run = job.config, validator.labels, job.valid.keys, RunDirectory(job.config.run)
-    figures, temperature, clip = calibration.judge_and_calibrate(labels, logits, keys, config.calibrate)
+    config, labels, keys, run = job.config, validator.labels, job.valid.keys, RunDirectory(job.config.run.uri)
+    figures, temperature, clip = calibration.judge_and_calibrate(labels, logits, keys, config.validation.calibrate)
     # So that the models of several runs can be averaged and calibrated together.
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"key": keys, "label": labels, "logit": logits}), sink)
@@ -53,39 +53,39 @@ def write_trained_bundle(
         [replica.validation_model],
         pixels.take(pixels.readable[:_SAMPLE]),
         job.provenance,
-        architecture=config.arch,
-        image_size=config.image_size,
+        architecture=config.model.arch,
+        image_size=config.model.image_size,
         class_names=job.class_names,
-        views=config.views,
-        calibration="validation" if config.calibrate else "none",
+        views=config.validation.views,
+        calibration="validation" if config.validation.calibrate else "none",
         temperature=temperature,
         clip=clip,
         prior=job.prior,
         validation=validation,
         chosen_on=chosen_on,
         catalog_fingerprint=job.catalog_fingerprint,
-        seed=config.seed,
+        seed=config.run.seed,
         training={
-            "options": config.model_dump(mode="json"),
+            "options": config.options(),
             "precision": replica.precision,
             "history": progress.history,
             "variables_sha256": variables_sha256,
         },
     )
-    return TrainResult(config.run, run.model, validation, chosen_on, progress.epoch, progress.history)
+    return TrainResult(config.run.uri, run.model, validation, chosen_on, progress.epoch, progress.history)
 
 
 def _was_chosen(job: WorkerJob, progress: Progress) -> bool:
     """Tells whether the validation images chose the epoch that is kept."""
-    return job.config.keep == "best" and progress.epoch > 1
+    return job.config.validation.keep == "best" and progress.epoch > 1
 
 
 def _cross_chosen(job: WorkerJob, labels: np.ndarray, progress: Progress) -> dict[str, Any]:
     """The log loss of each half of the images in the epoch that the other half chooses, where it can be told."""
     # Each epoch was judged on the plain image: of several views there is no such figure.
-    all_there = len(progress.valid_logits) == progress.epoch and job.config.views == ["identity"]
+    all_there = len(progress.valid_logits) == progress.epoch and job.config.validation.views == ["identity"]
     if not (_was_chosen(job, progress) and all_there and len(labels) > 1):
         return {}
     logits = np.stack(progress.valid_logits)
-    judged = selection.judge_selection(labels, logits, job.valid.keys, job.config.calibrate)
+    judged = selection.judge_selection(labels, logits, job.valid.keys, job.config.validation.calibrate)
     return {"log_loss_cross_chosen": judged.log_loss}

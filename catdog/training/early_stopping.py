@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from catdog.choices import Keep
 from catdog.training.checkpoint import Progress
 
 
@@ -19,7 +19,7 @@ class EarlyStopping:
     """
 
     epochs: int
-    keep: Literal["best", "last"]
+    keep: Keep
     patience: int
 
     def is_over(self, progress: Progress) -> bool:

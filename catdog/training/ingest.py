@@ -21,6 +21,7 @@ from catdog.errors import CatdogError
 from catdog.prefetch import prefetch
 from catdog.training import augmentation
 from catdog.training.config import ResolvedConfig
+from catdog.training.request import Augmentation
 
 _BLOCK_ROWS = 256
 
@@ -156,7 +157,7 @@ class Batches:
     @property
     def size(self) -> int:
         """Images in a global batch: fewer than asked for where there are not so many."""
-        return min(self.config.batch_size, len(self.pixels.readable))
+        return min(self.config.data.batch_size, len(self.pixels.readable))
 
     @property
     def steps(self) -> int:
@@ -174,26 +175,26 @@ class Batches:
             n, float32 weights of their losses n, and float32 shares in MixUp n. With MixUp the images to mix in, and
             all that goes with them, follow in a second half.
         """
-        config, seed, size, steps = self.config, self.config.seed, self.size, self.steps
+        config, seed, size, steps = self.config, self.config.run.seed, self.size, self.steps
         rows, labels = self.pixels.readable, self.labels.astype(np.float32)
         random = rng.uniform(2 * seed + rng.Stream.ORDER, epoch, self.hashes[rows], 1)[:, 0]
         order = rows[np.argsort(random, kind="stable")]
         random = rng.uniform(2 * seed + rng.Stream.AUGMENTATION, epoch, self.hashes, augmentation.DRAWS)
-        changes = augmentation.draw_changes(random, config.augmentation, config.image_size, config.train_size)
+        changes = augmentation.draw_changes(random, config.augmentation, config.model.image_size, config.train_size)
         shares = np.ones(len(labels), np.float32)
-        if config.mixup:
+        if config.data.mixup:
             from scipy import stats
 
             drawn = rng.uniform(rng.Stream.MIXUP + seed, epoch, self.hashes, 1)[:, 0]
-            shares = stats.beta.ppf(drawn, config.mixup, config.mixup).astype(np.float32)
+            shares = stats.beta.ppf(drawn, config.data.mixup, config.data.mixup).astype(np.float32)
         weights = np.ones(len(labels), np.float32)
-        if config.balance:
+        if config.data.balance:
             weights = np.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean())).astype(np.float32)
 
         def share(step: int) -> list[np.ndarray]:
             batch = order[step * size : (step + 1) * size]
             mine = batch[self.rank :: self.world]
-            if config.mixup:
+            if config.data.mixup:
                 mine = np.concatenate([mine, np.roll(batch, 1)[self.rank :: self.world]])
             return [self._augmented(mine, changes[mine]), labels[mine], weights[mine], shares[mine]]
 
@@ -201,7 +202,7 @@ class Batches:
 
     def _augmented(self, rows: np.ndarray, changes: np.ndarray) -> np.ndarray:
         config, size = self.config, self.config.train_size
-        if config.augmentation == augmentation.Augmentation() and size == config.image_size:
+        if config.augmentation == Augmentation() and size == config.model.image_size:
             return self.pixels.take(rows)
         out = np.empty((len(rows), size, size, 3), np.uint8)
         for image, change, place in zip(self.pixels.images(rows), changes, out, strict=True):

@@ -95,7 +95,7 @@ def run_workers(job: WorkerJob) -> TrainResult:
             placement_strategy="SPREAD",
         ),
         run_config=ray.train.RunConfig(
-            storage_path=config.run,
+            storage_path=config.run.uri,
             name=run_directory.CHECKPOINTS,
             failure_config=ray.train.FailureConfig(max_failures=_MAX_RESTARTS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
@@ -106,7 +106,7 @@ def run_workers(job: WorkerJob) -> TrainResult:
     except ray.train.TrainingFailedError as error:
         raise CatdogError(
             f"training failed, also after {_MAX_RESTARTS} restarts ({cluster.cause(error)}); --debug "
-            f"shows why, and --resume --name {config.name} continues from the last epoch"
+            f"shows why, and --resume --name {config.run.name} continues from the last epoch"
         ) from error
     if isinstance(outcome, Failure):
         raise CatdogError(outcome.message)

@@ -27,13 +27,13 @@ def build_optimizer(config: ResolvedConfig, model: keras.Model, steps: int) -> k
     import keras
 
     options: dict[str, Any] = {"learning_rate": _schedule(config, steps)}
-    if config.optimizer == "adamw":
-        options["weight_decay"] = config.weight_decay
-    if config.optimizer == "sgd":
+    if config.optimizer.name == "adamw":
+        options["weight_decay"] = config.optimizer.weight_decay
+    if config.optimizer.name == "sgd":
         options |= {"momentum": 0.9, "nesterov": True}
-    if config.ema:
-        options |= {"use_ema": True, "ema_momentum": config.ema}
-    optimizer = _with_layer_rates(getattr(keras.optimizers, _CLASSES[config.optimizer]), config, model)(**options)
+    if config.optimizer.ema:
+        options |= {"use_ema": True, "ema_momentum": config.optimizer.ema}
+    optimizer = _with_layer_rates(getattr(keras.optimizers, _CLASSES[config.optimizer.name]), config, model)(**options)
     optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) < 2])
     return optimizer
 
@@ -42,24 +42,24 @@ def _schedule(config: ResolvedConfig, steps: int) -> Any:
     """Linear warm-up over the given share of all steps, then cosine down to 0, or the rate as it is."""
     import keras
 
-    warm_up = max(1, int(config.warm_up * steps))
-    rate = config.learning_rate
-    if config.schedule == "cosine":
+    warm_up = max(1, int(config.optimizer.warm_up * steps))
+    rate = config.optimizer.learning_rate
+    if config.optimizer.schedule == "cosine":
         rest = max(1, steps - warm_up)
         return keras.optimizers.schedules.CosineDecay(0.0, rest, warmup_target=rate, warmup_steps=warm_up)
-    if config.warm_up:
+    if config.optimizer.warm_up:
         return keras.optimizers.schedules.PolynomialDecay(rate / warm_up, warm_up, end_learning_rate=rate)
     return rate
 
 
 def _with_layer_rates(base: type, config: ResolvedConfig, model: keras.Model) -> type:
     """An optimizer that scales each update by how far its layer lies below the head (Clark et al., 2020)."""
-    if config.layer_decay == 1:
+    if config.optimizer.layer_decay == 1:
         return base
     depth, rates = 0, {}
     for layer in reversed([layer for layer in surgery.all_layers(model) if layer.trainable_variables]):
         for variable in layer.trainable_variables:
-            rates[variable.path] = config.layer_decay**depth
+            rates[variable.path] = config.optimizer.layer_decay**depth
         # Batch-norm belongs to the convolution before it.
         depth += any(len(variable.shape) > 1 for variable in layer.trainable_variables)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from catdog.errors import UsageError
-from catdog.training.augmentation import Augmentation
+from catdog.training.request import Augmentation
 
 
 @dataclass(frozen=True)

@@ -84,13 +84,15 @@ def build_replica(job: WorkerJob, group: WorkerGroup, steps: int) -> Replica:
     config = job.config
     weights = ray.get(job.weights) if job.weights is not None else None
     with group.strategy.scope():
-        built = _build(dataclasses.replace(config.spec, image_size=config.train_size), weights, group)
-        model = built if config.spec.pretrained else batch_norm.fuse_batch_norm(built)
-        validation_model = built if config.train_size == config.image_size else _build(config.spec, None, group)
+        built = _build(dataclasses.replace(config.model.spec, image_size=config.train_size), weights, group)
+        model = built if config.model.spec.pretrained else batch_norm.fuse_batch_norm(built)
+        validation_model = (
+            built if config.train_size == config.model.image_size else _build(config.model.spec, None, group)
+        )
         if [v.shape for v in model.variables] != [v.shape for v in validation_model.variables]:
             raise CommonError(
-                f"train_scale received {config.train_scale}, but {config.arch} has other weights at another size; "
-                "expected 1"
+                f"train_scale received {config.data.train_scale}, but {config.model.arch} has other weights at another "
+                "size; expected 1"
             )
         if job.head is not None:
             variables = [variable for layer in surgery.head_layers(model) for variable in layer.weights]
@@ -98,14 +100,14 @@ def build_replica(job: WorkerJob, group: WorkerGroup, steps: int) -> Replica:
                 variable.assign(value)
         optimizer = optimizers.build_optimizer(config, model, steps)
         optimizer.build(model.trainable_variables)
-    folds = config.spec.pretrained and batch_norm.can_fold_batch_norm(model) and not job.plan.gpu
+    folds = config.model.spec.pretrained and batch_norm.can_fold_batch_norm(model) and not job.plan.gpu
     able = group.all_true(batch_norm.has_bfloat16())
-    if config.precision == "bfloat16" and not folds:
-        raise CommonError(f"--precision bfloat16 received, but {config.arch} as asked for is not trained in it")
+    if config.optimizer.precision == "bfloat16" and not folds:
+        raise CommonError(f"--precision bfloat16 received, but {config.model.arch} as asked for is not trained in it")
     # Where every worker's CPU has bfloat16 in hardware and the backbone's batch-norm stays as it is.
-    wanted = config.precision == "bfloat16" or (config.precision == "auto" and able)
+    wanted = config.optimizer.precision == "bfloat16" or (config.optimizer.precision == "auto" and able)
     precision: Literal["float32", "bfloat16"] = "bfloat16" if folds and wanted else "float32"
-    return Replica(model, validation_model, optimizer, bool(config.ema), folds, precision)
+    return Replica(model, validation_model, optimizer, bool(config.optimizer.ema), folds, precision)
 
 
 def _build(spec: registry.ModelSpec, weights: bytes | None, group: WorkerGroup) -> Any:

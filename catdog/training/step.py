@@ -35,14 +35,14 @@ def training_step(
     def forward(pixels: Any) -> Any:
         if replica.precision == "bfloat16":
             return batch_norm.apply_folded(model, pixels)
-        if config.spec.pretrained:
+        if config.model.spec.pretrained:
             return surgery.forward_in_inference_mode(model, pixels)
         return model(pixels, training=True)
 
     def step(pixels: Any, labels: Any, weights: Any, shares: Any) -> Any:
-        if config.mixup:
+        if config.data.mixup:
             pixels, labels, weights = augmentation.mixup(shares, pixels, labels, weights)
-        labels = labels * (1 - config.label_smoothing) + config.label_smoothing / 2
+        labels = labels * (1 - config.optimizer.label_smoothing) + config.optimizer.label_smoothing / 2
         with tf.GradientTape() as tape:
             logits = forward(pixels)[:, 0]
             each = weights * tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)

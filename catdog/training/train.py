@@ -29,8 +29,9 @@ from catdog.inference.provenance import Provenance
 from catdog.models import pretrained, registry
 from catdog.run_directory import RunDirectory
 from catdog.training import feature_cache, ingest, launch
-from catdog.training.config import ResolvedConfig, TrainConfig
+from catdog.training.config import ResolvedConfig, resolve
 from catdog.training.job import SplitData, TrainResult, WorkerJob
+from catdog.training.request import TrainConfig
 from catdog.waiting import wait_for
 
 # A resumed run takes the workers it had, unless told otherwise: with others it differs by float noise and by
@@ -42,11 +43,13 @@ _PLACE_FIELDS = (
 )
 
 
-def train_model(config: TrainConfig, on_event: EventHandler | None = None, patience: float = 0.0) -> TrainResult:
+def train_model(
+    config: TrainConfig | ResolvedConfig, on_event: EventHandler | None = None, patience: float = 0.0
+) -> TrainResult:
     """Trains a model and writes its bundle to `RUNS/NAME/model/`.
 
     Args:
-        config: what to do.
+        config: what to do, as it is asked for or as it was resolved.
         on_event: called in this process with each `events.TrainingEvent`.
         patience: how long to wait for another process that works on the run, in seconds.
 
@@ -59,9 +62,9 @@ def train_model(config: TrainConfig, on_event: EventHandler | None = None, patie
             works on the run.
     """
     on_event = on_event or (lambda _event: None)
-    resolved = config.resolve()
-    data = catalog.read_catalog(resolved.data)
-    trained = _train_members if resolved.members else _train_one
+    resolved = config if isinstance(config, ResolvedConfig) else resolve(config)
+    data = catalog.read_catalog(resolved.data.uri)
+    trained = _train_members if resolved.run.members else _train_one
     return _train_exclusively(trained, resolved, data, on_event, patience)
 
 
@@ -83,10 +86,10 @@ def _train_exclusively(
         patience: as for `train_model`.
         nested: the run is a member of one around it.
     """
-    left_out(config, data)
+    left_out(config.data.leave_out, data)
     finished = _check_run(config, data, nested)
     if finished is None:
-        with RunDirectory(config.run).hold("training", patience):
+        with RunDirectory(config.run.uri).hold("training", patience):
             # Checked again: another process may have opened or finished it since.
             finished = _check_run(config, data, nested) or trained(config, data, on_event)
     return finished
@@ -96,25 +99,29 @@ def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler) ->
     """Trains one model: decodes the images, fits the head if that is asked for, and starts the workers."""
     rows = {split: data.split(split) for split in ("train", "valid")}
     # Of the training split only: the images that judge a model must not be selected.
-    listed = pa.array(list(left_out(config, data)), pa.string())
+    listed = pa.array(list(left_out(config.data.leave_out, data)), pa.string())
     rows["train"] = rows["train"].filter(pc.invert(pc.is_in(rows["train"]["key"], listed)))
     if len(set(rows["train"]["label"].to_pylist())) < 2:
-        raise UsageError(f"--leave-out received {config.leave_out}, which leaves fewer than two classes to train on")
+        raise UsageError(
+            f"--leave-out received {config.data.leave_out}, which leaves fewer than two classes to train on"
+        )
     images = sum(table.num_rows for table in rows.values())
-    with cluster.connect(config.address, config.debug) as may_grow:
-        plan = resources.plan_training(config.batch_size, config.workers, config.cpus_per_worker, config.gpu, may_grow)
-        config = config.model_copy(update=vars(plan))
-        wait_for([{"CPU": 1}], on_event, config.wait)  # for what comes before the workers
+    with cluster.connect(config.resources.address, config.resources.debug) as may_grow:
+        plan = _plan(config, may_grow)
+        config = config.replace("resources", **vars(plan))
+        wait_for([{"CPU": 1}], on_event, config.resources.wait)  # for what comes before the workers
         weights = load_weights(config)
-        ingest.require_memory(images, config.image_size)
+        ingest.require_memory(images, config.model.image_size)
         # Only now, when nothing more can be refused, is an old run deleted or a name taken.
         _open_run(config, data, on_event)
-        on_event(DecodingStarted(images, config.run))
-        head = _fit_head(config, data, rows["train"], weights, on_event, may_grow) if config.head_first else None
+        on_event(DecodingStarted(images, config.run.uri))
+        head = None
+        if config.optimizer.head_first:
+            head = _fit_head(config, data, rows["train"], weights, on_event, may_grow)
         # Kept until the end: the blocks live as long as somebody holds the data set.
-        decoded = {split: ingest.decode(table, config.image_size) for split, table in rows.items()}
+        decoded = {split: ingest.decode(table, config.model.image_size) for split, table in rows.items()}
         splits = {split: _split_data(table, decoded[split]) for split, table in rows.items()}
-        wait_for([launch.worker_resources(plan)] * plan.workers, on_event, config.wait)
+        wait_for([launch.worker_resources(plan)] * plan.workers, on_event, config.resources.wait)
         with launch.listening(on_event) as events:
             return launch.run_workers(
                 WorkerJob(
@@ -133,6 +140,11 @@ def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler) ->
             )
 
 
+def _plan(config: ResolvedConfig, may_grow: bool) -> resources.TrainPlan:
+    asked = config.resources
+    return resources.plan_training(config.data.batch_size, asked.workers, asked.cpus_per_worker, asked.gpu, may_grow)
+
+
 def _split_data(rows: pa.Table, decoded: ray.data.MaterializedDataset) -> SplitData:
     return SplitData(decoded.to_arrow_refs(), rows["key"].to_pylist(), rows["label"].to_numpy().astype(np.int64))
 
@@ -146,35 +158,46 @@ def _fit_head(
     may_grow: bool,
 ) -> list[np.ndarray]:
     """Fits the head to the frozen backbone's features of the training images; returns its variables' values."""
-    views = ["identity"] if config.epochs else config.views
-    folder = feature_cache.cache_folder(config.features, data, config.spec, weights, config.seed)
+    views = ["identity"] if config.optimizer.epochs else config.validation.views
+    folder = feature_cache.cache_folder(config.run.features, data, config.model.spec, weights, config.run.seed)
     feature_cache.compute_features(
-        rows, config.spec, weights, config.seed, views, folder, on_event, config.gpu, may_grow, config.wait
+        rows,
+        config.model.spec,
+        weights,
+        config.run.seed,
+        views,
+        folder,
+        on_event,
+        config.resources.gpu,
+        may_grow,
+        config.resources.wait,
     )
-    return feature_cache.fit_head(folder, rows, config.spec, config.seed, views, config.epochs > 0)
+    return feature_cache.fit_head(folder, rows, config.model.spec, config.run.seed, views, config.optimizer.epochs > 0)
 
 
 def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
     """Trains each member as a run of its own in `RUNS/NAME/member-N`, then makes one bundle of them."""
-    run = RunDirectory(config.run)
-    options = config.model_dump() | {"members": [], "runs": config.run, "overwrite": False, "resume": False}
+    run = RunDirectory(config.run.uri)
+    options = config.options() | {"members": [], "runs": config.run.uri, "overwrite": False, "resume": False}
     members = [
-        TrainConfig(**(options | difference | {"name": storage.name(run.part("member", number).uri)})).resolve()
-        for number, difference in enumerate(config.members, 1)
+        resolve(TrainConfig(**(options | difference | {"name": storage.name(run.part("member", number).uri)})))
+        for number, difference in enumerate(config.run.members, 1)
     ]
     results = []
-    with cluster.connect(config.address, config.debug) as may_grow:
+    with cluster.connect(config.resources.address, config.resources.debug) as may_grow:
         for member in members:  # before an old run is deleted
-            resources.plan_training(member.batch_size, member.workers, member.cpus_per_worker, member.gpu, may_grow)
+            _plan(member, may_grow)
         _open_run(config, data, on_event)
         for number, member in enumerate(members, 1):
             on_event(MemberStarted(number, len(members)))
-            member = member.model_copy(update={"resume": RunDirectory(member.run).exists})
+            member = member.replace("run", resume=RunDirectory(member.run.uri).exists)
             results.append(_train_exclusively(_train_one, member, data, on_event, nested=True))
-    valid = [pq.read_table(pa.BufferReader(storage.read_bytes(RunDirectory(member.run).valid))) for member in members]
+    valid = [
+        pq.read_table(pa.BufferReader(storage.read_bytes(RunDirectory(member.run.uri).valid))) for member in members
+    ]
     logits = np.mean([table["logit"].to_numpy() for table in valid], axis=0)
     labels, keys = valid[0]["label"].to_numpy(), valid[0]["key"].to_pylist()
-    figures, temperature, clip = calibration.judge_and_calibrate(labels, logits, keys, config.calibrate)
+    figures, temperature, clip = calibration.judge_and_calibrate(labels, logits, keys, config.validation.calibrate)
     validation = {"epoch": max(int(result.validation["epoch"]) for result in results), **figures}
     chosen_on = "validation" if any(result.chosen_on == "validation" for result in results) else "none"
     _, first = bundle.read_info(results[0].bundle)
@@ -187,33 +210,33 @@ def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler
         validation=validation,
         chosen_on=chosen_on,
         catalog_fingerprint=data.fingerprint,
-        seed=config.seed,
-        training={"options": config.model_dump(mode="json"), "history": []},
+        seed=config.run.seed,
+        training={"options": config.options(), "history": []},
     )
-    return TrainResult(config.run, run.model, validation, chosen_on, max(result.epochs for result in results), [])
+    return TrainResult(config.run.uri, run.model, validation, chosen_on, max(result.epochs for result in results), [])
 
 
-def left_out(config: ResolvedConfig, data: Catalog) -> set[str]:
-    """The keys that a config's list leaves out of training.
+def left_out(listed: str | None, data: Catalog) -> set[str]:
+    """The keys that a list leaves out of training.
 
     Args:
-        config: resolved.
+        listed: URI of the list, or None.
         data: the catalog.
 
     Raises:
         UsageError: there is no such list, or it names what the data set does not hold.
     """
-    if config.leave_out is None:
+    if listed is None:
         return set()
     known = set(data.table["key"].to_pylist())
     try:
-        keys = key_list.parse_keys(storage.read_bytes(config.leave_out).decode("utf-8-sig"), known)
+        keys = key_list.parse_keys(storage.read_bytes(listed).decode("utf-8-sig"), known)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--leave-out received {config.leave_out}, which could not be read ({error})") from error
+        raise UsageError(f"--leave-out received {listed}, which could not be read ({error})") from error
     unknown = keys - known
     if unknown:
         raise UsageError(
-            f"--leave-out received {config.leave_out} with {len(unknown)} unknown keys such as {min(unknown)!r}; "
+            f"--leave-out received {listed} with {len(unknown)} unknown keys such as {min(unknown)!r}; "
             f"expected keys of {data.root} such as {data.table['key'][0].as_py()!r}, one a line, or a CSV with a "
             "column key"
         )
@@ -232,21 +255,22 @@ def stored_config(runs: str, name: str) -> dict[str, Any]:
 
 def _computed(config: ResolvedConfig) -> dict[str, Any]:
     """The options that decide what a run computes; the same run has the same ones, wherever it goes on."""
-    # As it is read back from JSON, where a tuple is a list.
-    return {name: value for name, value in config.model_dump(mode="json").items() if name not in _PLACE_FIELDS}
+    return {name: value for name, value in config.options().items() if name not in _PLACE_FIELDS}
 
 
 def _inputs(config: ResolvedConfig, data: Catalog) -> dict[str, str | None]:
     """Digests of the files that a run reads."""
-    listed = hashlib.sha256(storage.read_bytes(config.leave_out)).hexdigest() if config.leave_out else None
+    leave_out = config.data.leave_out
+    listed = hashlib.sha256(storage.read_bytes(leave_out)).hexdigest() if leave_out else None
     return {"catalog_fingerprint": data.fingerprint, "leave_out_sha256": listed}
 
 
 def _open_run(config: ResolvedConfig, data: Catalog, on_event: EventHandler) -> None:
     """Writes down what the run is, deleting the old one of its name if that was asked for."""
-    options = _computed(config) | {name: getattr(config, name) for name in {"data", *_SHAPE_FIELDS}}
-    strangers = RunDirectory(config.run).open({"options": options} | _inputs(config, data), config.overwrite)
-    on_event(RunOpened(config.run, strangers))
+    kept = {"data", *_SHAPE_FIELDS}
+    options = {name: value for name, value in config.options().items() if name not in _PLACE_FIELDS or name in kept}
+    strangers = RunDirectory(config.run.uri).open({"options": options} | _inputs(config, data), config.run.overwrite)
+    on_event(RunOpened(config.run.uri, strangers))
 
 
 def _check_run(config: ResolvedConfig, data: Catalog, nested: bool = False) -> TrainResult | None:
@@ -255,28 +279,29 @@ def _check_run(config: ResolvedConfig, data: Catalog, nested: bool = False) -> T
     Returns:
         The result, where the run to resume is finished already.
     """
-    run = RunDirectory(config.run)
-    if not config.resume:
-        run.require_free(config.overwrite, nested)
+    run = RunDirectory(config.run.uri)
+    if not config.run.resume:
+        run.require_free(config.run.overwrite, nested)
         return None
-    before = run.require_run(config.runs)
+    before = run.require_run(config.run.runs)
     for name, value in _computed(config).items():
         if (then := before["options"].get(name)) != value:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(
-                f"--resume: run {config.name!r} was started with {option} {then}, received {value}; resume "
+                f"--resume: run {config.run.name!r} was started with {option} {then}, received {value}; resume "
                 "it as it was, or start another"
             )
     for name, digest in _inputs(config, data).items():
         if before.get(name) != digest:
-            what = f"the list {config.leave_out}" if name == "leave_out_sha256" else f"the data set in {config.data}"
-            raise UsageError(f"--resume: {what} has changed since {config.name!r} was started")
+            listed = name == "leave_out_sha256"
+            what = f"the list {config.data.leave_out}" if listed else f"the data set in {config.data.uri}"
+            raise UsageError(f"--resume: {what} has changed since {config.run.name!r} was started")
     if not run.finished:
         return None
-    uri, info = bundle.read_info(config.run)
+    uri, info = bundle.read_info(config.run.uri)
     history = info.training["history"]
     epochs = max(len(history), int(info.validation["epoch"]))
-    return TrainResult(config.run, uri, info.validation, info.chosen_on, epochs, history)
+    return TrainResult(config.run.uri, uri, info.validation, info.chosen_on, epochs, history)
 
 
 def load_weights(config: ResolvedConfig) -> ray.ObjectRef | None:
@@ -291,19 +316,19 @@ def load_weights(config: ResolvedConfig) -> ray.ObjectRef | None:
     Raises:
         CatdogError: they could not be read or downloaded.
     """
-    if config.weights == "none":
+    if config.model.weights == "none":
         return None
-    if config.weights == "imagenet":
+    if config.model.weights == "imagenet":
         # In a process of its own, so that later tasks can still set TensorFlow's number of threads.
-        reference = ray.remote(max_calls=1)(_download).remote(config.spec)
+        reference = ray.remote(max_calls=1)(_download).remote(config.model.spec)
         error = ray.get(reference)[1]
         if error:
             raise CatdogError(error)
         return ray.put(ray.get(reference)[0])
     try:
-        return ray.put(storage.read_bytes(config.weights))
+        return ray.put(storage.read_bytes(config.model.weights))
     except OSError as error:
-        raise CatdogError(f"--weights: could not read {config.weights}: {error.strerror or error}") from error
+        raise CatdogError(f"--weights: could not read {config.model.weights}: {error.strerror or error}") from error
 
 
 def _download(spec: registry.ModelSpec) -> tuple[bytes, str]:

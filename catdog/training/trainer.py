@@ -79,19 +79,19 @@ class Trainer:
 
         self.job = job
         context = ray.train.get_context()
-        keras.utils.set_random_seed(config.seed)
+        keras.utils.set_random_seed(config.run.seed)
         self.group = group = WorkerGroup(context.get_world_rank(), context.get_world_size())
-        self.train_pixels = _fetch_pixels(job.train, config.image_size, "training")
-        valid_pixels = _fetch_pixels(job.valid, config.image_size, "validation")
+        self.train_pixels = _fetch_pixels(job.train, config.model.image_size, "training")
+        valid_pixels = _fetch_pixels(job.valid, config.model.image_size, "validation")
         hashes = rng.key_hash(job.train.keys)
         self.batches = ingest.Batches(config, self.train_pixels, job.train.labels, hashes, group.rank, group.size)
         batch_size = self.batches.size
         if batch_size < group.size:
             raise CommonError(f"{batch_size} training images for {group.size} workers, expected one each at least")
-        self.replica = build_replica(job, group, self.batches.steps * config.epochs)
+        self.replica = build_replica(job, group, self.batches.steps * config.optimizer.epochs)
         self.train_step = training_step(config, self.replica, group.strategy, batch_size)
         self.validator = Validator(valid_pixels, job.valid.labels, job.prior, self.replica.predict, group, batch_size)
-        self.stopping = EarlyStopping(config.epochs, config.keep, config.patience)
+        self.stopping = EarlyStopping(config.optimizer.epochs, config.validation.keep, config.validation.patience)
         self.board: TensorBoardWriter | None = None  # rank 0 has one
         self.progress, self.best = checkpoint.restore_checkpoint(self.replica.model, self.replica.optimizer)
 
@@ -125,13 +125,13 @@ class Trainer:
         if not np.isfinite(loss):
             raise CommonError(
                 f"training diverged: the loss of epoch {epoch + 1} is {loss}; use a --learning-rate below "
-                f"{self.job.config.learning_rate}"
+                f"{self.job.config.optimizer.learning_rate}"
             )
         return loss
 
     def _validate(self) -> _Validated:
         """Validates the weights after an epoch, and makes sure that all workers have the same ones."""
-        if not self.job.config.spec.pretrained:  # else batch-norm stays in inference mode
+        if not self.job.config.model.spec.pretrained:  # else batch-norm stays in inference mode
             self.group.average_moving_statistics(self.replica.model)
         with self.replica.validation_weights():
             digests = self.group.require_equal_variables(self.replica.model)
@@ -167,7 +167,7 @@ class Trainer:
         """Writes the bundle with the weights to keep; on rank 0."""
         self.replica.assign(self.best)
         digests = self.group.require_equal_variables(self.replica.model)
-        logits = self.validator.logits(self.job.config.views)
+        logits = self.validator.logits(self.job.config.validation.views)
         if self.group.rank != 0:
             return None
         return write_trained_bundle(self.job, self.replica, self.validator, self.progress, logits, digests)
@@ -187,7 +187,7 @@ class Trainer:
             for row, reason in pixels.rejected
         ]
         self._tell(TrainingStarted(self.group.size, nodes, self.progress.epoch, rejected))
-        self.board = TensorBoardWriter(RunDirectory(self.job.config.run).tensorboard, self.progress.epoch)
+        self.board = TensorBoardWriter(RunDirectory(self.job.config.run.uri).tensorboard, self.progress.epoch)
 
     def _tell_epoch(self, entry: dict[str, Any]) -> None:
         if self.board is None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from catdog.choices import View
 from catdog.evaluation import metrics
-from catdog.inference.views import View, apply_view
+from catdog.inference.views import apply_view
 from catdog.training.distributed import WorkerGroup
 from catdog.training.ingest import Pixels
 

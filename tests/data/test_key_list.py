@@ -14,7 +14,6 @@ from catdog.errors import UsageError
 from catdog.experiments import audit
 from catdog.experiments.audit import Finding
 from catdog.training import train
-from catdog.training.config import TrainConfig
 
 KEYS = (
     "train/plain.jpg", "train/a, b.jpg", 'train/say "hi".jpg', "train/two\nlines.jpg", "train/old\rmac.jpg",
@@ -34,7 +33,7 @@ def data(tmp_path) -> Catalog:
 def left_out(data: Catalog, text: str, tmp_path) -> set[str]:
     path = tmp_path / "list.csv"
     path.write_bytes(text.encode())
-    return train.left_out(TrainConfig(data="d", leave_out=str(path)), data)
+    return train.left_out(str(path), data)
 
 
 def test_an_audits_csv_round_trips(data: Catalog, tmp_path) -> None:

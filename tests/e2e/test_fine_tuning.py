@@ -30,8 +30,9 @@ from catdog.models import registry
 from catdog.run_directory import RunDirectory
 from catdog.scoring import results
 from catdog.training import feature_cache, train
-from catdog.training.config import TrainConfig
+from catdog.training.config import resolve
 from catdog.training.recipes import PROBE
+from catdog.training.request import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
 SIZE = 64
@@ -111,7 +112,7 @@ def test_a_dense_head_is_fitted_to_cached_features(tmp_path: Path) -> None:
     pq.write_table(pa.table(columns), tmp_path / "features.parquet")
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
     (tmp_path / ".being-written.parquet.1-2.tmp").write_bytes(b"")
-    spec = TrainConfig(data="d", recipe="little-data", weights="none", image_size=32).resolve().spec
+    spec = resolve(TrainConfig(data="d", recipe="little-data", weights="none", image_size=32)).model.spec
     rows = pa.table({"key": keys, "label": labels})
     found = feature_cache.fit_head(str(tmp_path), rows, spec, 0, ["identity"])
     assert [value.shape for value in found] == [(512, 256), (256,), (256, 1), (1,)]

@@ -29,7 +29,7 @@ from catdog.reporting import render, submission
 from catdog.scoring import parts, results, score
 from catdog.scoring.config import ScoreConfig
 from catdog.training import train
-from catdog.training.train import TrainConfig
+from catdog.training.request import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
 

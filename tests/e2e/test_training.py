@@ -22,7 +22,7 @@ from catdog.data.catalog import Catalog
 from catdog.events import Event, TrainingStarted
 from catdog.models import registry
 from catdog.training import train
-from catdog.training.train import TrainConfig
+from catdog.training.request import TrainConfig
 
 SIZE, BATCH, EPOCHS, RATE = 32, 8, 1, 1e-3
 

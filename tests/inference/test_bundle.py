@@ -17,7 +17,7 @@ from catdog.errors import CatdogError, UsageError
 from catdog.inference import bundle, export
 from catdog.inference.bundle import ModelBundle
 from catdog.inference.provenance import Provenance
-from catdog.training.config import TrainConfig
+from catdog.training.request import TrainConfig
 
 
 @pytest.fixture

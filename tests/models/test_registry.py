@@ -16,7 +16,8 @@ from catdog.errors import CatdogError, UsageError
 from catdog.models import pretrained, registry, surgery
 from catdog.models.registry import ModelSpec
 from catdog.training import optimizers
-from catdog.training.config import TrainConfig
+from catdog.training.config import resolve
+from catdog.training.request import TrainConfig
 
 
 def trainable(model: keras.Model) -> int:
@@ -60,7 +61,7 @@ def test_vgg16_top_trains_one_layer_of_the_whole_vgg16(tmp_path: Path) -> None:
 
 def changed_by_a_step(recipe: str, model: keras.Model) -> set[str]:
     """The layers whose weights one training step of a recipe changes."""
-    config = TrainConfig(data="d", recipe=recipe, weights="none").resolve()
+    config = resolve(TrainConfig(data="d", recipe=recipe, weights="none"))
     optimizer = optimizers.build_optimizer(config, model, 10)
     optimizer.build(model.trainable_variables)
     before = [np.asarray(variable).copy() for variable in model.variables]
@@ -81,8 +82,8 @@ def changed_by_a_step(recipe: str, model: keras.Model) -> set[str]:
     [("workshop-vgg16", set()), ("little-data", {"block5_conv1", "block5_conv2", "block5_conv3"})],
 )
 def test_a_step_of_vgg16s_recipes_trains_the_head_and_what_else_they_say(recipe: str, below: set[str]) -> None:
-    config = TrainConfig(data="d", recipe=recipe, weights="none", image_size=48).resolve()
-    model = registry.build_model(config.spec)
+    config = resolve(TrainConfig(data="d", recipe=recipe, weights="none", image_size=48))
+    model = registry.build_model(config.model.spec)
     assert changed_by_a_step(recipe, model) == below | {
         layer.name for layer in surgery.head_layers(model) if layer.weights
     }

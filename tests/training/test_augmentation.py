@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from catdog import rng
 from catdog.training import augmentation
-from catdog.training.augmentation import Augmentation
+from catdog.training.request import Augmentation
 
 
 def gradient(size: int) -> np.ndarray:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from catdog.errors import UsageError
 from catdog.models import registry
-from catdog.training import recipes
-from catdog.training.config import TrainConfig
+from catdog.training import recipes, request
+from catdog.training.config import resolve
+from catdog.training.request import TrainConfig
 
 
 @pytest.fixture
@@ -19,23 +22,28 @@ def weights(tmp_path: Path) -> str:
 
 
 def test_pretrained_weights_alone_mean_fine_tuning(weights: str) -> None:
-    config = TrainConfig(data="d", arch="mobilenet", weights=weights).resolve()
-    assert (config.recipe, config.freeze, config.head_first, config.keep) == ("fine-tune", False, True, "last")
-    assert config.trainable_from == "conv_dw_4"
-    assert config.calibrate
-    assert TrainConfig(data="d", arch="mobilenet", weights=weights, freeze=True).resolve().recipe == "plain"
-    assert TrainConfig(data="d", arch="mobilenet", weights="none").resolve().recipe == "plain"
-    assert TrainConfig(data="d").resolve().arch == "small_resnet"
+    config = resolve(TrainConfig(data="d", arch="mobilenet", weights=weights))
+    assert (config.run.recipe, config.model.freeze, config.optimizer.head_first, config.validation.keep) == (
+        "fine-tune",
+        False,
+        True,
+        "last",
+    )
+    assert config.model.trainable_from == "conv_dw_4"
+    assert config.validation.calibrate
+    assert resolve(TrainConfig(data="d", arch="mobilenet", weights=weights, freeze=True)).run.recipe == "plain"
+    assert resolve(TrainConfig(data="d", arch="mobilenet", weights="none")).run.recipe == "plain"
+    assert resolve(TrainConfig(data="d")).model.arch == "small_resnet"
 
 
 def test_what_is_given_stands_and_the_rest_is_the_recipes(weights: str) -> None:
     given = TrainConfig(data="d", arch="mobilenet", weights=weights, epochs=3, augmentation={"rotation": 7})
-    config = given.resolve()
-    assert config.epochs == 3
+    config = resolve(given)
+    assert config.optimizer.epochs == 3
     assert config.augmentation.rotation == 7
     assert config.augmentation.crop == recipes.get_recipe("fine-tune").options["augmentation"].crop
     # What a run was resolved to is what it resolves to again, from JSON too.
-    again = TrainConfig(**config.model_dump(mode="json")).resolve()
+    again = resolve(TrainConfig(**config.options()))
     assert again == config
 
 
@@ -46,23 +54,28 @@ def test_what_is_given_stands_and_the_rest_is_the_recipes(weights: str) -> None:
 def test_the_small_cnns_are_trained_as_in_their_tutorials(
     name: str, optimizer: str, batch: int, epochs: int, patience: int, rotation: float
 ) -> None:
-    config = TrainConfig(data="d", recipe=name).resolve()
-    assert (config.optimizer, config.batch_size, config.epochs, config.patience) == (optimizer, batch, epochs, patience)
+    config = resolve(TrainConfig(data="d", recipe=name))
+    assert (config.optimizer.name, config.data.batch_size, config.optimizer.epochs, config.validation.patience) == (
+        optimizer,
+        batch,
+        epochs,
+        patience,
+    )
     assert config.augmentation.rotation == rotation
     assert (config.augmentation.zoom, config.augmentation.shift, config.augmentation.mirror) == (0.2, 0.2, True)
-    assert config.keep == "best"
-    assert config.schedule == "constant"
+    assert config.validation.keep == "best"
+    assert config.optimizer.schedule == "constant"
 
 
 @pytest.mark.parametrize("name", list(recipes.RECIPES))
 def test_every_recipe_resolves_to_something_that_can_be_built(name: str) -> None:
     options = {"arch": "mobilenet"} if name in ("fine-tune", "best", "linear-probe") else {}
-    config = TrainConfig(data="d", recipe=name, weights="none", **options).resolve()
-    assert config.recipe == name
-    arch = registry.get_architecture(config.arch or "")
-    assert config.image_size == recipes.get_recipe(name).options.get("image_size", arch.image_size)
+    config = resolve(TrainConfig(data="d", recipe=name, weights="none", **options))
+    assert config.run.recipe == name
+    arch = registry.get_architecture(config.model.arch)
+    assert config.model.image_size == recipes.get_recipe(name).options.get("image_size", arch.image_size)
     if arch.name != "vgg16_top":  # 134 million parameters; tests/test_models.py builds it once
-        model = registry.build_model(config.spec)
+        model = registry.build_model(config.model.spec)
         assert model.output_shape == (None, 1)
 
 
@@ -74,13 +87,28 @@ def test_contradictions_are_one_line() -> None:
         ({"arch": "vgg16", "alpha": 0.5, "weights": "none"}, "only mobilenet has a width multiplier"),
     ):
         with pytest.raises(UsageError, match=words):
-            TrainConfig(data="d", **options).resolve()
+            resolve(TrainConfig(data="d", **options))
 
 
 def test_what_was_decided_is_written_as_it_was_asked_for_and_cannot_change() -> None:
-    config = TrainConfig(data="d", workers=2).resolve()
-    assert list(config.model_dump()) == list(TrainConfig.model_fields)
-    left_open = {name for name, value in config if value is None}
+    config = resolve(TrainConfig(data="d", workers=2))
+    options = config.options()
+    assert list(options) == list(TrainConfig.model_fields)
+    assert json.loads(json.dumps(options)) == options
+    left_open = {name for name, value in options.items() if value is None}
     assert left_open == {"trainable_from", "dropout", "leave_out", "cpus_per_worker", "gpu", "address", "wait"}
-    with pytest.raises(ValueError, match="frozen"):
-        config.arch = "vgg16"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.model.arch = "vgg16"  # type: ignore[misc]
+
+
+def test_every_option_is_described_and_is_in_one_group() -> None:
+    for model in (TrainConfig, request.Augmentation):
+        assert [name for name, field in model.model_fields.items() if not field.description] == []
+    config = resolve(TrainConfig(data="d"))
+    grouped = [
+        field.metadata.get("option", field.name)
+        for part in vars(config).values()
+        if dataclasses.is_dataclass(part)
+        for field in dataclasses.fields(part)
+    ]
+    assert sorted([*grouped, "augmentation"]) == sorted(TrainConfig.model_fields)
