@@ -1,0 +1,87 @@
+"""The documentation: its commands exist, its links lead somewhere, and messages it quotes are the program's."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+import yaml
+
+from catdog.cli.main import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path) -> list[str]:
+    """The command lines of a page's indented blocks, continued ones joined, comments cut off."""
+    text = re.sub(r"\\\n\s*", "", page.read_text())
+    lines = [line.strip() for line in re.findall(r"(?:^|\n) {4}(?=\S)([^\n]*)", text)]
+    return [re.split(r"\s+#\s", line)[0] for line in lines]
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for line in blocks(page):
+            match = re.match(r"(?:.* -- python jobs/(train|score)\.py|catdog) (.*)", line)
+            if match:
+                found.append((page.name, f"{match[1] or ''} {match[2]}".strip()))
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_every_command_has_the_options_that_it_is_given(page: str, line: str) -> None:
+    words = shlex.split(line)
+    command, context = typer.main.get_command(app), None
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands, f"{page}: catdog {line}"
+        command, context = command.commands[words[0]], None
+        words = words[1:]
+    # Raises where an option is unknown, an argument is missing, or a value is of the wrong kind.
+    context = command.make_context("catdog", words)
+    context.close()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_project_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_modules_that_are_named_exist() -> None:
+    for page in PAGES:
+        for name in re.findall(r"`(catdog/[\w/]+\.py)`", page.read_text()):
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_messages_of_the_troubleshooting_page_are_the_programs_own() -> None:
+    texts = []
+    for path in (ROOT / "catdog").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    quoted = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(quoted) > 20
+    missing = [words for words in quoted if not any(words in text for text in texts)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "kubernetes").glob("*.yaml")), ids=lambda path: path.name)
+def test_manifests_of_kubernetes_name_only_what_is_there(path: Path) -> None:
+    manifest = yaml.safe_load(path.read_text())
+    assert {"apiVersion", "kind", "metadata", "spec"} <= manifest.keys()
+    for script in re.findall(r"jobs/\w+\.py", path.read_text()):
+        assert (ROOT / script).exists()
+    for line in re.findall(r"jobs/(\w+)\.py ([^|;']*)", path.read_text().replace("\n", " ")):
+        command = typer.main.get_command(app).commands[line[0]]  # type: ignore[attr-defined]
+        command.make_context("catdog", shlex.split(line[1])).close()
