@@ -1,0 +1,21 @@
+"""The notebook of the documentation, run as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbclient
+import nbformat
+
+NOTEBOOK = Path(__file__).parents[2] / "docs" / "tour.ipynb"
+
+
+def test_the_notebook_runs_and_its_last_cell_finds_the_same_logit(tmp_path: Path) -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "clear the outputs before committing"
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    pictures = [
+        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == 2
+    assert notebook.cells[-1]["outputs"][-1]["text"].rstrip().endswith("True")
