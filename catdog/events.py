@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
+
+Stage = Literal["copying", "packing", "features", "fitting", "decoding", "starting", "validating", "saving"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,22 @@ class FeaturesStarted:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a stage is; the first one, with nothing done, is its start.
+
+    Attributes:
+        stage: "copying" images into a new data set, "packing" them into shards, computing "features", "fitting" the
+            head to them, "decoding" images, "starting" the workers, "validating" an epoch, "saving" the model.
+        done: number of images (when starting, of workers).
+        total: likewise, of the whole stage.
+    """
+
+    stage: Stage
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class TrainingStarted:
     """The workers are ready, at the start or after a restart.
 
@@ -83,12 +102,16 @@ class TrainingStarted:
         nodes: number of nodes with workers.
         epoch: number of finished epochs.
         rejected: one line for each image that cannot be used.
+        epochs: number of epochs, if the run does not stop early.
+        batch_size: images of a step, of all workers.
     """
 
     workers: int
     nodes: int
     epoch: int
     rejected: list[str]
+    epochs: int
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -143,11 +166,13 @@ class ScoringPlanned:
         actors: number of actors.
         parts: number of parts to score.
         kept: number of existing parts.
+        images: number of images in the parts to score.
     """
 
     actors: int
     parts: int
     kept: int
+    images: int
 
 
 @dataclass(frozen=True)
@@ -167,6 +192,27 @@ class PartDone:
     ended: float
 
 
+@dataclass(frozen=True)
+class SearchProgress:
+    """A trial of a search finished an epoch, or ended.
+
+    Attributes:
+        trials: number of trials.
+        finished: number of trials that ended well.
+        failed: number of trials that failed.
+        running: number of trials in progress.
+        best: the lowest validation log loss so far, in nats, or None.
+        best_trial: name of the trial that has it, or "".
+    """
+
+    trials: int
+    finished: int
+    failed: int
+    running: int
+    best: float | None
+    best_trial: str
+
+
 TrainingEvent = (
     Waiting
     | RunOpened
@@ -174,10 +220,11 @@ TrainingEvent = (
     | MemberStarted
     | DecodingStarted
     | FeaturesStarted
+    | Progress
     | TrainingStarted
     | StepDone
     | EpochDone
 )
 ScoringEvent = Waiting | ScoringPlanned | PartDone
-Event = TrainingEvent | ScoringEvent
+Event = TrainingEvent | ScoringEvent | SearchProgress
 EventHandler = Callable[[Event], None]

@@ -22,6 +22,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _watch: _Watch | None = None
 _advice: list[Callable[[], str]] = []
+_clearing: list[Callable[[], object]] = []
 
 
 def same_command() -> str:
@@ -47,6 +48,20 @@ def advising(advice: Callable[[], str]) -> Iterator[None]:
         raise
     finally:
         _advice.pop()
+
+
+@contextlib.contextmanager
+def clearing(clear: Callable[[], object]) -> Iterator[None]:
+    """Calls a function before the message of an interruption while the block runs: what is drawn must not cover it.
+
+    Args:
+        clear: called in another thread.
+    """
+    _clearing.append(clear)
+    try:
+        yield
+    finally:
+        _clearing.remove(clear)
 
 
 def guard(command: Callable[[], object]) -> object:
@@ -143,6 +158,9 @@ class _Watch:
         end = threading.Timer(GRACE_SECONDS, os._exit, [128 + number])
         end.daemon = True
         end.start()
+        for clear in _clearing[:]:
+            with contextlib.suppress(Exception):
+                clear()
         advice = _advice[-1]() if _advice else f"to start again:\n  {same_command()}"
         start = "\r\x1b[K" if os.isatty(self._stderr) else ""
         os.write(self._stderr, f"{start}catdog: interrupted; {advice}\n".encode(errors="backslashreplace"))

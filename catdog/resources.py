@@ -159,6 +159,14 @@ def object_store_bytes() -> int:
     return int(min((size for size in stores if size), default=0))
 
 
+def object_store_use() -> tuple[int, int] | None:
+    """Bytes in use of all nodes' object stores, and their size; None if this process is not connected to Ray."""
+    if not ray.is_initialized():
+        return None
+    size = ray.cluster_resources().get("object_store_memory", 0)
+    return int(size - ray.available_resources().get("object_store_memory", 0)), int(size)
+
+
 def _per_node(resource: str) -> list[int]:
     """Amount of a resource on each living node that has any."""
     amounts = [int(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"]]

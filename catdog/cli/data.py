@@ -10,6 +10,7 @@ from catdog.choices import Duplicates
 from catdog.cli import display
 from catdog.cli.display import out
 from catdog.cli.options import Address, Data, Debug, Dest, advising_same_command
+from catdog.cli.progress import ProgressView
 from catdog.errors import UsageError
 
 
@@ -37,10 +38,11 @@ def prepare(
     from catdog import storage
     from catdog.data import datasets
 
-    with advising_same_command("no data set was written", "start again"), out.status(f"Preparing {source}…"):
+    advice = advising_same_command("no data set was written", "start again")
+    with advice, ProgressView(f"Reading {source}") as view:
         catalog = datasets.prepare_dataset(
             source, storage.absolute_output(dest, "DEST"), valid_fraction, split_seed, positive=positive,
-            duplicates=duplicates, ignore=ignore, on_remark=display.show_remark,
+            duplicates=duplicates, ignore=ignore, on_remark=view.remark, on_event=view.event,
         )  # fmt: skip
     display.show_catalog(catalog)
 
@@ -55,7 +57,7 @@ def synthesize(
     from catdog import storage
     from catdog.data import synthetic
 
-    with advising_same_command("no data set was written", "start again"), out.status("Drawing…"):
+    with advising_same_command("no data set was written", "start again"), ProgressView("Drawing"):
         catalog = synthetic.synthesize(storage.absolute_output(dest, "DEST"), train, test, seed)
     display.show_catalog(catalog)
 
@@ -68,8 +70,8 @@ def pack(
     from catdog import storage
     from catdog.data import packing
 
-    with advising_same_command("no data set was written", "start again"), out.status(f"Packing {data}…"):
-        catalog, absent = packing.pack_dataset(data, storage.absolute_output(dest, "DEST"))
+    with advising_same_command("no data set was written", "start again"), ProgressView("Packing") as view:
+        catalog, absent = packing.pack_dataset(data, storage.absolute_output(dest, "DEST"), view.event)
     display.show_catalog(catalog)
     if absent:
         out.print(f"{absent} files are missing; they count as unreadable images until the data set is packed again")
@@ -100,8 +102,8 @@ def audit(
     pictures = result_set.sidecar(target, "png")
     rows, found = catalog.read_catalog(data), cross_validation.read_out_of_fold(oof)
     advice = advising_same_command("nothing was written", "start again")
-    with advice, out.status("Auditing…"), cluster.connect(address, debug):
-        waiting.wait_for([{"CPU": 1}], display.show_event)
+    with advice, ProgressView("Auditing", debug) as view, cluster.connect(address, debug):
+        waiting.wait_for([{"CPU": 1}], view.event)
         known = None
         if found.features:
             values, at = feature_cache.read_features(found.features, found.keys, "identity")

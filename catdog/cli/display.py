@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,20 +13,16 @@ from catdog.events import (
     DecodingStarted,
     EpochDone,
     Event,
-    FeaturesStarted,
     FoldStarted,
     MemberStarted,
-    PartDone,
     RunOpened,
     ScoringPlanned,
-    StepDone,
     TrainingStarted,
     Waiting,
 )
 
 if TYPE_CHECKING:
     from catdog.data.catalog import Catalog
-    from catdog.data.splits import Remark
     from catdog.evaluation.selection import Judged
     from catdog.experiments.audit import Finding
     from catdog.experiments.cross_validation import OutOfFold
@@ -42,11 +38,6 @@ out = Console(soft_wrap=True, highlight=False, markup=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
-def show_remark(remark: Remark) -> None:
-    """Shows a remark on a data set; a warning on standard error."""
-    (err if remark.warning else out).print(f"{'Warning: ' * remark.warning}{remark.text}")
-
-
 def show_catalog(catalog: Catalog) -> None:
     """Shows how many images a data set has, by split and class."""
     table = Table("split", *catalog.class_names, "unlabelled", "all")
@@ -57,72 +48,6 @@ def show_catalog(catalog: Catalog) -> None:
     out.print(table)
     out.print(f"label is the probability of {catalog.class_names[1]}")
     out.print(f"Data set: {catalog.root}")
-
-
-class TrainView:
-    """Shows the events of training: a live line in a terminal, and a plain line per epoch everywhere.
-
-    Attributes:
-        opened: URIs of the runs that were opened; `--resume` continues them.
-        epochs: number of whole epochs of the run that is being trained.
-    """
-
-    def __init__(self) -> None:
-        self.opened: list[str] = []
-        self.epochs = 0
-        self._status = out.status("Starting…")
-
-    def __enter__(self) -> TrainView:
-        self._status.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._status.stop()
-
-    def event(self, event: Event) -> None:
-        """Shows one event."""
-        match event:
-            case RunOpened():
-                self.opened.append(event.run)
-                self.epochs = 0
-            case TrainingStarted() | EpochDone():
-                self.epochs = event.epoch
-        match event:
-            case DecodingStarted():
-                self._status.update(f"Decoding {event.images} images, then starting workers…")
-            case FeaturesStarted():
-                self._status.update(f"Computing features of {event.images} images ({event.kept} are cached)…")
-            case StepDone():
-                self._status.update(f"epoch {event.epoch}  step {event.step}/{event.steps}  loss {event.loss:.4f}")
-        show_event(event)
-
-
-class ScoreView:
-    """Shows the events of scoring: a line when it starts, and then how far it is.
-
-    Attributes:
-        done: number of parts that were written.
-        parts: number of parts that are to be written.
-    """
-
-    def __init__(self, update: Callable[[str], None]) -> None:
-        """Shows nothing yet.
-
-        Args:
-            update: replaces the live line.
-        """
-        self.done = self.parts = 0
-        self._update = update
-
-    def event(self, event: Event) -> None:
-        """Shows one event."""
-        match event:
-            case ScoringPlanned():
-                self.parts = event.parts
-            case PartDone():
-                self.done += 1
-                self._update(f"{self.done} of {self.parts} parts")
-        show_event(event)
 
 
 def show_event(event: Event) -> None:
@@ -141,7 +66,7 @@ def show_event(event: Event) -> None:
         case TrainingStarted():
             where = f" on {event.nodes} nodes" if event.nodes > 1 else ""
             after = f" after epoch {event.epoch}" if event.epoch else ""
-            out.print(f"Training on {_count(event.workers, 'worker')}{where}{after}")
+            out.print(f"Training on {count(event.workers, 'worker')}{where}{after}")
             for line in event.rejected:
                 out.print(f"Left out: {line}")
         case EpochDone():
@@ -150,8 +75,8 @@ def show_event(event: Event) -> None:
                 f"accuracy {event.valid_accuracy:.4f}  {event.seconds:.1f} s{'  best' * event.best}"
             )
         case ScoringPlanned():
-            kept = f", {_count(event.kept, 'part')} reused" if event.kept else ""
-            out.print(f"Scoring {_count(event.parts, 'part')} on {_count(event.actors, 'actor')}{kept}")
+            kept = f", {count(event.kept, 'part')} reused" if event.kept else ""
+            out.print(f"Scoring {count(event.parts, 'part')} on {count(event.actors, 'actor')}{kept}")
 
 
 def show_training(result: TrainResult, seconds: float) -> None:
@@ -260,5 +185,6 @@ def show_out_of_fold(found: list[OutOfFold]) -> None:
             out.print(f"  better than {found[0].name} by {gain.mean():.4f} ({low:.4f} to {high:.4f}){verdict}")
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """A number and a noun, in the plural unless it is 1."""
     return f"{number} {noun}{'s' * (number != 1)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from typing import Annotated, NoReturn
@@ -55,6 +56,9 @@ def run(command: Callable[[], object]) -> NoReturn:
         command: returns the exit code; anything but an int counts as 0.
     """
     debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the command
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
     def checked() -> object:
         imports.require_unhidden()

@@ -11,6 +11,7 @@ from catdog.choices import EngineChoice, SplitChoice
 from catdog.cli import display
 from catdog.cli.display import out
 from catdog.cli.options import Address, Data, Debug, Gpu, Wait, advising_same_command
+from catdog.cli.progress import ProgressView
 from catdog.errors import CatdogError, UsageError
 
 SubmissionFile = Annotated[str, typer.Argument(help="CSV of the submission.")]
@@ -52,8 +53,8 @@ def score(
             out.print(f"{what:<8}  {why}")
         return
     started = time.perf_counter()
-    with advising_same_command("finished parts are kept", "go on"), out.status("Scoring…") as status:
-        result = score.score_dataset(config, display.ScoreView(status.update).event)
+    with advising_same_command("finished parts are kept", "go on"), ProgressView("Starting", debug) as view:
+        result = score.score_dataset(config, view.event)
     display.show_score(result, time.perf_counter() - started)
     if result.too_many_unreadable:
         raise CatdogError(

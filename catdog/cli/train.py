@@ -22,6 +22,7 @@ from catdog.cli.options import (
     field_option,
     parse_settings,
 )
+from catdog.cli.progress import ProgressView
 from catdog.errors import CatdogError, UsageError
 from catdog.training.request import TrainConfig
 
@@ -90,7 +91,7 @@ def _train_once(asked: TrainConfig) -> None:
 
     started = time.perf_counter()
     # Resolved here, because the command that continues needs the name, also one that is made up.
-    config, view = configuration.resolve(asked), display.TrainView()
+    config, view = configuration.resolve(asked), ProgressView("Starting", asked.debug)
 
     def advice() -> str:
         if config.run.uri not in view.opened:
@@ -111,7 +112,7 @@ def _cross_validate(config: TrainConfig, folds: int, fold: int | None) -> None:
     from catdog.experiments import cross_validation
 
     advice = advising_same_command("finished folds are kept, and whole epochs of the one in training", "go on")
-    with advice, display.TrainView() as view:
+    with advice, ProgressView("Starting", config.debug) as view:
         found = cross_validation.cross_validate(config, folds, fold, view.event)
     display.show_out_of_fold([found])
 
@@ -151,8 +152,8 @@ def tune(
     places = {"data": data, "name": name, "runs": runs, "address": address, "wait": wait, "debug": debug}
     config = TrainConfig(**(options | places))
     advice = advising_same_command("finished trials are kept, and whole epochs of the others", "go on")
-    with advice, out.status("Searching…"):
-        trials = tuning.run_search(config, values, asha, concurrent, display.show_event)
+    with advice, ProgressView("Searching", debug) as view:
+        trials = tuning.run_search(config, values, asha, concurrent, view.event)
     failed = all(trial.log_loss is None for trial in trials)
     display.show_trials(trials, None if failed else tuning.judge_search(config, trials))
     folder = tuning.search_folder(config)

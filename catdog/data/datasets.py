@@ -27,6 +27,7 @@ from catdog.data.catalog import Catalog
 from catdog.data.layouts import Layout, Row
 from catdog.data.splits import Duplicates, Remark
 from catdog.errors import CatdogError, UsageError
+from catdog.events import EventHandler, Progress
 
 # Files that are written at the same time, and the memory that they may take, in bytes.
 _WRITE_BATCH, _WRITE_BYTES = 64, 64 << 20
@@ -52,6 +53,7 @@ def prepare_dataset(
     duplicates: Duplicates | None = None,
     ignore: list[str] | None = None,
     on_remark: Callable[[Remark], None] | None = None,
+    on_event: EventHandler | None = None,
 ) -> Catalog:
     """Prepares a data set from Kaggle's zips, PetImages, class folders or a flat folder.
 
@@ -69,6 +71,7 @@ def prepare_dataset(
         duplicates: handling of byte-equal copies, as for `splits.assign_splits`.
         ignore: shell patterns of files and folders to leave out.
         on_remark: called with remarks on files that were left out and on unusual images.
+        on_event: told of `Progress`.
 
     Returns:
         The catalog, already written.
@@ -108,7 +111,7 @@ def prepare_dataset(
                     layout = layout.swapped()
                 _require_addition(previous, layout)
             known = {} if previous is None else _columns(previous, "key", "split")
-            copied = _copy(sources.read_images(source, Path(scratch), set(layout.rows)), layout, dest, known)
+            copied = _copy(sources.read_images(source, Path(scratch), set(layout.rows)), layout, dest, known, on_event)
             rows = [dataclasses.replace(row, digest=_digest(copied[row.key])) for row in layout.rows.values()]
             settled = splits.assign_splits(
                 rows, layout.own_valid, valid_fraction, split_seed, duplicates, known, on_remark
@@ -245,7 +248,11 @@ def _require_addition(previous: Catalog, layout: Layout) -> None:
 
 
 def _copy(
-    files: Iterator[tuple[str, bytes | None]], layout: Layout, dest: str, known: dict[str, str]
+    files: Iterator[tuple[str, bytes | None]],
+    layout: Layout,
+    dest: str,
+    known: dict[str, str],
+    on_event: EventHandler | None,
 ) -> dict[str, _Copied]:
     """Copies the images, several at a time because buckets have a high latency.
 
@@ -284,6 +291,8 @@ def _copy(
                     sources.require_space(dest, size)
                     list(pool.map(place, batch))
                     batch.clear()
+                    if on_event is not None:
+                        on_event(Progress("copying", len(copied), len(layout.rows)))
             list(pool.map(place, batch))
     except OSError as error:
         kept = "the data set is as it was" if known else "nothing was kept"

@@ -7,6 +7,8 @@ shards (`SHARD.parquet#ROW`), which `catdog.storage` reads like files.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -16,6 +18,7 @@ from catdog import storage
 from catdog.data import catalog, datasets
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
+from catdog.events import EventHandler, Progress
 
 SHARD_ROWS = 32 * storage.PACKED_GROUP
 SCHEMA = pa.schema(
@@ -31,7 +34,7 @@ SCHEMA = pa.schema(
 _READERS = 16
 
 
-def pack_dataset(data: str, dest: str) -> tuple[Catalog, int]:
+def pack_dataset(data: str, dest: str, on_event: EventHandler | None = None) -> tuple[Catalog, int]:
     """Writes the images of a data set, byte for byte, into shards, and a catalog for them.
 
     The operation may be repeated. A missing file remains an unreadable image in the packed data set.
@@ -39,6 +42,7 @@ def pack_dataset(data: str, dest: str) -> tuple[Catalog, int]:
     Args:
         data: URI of a prepared data set.
         dest: URI of the folder to create.
+        on_event: told of `Progress`.
 
     Returns:
         The packed data set's catalog, with the same fingerprint, and the number of missing files.
@@ -56,11 +60,16 @@ def pack_dataset(data: str, dest: str) -> tuple[Catalog, int]:
             raise CatdogError(f"DEST {root} holds another data set; give a new or empty folder")
         return previous, _count_absent(root)
     uris, absent = [], 0
+
+    def tell(before: int, done: int) -> None:
+        if on_event is not None:
+            on_event(Progress("packing", before + done, source.table.num_rows))
+
     with datasets.creating_dataset(root, ["shards", catalog.SAMPLE_NAME], "`catdog data pack`") as held:
         for number, start in enumerate(range(0, source.table.num_rows, SHARD_ROWS)):
             rows = source.table.slice(start, SHARD_ROWS)
             shard = storage.join(root, "shards", f"images-{number:05d}.parquet")
-            absent += _write_shard(shard, rows)
+            absent += _write_shard(shard, rows, functools.partial(tell, start))
             uris += [storage.packed(shard, row) for row in range(rows.num_rows)]
         sample = storage.join(source.root, catalog.SAMPLE_NAME)
         if storage.kind(sample) == "file":
@@ -82,8 +91,11 @@ def _count_absent(root: str) -> int:
     return absent
 
 
-def _write_shard(shard: str, rows: pa.Table) -> int:
-    """Writes a shard, uncompressed because images are compressed; returns the number of missing files."""
+def _write_shard(shard: str, rows: pa.Table, on_done: Callable[[int], None]) -> int:
+    """Writes a shard, uncompressed because images are compressed; returns the number of missing files.
+
+    `on_done` gets the number of rows that are written.
+    """
     absent = 0
     with (
         ThreadPoolExecutor(_READERS) as pool,
@@ -97,6 +109,7 @@ def _write_shard(shard: str, rows: pa.Table) -> int:
             columns = {name: group[name].combine_chunks() for name in ("key", "id", "split", "label")}
             sizes = [None if data is None else len(data) for data in files]
             writer.write_table(pa.table(columns | {"size": sizes, "bytes": files}, schema=SCHEMA))
+            on_done(start + group.num_rows)
     return absent
 
 

@@ -24,7 +24,7 @@ from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import calibration, metrics
 from catdog.evaluation.metrics import Figures
-from catdog.events import EventHandler, FoldStarted
+from catdog.events import EventHandler, FoldStarted, Progress
 from catdog.run_directory import RunDirectory
 from catdog.scoring import results, score
 from catdog.scoring.config import ScoreConfig
@@ -294,6 +294,7 @@ def _probe(
         may_grow,
         config.resources.wait,
     )
+    on_event(Progress("fitting", 0, rows.num_rows))
     fitted = ~np.isin(rows["key"].to_pylist(), list(train.left_out(config.data.leave_out, data)))
     logits = feature_cache.out_of_fold(
         folder, rows, folds, fitted, config.model.spec, config.run.seed, config.validation.views

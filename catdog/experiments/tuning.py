@@ -7,7 +7,9 @@ trials are not repeated and the others continue from their checkpoints.
 from __future__ import annotations
 
 import json
+import math
 import os
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +22,7 @@ from catdog import cluster, lease, run_directory, storage, waiting
 from catdog.data import catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import selection
-from catdog.events import EpochDone, Event, EventHandler
+from catdog.events import EpochDone, Event, EventHandler, SearchProgress
 from catdog.inference import bundle, export
 from catdog.run_directory import RunDirectory
 from catdog.training import ingest, train
@@ -29,6 +31,8 @@ from catdog.training.request import TrainConfig
 
 METRIC, ACCURACY = "valid_log_loss", "valid_accuracy"
 _NO_PATHS = (None, "imagenet", "none")
+# Who is told of the search in progress, and its number of trials.
+_listener: ContextVar[tuple[EventHandler, int] | None] = ContextVar("_listener", default=None)
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def run_search(
         grid: fields of `TrainConfig`, with the values of each.
         asha: stop trials early that are worse than others at the same epoch (Li et al., 2020).
         concurrent: number of parallel trials; None for as many as fit on the CPUs.
-        on_event: called with `Waiting`.
+        on_event: called with `Waiting` and `SearchProgress`.
 
     Returns:
         The trials, the lowest log loss first, failed ones last.
@@ -156,12 +160,16 @@ def run_search(
         sizes = grid.get("image_size") or [resolve(TrainConfig(**options)).model.image_size]
         concurrent = min(concurrent, max(1, ingest.room(len(catalog.read_catalog(options["data"]).table), max(sizes))))
         first = {"CPU": int(options["cpus_per_worker"])} | ({"GPU": 1} if options.get("gpu") else {})
-        waiting.wait_for([first], on_event or (lambda _event: None), config.wait)
+        on_event = on_event or (lambda _event: None)
+        waiting.wait_for([first], on_event, config.wait)
         tuner = _tuner(folder, options, grid, asha, concurrent)
+        token = _listener.set((on_event, math.prod(map(len, grid.values()))))
         try:
             results = tuner.fit()
         except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise CatdogError(f"the search failed ({cluster.cause(error)}); the same command goes on") from error
+        finally:
+            _listener.reset(token)
     trials = [_outcome(result) for result in results]
     return sorted(trials, key=lambda trial: (trial.log_loss is None, trial.log_loss or 0.0, trial.name))
 
@@ -245,8 +253,35 @@ def _tuner(folder: str, options: dict[str, Any], grid: dict[str, list[Any]], ash
             trial_name_creator=lambda trial: trial_name(trial.config),
             trial_dirname_creator=lambda trial: trial_name(trial.config),
         ),
-        run_config=tune.RunConfig(name=run_directory.TUNE, storage_path=folder, verbose=0),
+        run_config=tune.RunConfig(name=run_directory.TUNE, storage_path=folder, verbose=0, callbacks=[_Watch()]),
     )
+
+
+class _Watch(tune.Callback):
+    """Tells how far the search is. It has no state, because Tune pickles it and takes it back when it goes on."""
+
+    def on_trial_result(self, trials: list[Any], trial: Any, result: dict[str, Any], **_info: Any) -> None:
+        self._tell(trials, latest=(result.get(METRIC), trial))
+
+    def on_trial_complete(self, trials: list[Any], trial: Any, **_info: Any) -> None:
+        self._tell(trials, ended=trial)
+
+    def on_trial_error(self, trials: list[Any], trial: Any, **_info: Any) -> None:
+        self._tell(trials, ended=trial)
+
+    def _tell(self, trials: list[Any], ended: Any = None, latest: tuple[float | None, Any] = (None, None)) -> None:
+        """Tells of all trials. What has just changed of one Tune writes into it only after this."""
+        listener = _listener.get()
+        if listener is None:
+            return
+        on_event, count = listener
+        failed = sum(trial.status == "ERROR" for trial in trials)
+        finished = sum(trial.status == "TERMINATED" or (trial is ended and trial.status != "ERROR") for trial in trials)
+        running = sum(trial.status == "RUNNING" and trial is not ended for trial in trials)
+        seen = [(trial.metric_analysis.get(METRIC, {}).get("min"), trial) for trial in trials]
+        known = [(loss, trial) for loss, trial in [*seen, latest] if loss is not None]
+        best, of = min(known, key=lambda pair: pair[0], default=(None, None))
+        on_event(SearchProgress(count, finished, failed, running, best, "" if of is None else trial_name(of.config)))
 
 
 def _trial(choice: dict[str, Any], options: dict[str, Any]) -> None:

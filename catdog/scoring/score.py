@@ -62,7 +62,7 @@ def _make_missing(
         first: list[waiting.Bundle] = [{"GPU": 1}, {"CPU": 1}] if plan.gpu else [{"CPU": plan.threads}]
         waiting.wait_for(first, on_event, config.wait)
         kept = len(job.parts_to_score(plan.engine)) - len(todo)
-        on_event(ScoringPlanned(plan.actors, len(todo), kept))
+        on_event(ScoringPlanned(plan.actors, len(todo), kept, sum(part.rows.num_rows for part in todo)))
         actor.make_parts(todo, plan, job, on_event)
     seconds["score"] = time.perf_counter() - started - sum(seconds.values())
     return plan.engine

@@ -23,7 +23,7 @@ from catdog import cluster, resources, rng, storage, waiting
 from catdog.data import images
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError
-from catdog.events import EventHandler, FeaturesStarted
+from catdog.events import EventHandler, FeaturesStarted, Progress
 from catdog.inference import engines
 from catdog.inference.views import apply_view
 from catdog.models import registry, surgery
@@ -79,7 +79,7 @@ def compute_features(
         seed: of random ones.
         views: how each image is shown.
         folder: URI, from `cache_folder`.
-        on_event: told of `FeaturesStarted` and `Waiting`.
+        on_event: told of `FeaturesStarted`, `Progress` and `Waiting`.
         gpu: a GPU for each actor; None where there are any.
         may_grow: an autoscaler may bring a GPU that is not there yet.
         wait: seconds to wait for a CPU or GPU, or None.
@@ -109,8 +109,10 @@ def compute_features(
         num_gpus=1 if plan.gpu else 0,
     )
     with cluster.ray_errors("computing features failed ({cause}); those that were done stay, and --resume goes on"):
-        for _ in done.iter_rows():
-            pass
+        computed = 0
+        for row in done.iter_rows():
+            computed += row["images"]
+            on_event(Progress("features", computed, len(missing)))
 
 
 class _Extractor:

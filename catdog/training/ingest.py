@@ -18,6 +18,7 @@ import ray.data
 from catdog import cluster, resources, rng
 from catdog.data import images
 from catdog.errors import CatdogError
+from catdog.events import EventHandler, Progress
 from catdog.prefetch import prefetch
 from catdog.training import augmentation
 from catdog.training.config import ResolvedConfig
@@ -49,28 +50,40 @@ def room(count: int, size: int) -> int:
     return int(0.9 * resources.object_store_bytes() / max(1, count * size * size * 3))
 
 
-def decode(rows: pa.Table, size: int) -> ray.data.MaterializedDataset:
-    """Decodes a split into Ray's shared memory, on all CPUs.
+def decode(splits: dict[str, pa.Table], size: int, on_event: EventHandler) -> dict[str, list[ray.ObjectRef]]:
+    """Decodes splits into Ray's shared memory, on all CPUs.
 
     Args:
-        rows: the split, N rows, column uri.
+        splits: the rows of each, N, column uri.
         size: S, in pixels.
+        on_event: told of `Progress`.
 
     Returns:
-        Columns row (0 to N-1), pixels (S·S·3 bytes, uint8 RGB), status and detail. It lives as long as it is held.
+        Blocks of each split, with the columns row (0 to N-1), pixels (S·S·3 bytes, uint8 RGB), status and detail. They
+        live as long as their references are held.
 
     Raises:
         CatdogError: a task failed for another reason than an image.
     """
-    blocks = [
-        pa.table({"row": range(start, start + part.num_rows), "uri": part["uri"]})
-        for start in range(0, rows.num_rows, _BLOCK_ROWS)
-        if (part := rows.slice(start, _BLOCK_ROWS))
-    ]
-    dataset = ray.data.from_arrow(blocks)
+    done, total = 0, sum(rows.num_rows for rows in splits.values())
+    found: dict[str, list[ray.ObjectRef]] = {}
     decode = functools.partial(_decode_block, size=size)
-    with cluster.ray_errors("decoding the images failed: {cause}"):
-        return dataset.map_batches(decode, batch_format="pyarrow", batch_size=None).materialize()
+    on_event(Progress("decoding", 0, total))
+    for split, rows in splits.items():
+        blocks = [
+            pa.table({"row": range(start, start + part.num_rows), "uri": part["uri"]})
+            for start in range(0, rows.num_rows, _BLOCK_ROWS)
+            if (part := rows.slice(start, _BLOCK_ROWS))
+        ]
+        dataset = ray.data.from_arrow(blocks).map_batches(decode, batch_format="pyarrow", batch_size=None)
+        found[split] = []
+        with cluster.ray_errors("decoding the images failed: {cause}"):
+            # As `materialize`, which says nothing until all is done.
+            for bundle in dataset.iter_internal_ref_bundles():
+                found[split] += bundle.block_refs
+                done += bundle.num_rows() or 0
+                on_event(Progress("decoding", done, total))
+    return found
 
 
 def _decode_block(block: pa.Table, size: int) -> pa.Table:

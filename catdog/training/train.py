@@ -15,14 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-import ray.data
 
 from catdog import cluster, resources, storage
 from catdog.data import catalog, key_list
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import calibration
-from catdog.events import DecodingStarted, EventHandler, MemberStarted, RunOpened
+from catdog.events import DecodingStarted, EventHandler, MemberStarted, Progress, RunOpened
 from catdog.inference import bundle, export
 from catdog.inference.engines import set_up
 from catdog.inference.provenance import Provenance
@@ -118,10 +117,10 @@ def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler) ->
         head = None
         if config.optimizer.head_first:
             head = _fit_head(config, data, rows["train"], weights, on_event, may_grow)
-        # Kept until the end: the blocks live as long as somebody holds the data set.
-        decoded = {split: ingest.decode(table, config.model.image_size) for split, table in rows.items()}
+        decoded = ingest.decode(rows, config.model.image_size, on_event)
         splits = {split: _split_data(table, decoded[split]) for split, table in rows.items()}
         wait_for([launch.worker_resources(plan)] * plan.workers, on_event, config.resources.wait)
+        on_event(Progress("starting", 0, plan.workers))
         with launch.listening(on_event) as events:
             return launch.run_workers(
                 WorkerJob(
@@ -145,8 +144,8 @@ def _plan(config: ResolvedConfig, may_grow: bool) -> resources.TrainPlan:
     return resources.plan_training(config.data.batch_size, asked.workers, asked.cpus_per_worker, asked.gpu, may_grow)
 
 
-def _split_data(rows: pa.Table, decoded: ray.data.MaterializedDataset) -> SplitData:
-    return SplitData(decoded.to_arrow_refs(), rows["key"].to_pylist(), rows["label"].to_numpy().astype(np.int64))
+def _split_data(rows: pa.Table, decoded: list[ray.ObjectRef]) -> SplitData:
+    return SplitData(decoded, rows["key"].to_pylist(), rows["label"].to_numpy().astype(np.int64))
 
 
 def _fit_head(
@@ -172,6 +171,7 @@ def _fit_head(
         may_grow,
         config.resources.wait,
     )
+    on_event(Progress("fitting", 0, rows.num_rows))
     return feature_cache.fit_head(folder, rows, config.model.spec, config.run.seed, views, config.optimizer.epochs > 0)
 
 

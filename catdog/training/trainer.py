@@ -15,7 +15,7 @@ import ray.train
 
 from catdog import rng
 from catdog.errors import CatdogError
-from catdog.events import EpochDone, StepDone, TrainingEvent, TrainingStarted
+from catdog.events import EpochDone, Progress, StepDone, TrainingEvent, TrainingStarted
 from catdog.inference import engines
 from catdog.run_directory import RunDirectory
 from catdog.training import checkpoint, ingest
@@ -131,6 +131,7 @@ class Trainer:
 
     def _validate(self) -> _Validated:
         """Validates the weights after an epoch, and makes sure that all workers have the same ones."""
+        self._tell(Progress("validating", 0, len(self.validator.labels)))
         if not self.job.config.model.spec.pretrained:  # else batch-norm stays in inference mode
             self.group.average_moving_statistics(self.replica.model)
         with self.replica.validation_weights():
@@ -165,6 +166,7 @@ class Trainer:
 
     def _finish(self) -> TrainResult | None:
         """Writes the bundle with the weights to keep; on rank 0."""
+        self._tell(Progress("saving", 0, len(self.validator.labels)))
         self.replica.assign(self.best)
         digests = self.group.require_equal_variables(self.replica.model)
         logits = self.validator.logits(self.job.config.validation.views)
@@ -175,7 +177,8 @@ class Trainer:
     # --- events, from rank 0 -------------------------------------------------------------------------------------
 
     def _tell(self, event: TrainingEvent) -> None:
-        self.job.events.put(event)
+        if self.group.rank == 0:
+            self.job.events.put(event)
 
     def _tell_start(self) -> None:
         nodes = self.group.count_nodes()
@@ -186,7 +189,16 @@ class Trainer:
             for data, pixels in ((self.job.train, self.train_pixels), (self.job.valid, self.validator.pixels))
             for row, reason in pixels.rejected
         ]
-        self._tell(TrainingStarted(self.group.size, nodes, self.progress.epoch, rejected))
+        self._tell(
+            TrainingStarted(
+                self.group.size,
+                nodes,
+                self.progress.epoch,
+                rejected,
+                self.job.config.optimizer.epochs,
+                self.batches.size,
+            )
+        )
         self.board = TensorBoardWriter(RunDirectory(self.job.config.run.uri).tensorboard, self.progress.epoch)
 
     def _tell_epoch(self, entry: dict[str, Any]) -> None:

@@ -196,7 +196,7 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
     files[2].write_bytes(files[2].read_bytes()[:-40])
     events: list[Event] = []
     score.score_dataset(config, events.append)
-    assert events[0] == ScoringPlanned(actors=2, parts=2, kept=16)
+    assert events[0] == ScoringPlanned(actors=2, parts=2, kept=16, images=5)
     assert [type(event) for event in events[1:]] == [PartDone, PartDone]
     assert out.read_bytes() == first
     assert files[1].stat().st_mtime_ns == kept
