@@ -127,6 +127,12 @@ def hold(uri: str, what: str, patience: float = 0.0) -> Iterator[Lease]:
             storage.delete_file(uri)
 
 
+def holder(uri: str) -> Lease | None:
+    """The lease in a file if its process may be alive; None otherwise."""
+    found = _read(uri)
+    return found if found is not None and found.seconds_left else None
+
+
 def _take(lease: Lease) -> None:
     if storage.create_text(lease.uri, lease._text()):
         return

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from catdog import lease, storage
-from catdog.errors import CatdogError, UsageError
+from catdog.errors import CatdogError, UsageError, did_you_mean
 
 CHECKPOINTS, BUNDLE = "checkpoints", "bundle.json"
 TUNE, SEARCH = "tune", "search.json"
@@ -56,6 +56,11 @@ class RunDirectory:
     def valid(self) -> str:
         """URI of the validation logits."""
         return storage.join(self.uri, _VALID)
+
+    @property
+    def holder(self) -> lease.Lease | None:
+        """The lease of the process that works on the run, or None."""
+        return lease.holder(storage.join(self.uri, _LEASE))
 
     @property
     def exists(self) -> bool:
@@ -113,7 +118,10 @@ class RunDirectory:
         """
         if storage.kind(self.config) != "file":
             name = storage.name(self.uri)
-            raise UsageError(f"--resume received, but there is no run {name!r} in {runs}; expected {self.config}")
+            raise UsageError(
+                f"--resume received, but there is no run {name!r} in {runs}; expected {self.config}"
+                f"{did_you_mean(name, storage.names_beside(self.uri))}"
+            )
         content = self.read()
         if content is None:
             raise CatdogError(f"{self.config} is damaged or not catdog's; give another --name")

@@ -153,6 +153,14 @@ def list_names(uri: str) -> list[str]:
     return sorted(info.base_name for info in found)
 
 
+def names_beside(uri: str) -> list[str]:
+    """Names in the folder that contains a file or folder, to find one that may be meant; empty if it is unreadable."""
+    try:
+        return list_names(parent(uri))
+    except OSError:
+        return []
+
+
 def list_files(uri: str) -> dict[str, pafs.FileInfo]:
     """All files and folders below a folder, by their path relative to it; empty for an absent folder."""
     filesystem, path = resolve(uri)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -23,7 +24,7 @@ COMMANDS = {
     "train": [
         "--data", "--arch", "--alpha", "--weights", "--image-size", "--freeze", "--no-freeze", "--epochs",
         "--batch-size", "--learning-rate", "--patience", "--seed", "--workers", "--cpus-per-worker", "--gpu", "--cpu",
-        "--name", "--runs", "--resume", "--overwrite", "--wait",
+        "--name", "--runs", "--resume", "--overwrite", "--dry-run", "--wait",
     ],
     "score": [
         "--model", "--data", "--split", "--out", "--engine", "--batch-size", "--plan", "--max-unreadable", "--wait",
@@ -34,6 +35,7 @@ COMMANDS = {
     "tune": ["--data", "--name", "--search", "--grid", "--set", "--asha", "--concurrent", "--runs", "--wait"],
     "oof": [],
     "recipes": [],
+    "runs": ["--runs", "--json"],
 }  # fmt: skip
 
 
@@ -67,6 +69,47 @@ def test_score_takes_the_old_name_of_plan(untrained: str, tmp_path: Path, catdog
         assert "is not a prepared data set" in refused.err
 
 
+COMPLETE = """
+import sys
+from catdog.__main__ import main
+sys.argv[:] = ["catdog"]
+try:
+    main()
+finally:
+    print([m for m in ("tensorflow", "keras", "ray") if m in sys.modules])
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        ("catdog tr", ["train"]),
+        ("catdog train --arch mobilenetv", ["mobilenetv2", "mobilenetv3small", "mobilenetv3large"]),
+        ("catdog train --recipe li", ["linear-probe", "little-data"]),
+        ("catdog train --set augmen", ["augment=", "augmentation="]),
+        ("catdog train --resume --name ", ["first", "grid", "second"]),
+        ("catdog train --runs others --name ", ["third"]),
+        ("catdog score --model runs/s", ["runs/second"]),
+        ("catdog score --model others/", ["others/third"]),
+        ("catdog score --model absent/", []),
+        ("catdog oof ", ["runs/first", "runs/grid", "runs/second"]),
+        ("catdog tune --search ", ["gray-grid"]),
+        ("catdog score --engine o", ["onnx"]),
+    ],
+)
+def test_bash_completes_names_and_loads_nothing_heavy(typed: str, names: list[str], tmp_path: Path) -> None:
+    for mark in ("runs/first/config.json", "runs/second/oof.json", "runs/grid/search.json", "others/third/config.json"):
+        (tmp_path / mark).parent.mkdir(parents=True)
+        (tmp_path / mark).write_text("{}")
+    (tmp_path / "runs" / "notes").mkdir()
+    protocol = {"_CATDOG_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    environment = {**os.environ, **protocol, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPLETE], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert [line for line in done.stdout.splitlines() if line] == [*names, "[]"]
+
+
 def test_the_version_is_the_installed_one(catdog) -> None:
     assert catdog("--version").out.strip() == f"catdog {metadata.version('catdog')}"
 
@@ -95,6 +138,18 @@ def test_python_m_catdog_is_the_command_and_imports_nothing_heavy() -> None:
             "--weights received without --arch; .*: mobilenet, vgg16",
         ),
         ("train --data DATA --arch resnet", "--arch received 'resnet', expected one of small_resnet"),
+        ("train --data DATA --arch mobilnet", "expected one of .*; did you mean mobilenet\\?$"),
+        ("train --data DATA --recipe fine-tunes", "--recipe .*; did you mean fine-tune\\?$"),
+        ("train --dta DATA", "No such option: --dta Did you mean '--data'\\?"),
+        ("train --data DATA --resume --name fisrt --runs NEAR", "no run 'fisrt' in .*; did you mean first\\?$"),
+        ("score --model NEAR/fisrt --data DATA", "train one first; did you mean first\\?$"),
+        ("score --model NEAR/first --data DATA", "train one first$"),
+        ("oof NEAR/fisrt", "has no oof.parquet; .*; did you mean first\\?$"),
+        ("train --data NEAR/fisrt", "is not a prepared data set: .*; did you mean first\\?$"),
+        ("tune --data DATA --name x --search grey-grid", "--search .*; did you mean gray-grid\\?$"),
+        ("train --data DATA --set augmentation.rotatoin=1", "; did you mean augmentation.rotation\\?$"),
+        ("tune --data DATA --name x --grid unit=[1]", "; did you mean units\\?$"),
+        ("trian", "No such command 'trian'. Did you mean 'train'\\?"),
         ("train --data DATA --arch mobilenet --weights none.h5", "expected imagenet, none or an existing weights file"),
         ("train --data DATA --freeze", "--freeze received, but small_resnet has no backbone"),
         ("train --data DATA --arch vgg16 --alpha 0.5", "only mobilenet has a width multiplier"),
@@ -122,7 +177,14 @@ def test_python_m_catdog_is_the_command_and_imports_nothing_heavy() -> None:
 def test_usage_errors_are_one_line_and_exit_2(
     arguments: str, message: str, drawn: Catalog, untrained: str, tmp_path: Path, catdog
 ) -> None:
-    places = {"DATA": drawn.root, "MODEL": untrained, "NOWHERE": str(tmp_path / "no"), "RUNS": str(tmp_path)}
+    (tmp_path / "near" / "first").mkdir(parents=True)
+    places = {
+        "NEAR": str(tmp_path / "near"),
+        "DATA": drawn.root,
+        "MODEL": untrained,
+        "NOWHERE": str(tmp_path / "no"),
+        "RUNS": str(tmp_path),
+    }
     for name, place in places.items():
         arguments = arguments.replace(name, place)
     refused = catdog(*arguments.split())

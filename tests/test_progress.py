@@ -18,7 +18,7 @@ import pytest
 from helpers import jpeg
 from rich.console import Console
 
-from catdog.cli import progress
+from catdog.cli import display, progress
 from catdog.cli.progress import ProgressView
 from catdog.data.splits import Remark
 from catdog.events import (
@@ -234,5 +234,5 @@ def test_a_name_that_the_terminal_cannot_show_is_no_error(tmp_path: Path) -> Non
 
 
 def test_clock_and_fit() -> None:
-    assert [progress.clock(seconds) for seconds in (0.4, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]
+    assert [display.clock(seconds) for seconds in (0.4, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]
     assert progress.fit(["one", "twenty", "x"], 8) == "one  x"

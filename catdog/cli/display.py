@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from catdog.evaluation.selection import Judged
     from catdog.experiments.audit import Finding
     from catdog.experiments.cross_validation import OutOfFold
+    from catdog.experiments.run_list import RunSummary
     from catdog.experiments.tuning import Trial
     from catdog.models.registry import Architecture
     from catdog.reporting.submission import Checked
@@ -79,6 +80,16 @@ def show_event(event: Event) -> None:
             out.print(f"Scoring {count(event.parts, 'part')} on {count(event.actors, 'actor')}{kept}")
 
 
+def show_plan(what: dict[str, str], seconds: dict[str, float]) -> None:
+    """Shows what an operation would do, and an estimate of how long it would take, by stage."""
+    rows = dict(what)
+    if seconds:
+        stages = ", ".join(f"{stage} {clock(each)}" for stage, each in seconds.items() if each >= 0.5)
+        rows["time"] = f"about {clock(sum(seconds.values()))}, an estimate: {stages}"
+    for name, text in rows.items():
+        out.print(f"{name:<9} {text}")
+
+
 def show_training(result: TrainResult, seconds: float) -> None:
     """Shows the validation figures of a trained model, and where it is."""
     figures = result.validation
@@ -107,6 +118,34 @@ def show_trials(trials: list[Trial], judged: Judged | None) -> None:
             one, other = judged.halves
             rest = f"; judged by the best of the other half, the halves have {one:.4f} and {other:.4f}"
         out.print(f"The best was chosen on the images that rank it, so its log loss is too optimistic{rest}")
+
+
+def show_runs(runs: list[RunSummary], problems: list[str]) -> None:
+    """Shows runs in their order, and names the folders that are none."""
+    several = len({run.data for run in runs if run.data}) > 1
+    rows = [["name", "recipe", "model", "epochs", "log loss", "accuracy", "min", "state", *["data"] * several]]
+    for run in runs:
+        rows.append(
+            [
+                f"{run.name} ({run.parts})" if run.parts else run.name,
+                run.recipe,
+                f"{run.arch} {run.image_size or ''}",
+                "" if run.epochs is None else str(run.epochs),
+                "" if run.log_loss is None else f"{run.log_loss:.4f}",
+                "" if run.accuracy is None else f"{run.accuracy:.4f}",
+                "" if run.minutes is None else f"{run.minutes:.0f}",
+                run.state,
+                *[run.data[:6]] * several,
+            ]
+        )
+    # No table: in a pipe its columns would be cut.
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows if runs else [["No runs"]]:
+        out.print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)).rstrip())
+    if several:
+        out.print("The runs are of several data sets (last column), whose log losses do not compare")
+    for problem in problems:
+        out.print(f"Not listed: {problem}")
 
 
 def show_findings(findings: list[Finding]) -> None:
@@ -188,3 +227,10 @@ def show_out_of_fold(found: list[OutOfFold]) -> None:
 def count(number: int, noun: str) -> str:
     """A number and a noun, in the plural unless it is 1."""
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss under an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

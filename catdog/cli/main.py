@@ -39,6 +39,7 @@ add_command(app, "submit", score.submit)
 add_command(app, "models", train.models)
 add_command(app, "tune", train.tune)
 add_command(app, "oof", train.oof)
+add_command(app, "runs", train.list_runs)
 add_command(app, "recipes", train.recipes)
 
 
@@ -67,7 +68,10 @@ def run(command: Callable[[], object]) -> NoReturn:
     try:
         code = interruption.guard(checked)
     except typer.exceptions.TyperException as error:
-        err.print(f"catdog: {error.format_message()} (see --help)")
+        # Of an option that is mistyped; of a command Typer itself says which one may be meant.
+        near = getattr(error, "possibilities", None)
+        message = f"{error.message} Did you mean '{near[0]}'?" if near else error.format_message()
+        err.print(f"catdog: {message} (see --help)")
         sys.exit(error.exit_code)
     except CatdogError as error:
         if debug:

@@ -12,18 +12,19 @@ from typing import Annotated, Any
 import typer
 
 from catdog import interruption
-from catdog.errors import UsageError
+from catdog.errors import UsageError, did_you_mean
 from catdog.training.request import Augmentation, TrainConfig
 
 
-def field_option(field: str, *flags: str) -> Any:
+def field_option(field: str, *flags: str, complete: Callable[[str], list[str]] | None = None) -> Any:
     """Makes a command's option of a field of `TrainConfig`, whose description is the option's help.
 
     Args:
         field: its name.
         flags: the option's spelling, where it does not follow from the field's name.
+        complete: completes a value in the shell.
     """
-    return typer.Option(*flags, help=TrainConfig.model_fields[field].description)
+    return typer.Option(*flags, help=TrainConfig.model_fields[field].description, autocompletion=complete)
 
 
 Address = Annotated[str | None, field_option("address")]
@@ -95,10 +96,11 @@ def parse_settings(texts: list[str] | None, option: str = "--set") -> dict[str, 
         except ValueError:
             value = raw
         outer, _, inner = name.partition(".")
-        known = inner in Augmentation.model_fields if outer == "augmentation" else name in TrainConfig.model_fields
-        if not separator or not known:
+        known = [*TrainConfig.model_fields, *(f"augmentation.{field}" for field in Augmentation.model_fields)]
+        if not separator or name not in known:
             raise UsageError(
                 f"{option} received {text!r}, expected NAME=VALUE with a training option, such as ema=0.99"
+                f"{did_you_mean(name, known)}"
             )
         if inner:
             found.setdefault(outer, {})[inner] = value

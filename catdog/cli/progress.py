@@ -16,7 +16,7 @@ from rich.style import Style
 from rich.text import Text
 
 from catdog import interruption
-from catdog.cli.display import count, err, out, show_event
+from catdog.cli.display import clock, count, err, out, show_event
 from catdog.events import (
     EpochDone,
     Event,
@@ -353,13 +353,6 @@ class _Training:
 
 def _watched(debug: bool) -> bool:
     return out.is_interactive and sys.stdout.isatty() and not debug
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss, or m:ss under an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def fit(facts: list[str], width: int) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from catdog.choices import EngineChoice, SplitChoice
 from catdog.cli import display
+from catdog.cli.completion import complete_run
 from catdog.cli.display import out
 from catdog.cli.options import Address, Data, Debug, Gpu, Wait, advising_same_command
 from catdog.cli.progress import ProgressView
@@ -18,7 +19,10 @@ SubmissionFile = Annotated[str, typer.Argument(help="CSV of the submission.")]
 
 
 def score(
-    model: Annotated[list[str], typer.Option(help="Run or bundle. Repeat it to average the logits of several.")],
+    model: Annotated[
+        list[str],
+        typer.Option(help="Run or bundle. Repeat it to average the logits of several.", autocompletion=complete_run),
+    ],
     data: Data,
     split: Annotated[
         SplitChoice, typer.Option(help="Split to score; all is validation, and test if there is one.")
@@ -31,7 +35,9 @@ def score(
         typer.Option(help="auto is ONNX Runtime on CPUs if the model has been exported to it, and TensorFlow on GPUs."),
     ] = "auto",
     batch_size: Annotated[int, typer.Option(help="Images that are decoded and predicted together.")] = 64,
-    plan: Annotated[bool, typer.Option("--plan", help="Print the execution plan and exit.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would be done and how long it would take, and exit.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", hidden=True)] = False,  # the name that --plan had
     max_unreadable: Annotated[
         float, typer.Option(help="Exit with 1 if more than this share of a split's images is unreadable.")
@@ -49,8 +55,9 @@ def score(
         max_unreadable=max_unreadable, gpu=gpu, address=address, wait=wait, debug=debug,
     )  # fmt: skip
     if plan or explain:
-        for what, why in score.explain_plan(config).items():
-            out.print(f"{what:<8}  {why}")
+        with advising_same_command("nothing was written", "measure again"), ProgressView("Measuring", debug) as view:
+            found = score.explain_plan(config, view.event)
+        display.show_plan(*found)
         return
     started = time.perf_counter()
     with advising_same_command("finished parts are kept", "go on"), ProgressView("Starting", debug) as view:

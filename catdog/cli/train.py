@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shlex
 import time
 from typing import Annotated
@@ -10,6 +12,14 @@ import typer
 
 from catdog import interruption
 from catdog.cli import display
+from catdog.cli.completion import (
+    complete_arch,
+    complete_name,
+    complete_recipe,
+    complete_run,
+    complete_search,
+    complete_setting,
+)
 from catdog.cli.display import out
 from catdog.cli.options import (
     Address,
@@ -30,8 +40,8 @@ from catdog.training.request import TrainConfig
 def train(
     ctx: typer.Context,
     data: Annotated[str | None, field_option("data")] = None,
-    recipe: Annotated[str | None, field_option("recipe")] = None,
-    arch: Annotated[str | None, field_option("arch")] = None,
+    recipe: Annotated[str | None, field_option("recipe", complete=complete_recipe)] = None,
+    arch: Annotated[str | None, field_option("arch", complete=complete_arch)] = None,
     alpha: Annotated[float | None, field_option("alpha")] = None,
     weights: Annotated[str | None, field_option("weights")] = None,
     image_size: Annotated[int | None, field_option("image_size")] = None,
@@ -45,7 +55,11 @@ def train(
     leave_out: Annotated[str | None, field_option("leave_out")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Any other training option: NAME=VALUE, such as augmentation.rotation=10."),
+        typer.Option(
+            "--set",
+            help="Any other training option: NAME=VALUE, such as augmentation.rotation=10.",
+            autocompletion=complete_setting,
+        ),
     ] = None,
     folds: Annotated[
         int | None, typer.Option(help="Cross-validate: K models, and out-of-fold predictions of all labelled images.")
@@ -54,10 +68,13 @@ def train(
     workers: Annotated[int | None, field_option("workers")] = None,
     cpus_per_worker: Annotated[int | None, field_option("cpus_per_worker")] = None,
     gpu: Gpu = None,
-    name: Annotated[str | None, field_option("name")] = None,
+    name: Annotated[str | None, field_option("name", complete=complete_name)] = None,
     runs: Runs = "runs",
     resume: Annotated[bool, field_option("resume", "--resume")] = False,
     overwrite: Annotated[bool, field_option("overwrite", "--overwrite")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and how long it would take; write nothing.")
+    ] = False,
     address: Address = None,
     wait: Wait = None,
     debug: Debug = False,
@@ -77,12 +94,22 @@ def train(
         raise UsageError("Missing option '--data': expected a prepared data set")
     if fold is not None and folds is None:
         raise UsageError("--fold received without --folds; say how many there are")
-    if folds is None:
+    if dry_run:
+        _estimate(TrainConfig(**options), folds or 0, fold)
+    elif folds is None:
         _train_once(TrainConfig(**options))
     elif name is None or resume or overwrite:
         raise UsageError("--folds wants a --name, and goes on by itself where it ended: leave out --resume")
     else:
         _cross_validate(TrainConfig(**options), folds, fold)
+
+
+def _estimate(config: TrainConfig, folds: int, fold: int | None) -> None:
+    from catdog.training import estimate
+
+    with advising_same_command("nothing was written", "measure again"), ProgressView("Measuring", config.debug) as view:
+        found = estimate.estimate_training(config, folds, fold, view.event)
+    display.show_plan(found.what | {"measured": found.rates.words}, found.seconds)
 
 
 def _train_once(asked: TrainConfig) -> None:
@@ -119,15 +146,23 @@ def _cross_validate(config: TrainConfig, folds: int, fold: int | None) -> None:
 
 def tune(
     data: Data,
-    name: Annotated[str, typer.Option(help="Name of the search, and of its folder in --runs.")],
-    search: Annotated[str | None, typer.Option(help="Predefined search: gray-grid.")] = None,
+    name: Annotated[
+        str, typer.Option(help="Name of the search, and of its folder in --runs.", autocompletion=complete_name)
+    ],
+    search: Annotated[
+        str | None, typer.Option(help="Predefined search: gray-grid.", autocompletion=complete_search)
+    ] = None,
     grid: Annotated[
         list[str] | None,
         typer.Option(help="Values of a training option, as NAME=[VALUE, …]. Repeatable: all combinations are tried."),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Training option of all trials, as NAME=VALUE: recipe, arch, epochs …"),
+        typer.Option(
+            "--set",
+            help="Training option of all trials, as NAME=VALUE: recipe, arch, epochs …",
+            autocompletion=complete_setting,
+        ),
     ] = None,
     asha: Annotated[bool, typer.Option("--asha", help="Stop weak trials early.")] = False,
     concurrent: Annotated[
@@ -139,9 +174,9 @@ def tune(
     debug: Debug = False,
 ) -> None:
     """Search training options with Ray Tune, and rank the trials by validation log loss."""
-    from catdog.experiments import tuning
+    from catdog.experiments import searches, tuning
 
-    chosen = tuning.get_search(search) if search is not None else tuning.Search("", "")
+    chosen = searches.get_search(search) if search is not None else searches.Search("", "")
     values = dict(chosen.grid)
     for text in grid or []:
         values |= parse_settings([text], "--grid")
@@ -163,12 +198,31 @@ def tune(
 
 
 def oof(
-    names: Annotated[list[str], typer.Argument(help="Finished cross-validations: the run folders of `train --folds`.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="Finished cross-validations: the run folders of `train --folds`.", autocompletion=complete_run
+        ),
+    ],
 ) -> None:
     """Compare cross-validations image by image, and evaluate the average of their logits."""
     from catdog.experiments import cross_validation
 
     display.show_out_of_fold([cross_validation.read_out_of_fold(name) for name in names])
+
+
+def list_runs(
+    runs: Runs = "runs",
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """List the runs of a folder, the lowest validation log loss first."""
+    from catdog.experiments import run_list
+
+    found, problems = run_list.list_runs(runs)
+    if json_:
+        out.print(json.dumps({"runs": [dataclasses.asdict(run) for run in found], "not_listed": problems}, indent=2))
+    else:
+        display.show_runs(found, problems)
 
 
 def recipes() -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catdog import storage
-from catdog.errors import CatdogError, UsageError
+from catdog.errors import CatdogError, UsageError, did_you_mean
 
 FILE_NAME = "catalog.parquet"
 # Kaggle's sample submission, with the ids that it expects; kept beside the catalog if the source had one.
@@ -139,6 +139,7 @@ def read_catalog(data: str) -> Catalog:
         raise UsageError(
             f"{root} is not a prepared data set: expected {FILE_NAME} in it; make one with "
             f"`catdog data prepare SOURCE {data}`"
+            f"{did_you_mean(storage.name(root), storage.names_beside(root))}"
         )
     try:
         table = storage.read_table(path)

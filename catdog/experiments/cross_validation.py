@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from catdog import cluster, rng, storage, waiting
 from catdog.data import catalog
 from catdog.data.catalog import Catalog
-from catdog.errors import CatdogError, UsageError
+from catdog.errors import CatdogError, UsageError, did_you_mean
 from catdog.evaluation import calibration, metrics
 from catdog.evaluation.metrics import Figures
 from catdog.events import EventHandler, FoldStarted, Progress
@@ -229,7 +229,10 @@ def read_out_of_fold(run: str) -> OutOfFold:
     run = storage.absolute(run)
     path = storage.join(run, OOF_NAME)
     if storage.kind(path) != "file":
-        raise UsageError(f"received {run}, which has no {OOF_NAME}; create it with `catdog train --folds K --name …`")
+        near = did_you_mean(storage.name(run), storage.names_beside(run))
+        raise UsageError(
+            f"received {run}, which has no {OOF_NAME}; create it with `catdog train --folds K --name …`{near}"
+        )
     table = storage.read_table(path).sort_by("key")
     report = json.loads(storage.read_bytes(storage.join(run, REPORT_NAME)))
     labels, folds, logits = (table[name].to_numpy() for name in ("label", "fold", "logit"))

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,36 +36,6 @@ _listener: ContextVar[tuple[EventHandler, int] | None] = ContextVar("_listener",
 
 
 @dataclass(frozen=True)
-class Search:
-    """A named search.
-
-    Attributes:
-        name: value of `--search`.
-        summary: one line of description.
-        base: fields of `TrainConfig` for every trial.
-        grid: fields of `TrainConfig`, with the values of each; all combinations are tried.
-    """
-
-    name: str
-    summary: str
-    base: dict[str, Any] = field(default_factory=dict)
-    grid: dict[str, list[Any]] = field(default_factory=dict)
-
-
-SEARCHES = {
-    search.name: search
-    for search in (
-        Search(
-            "gray-grid",
-            "the grid of a TensorBoard tutorial: convolutions, their width, dense layers; 27 runs on grey pixels",
-            {"recipe": "gray-cnn"},
-            {"conv_layers": [1, 2, 3], "units": [32, 64, 128], "dense_layers": [0, 1, 2]},
-        ),
-    )
-}
-
-
-@dataclass(frozen=True)
 class Trial:
     """Result of one combination.
 
@@ -82,17 +52,6 @@ class Trial:
     accuracy: float | None
     epochs: int
     error: str = ""
-
-
-def get_search(name: str) -> Search:
-    """Finds a search by its name.
-
-    Raises:
-        UsageError: unknown name.
-    """
-    if name not in SEARCHES:
-        raise UsageError(f"--search received {name!r}, expected one of {', '.join(SEARCHES)}")
-    return SEARCHES[name]
 
 
 def trial_name(choice: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ import pydantic
 
 from catdog import run_directory, storage
 from catdog.choices import EngineName, View
-from catdog.errors import CatdogError, UsageError, first_line
+from catdog.errors import CatdogError, UsageError, did_you_mean, first_line
 from catdog.evaluation import metrics
 from catdog.inference import engines
 from catdog.inference.engines import Engine
@@ -207,8 +207,11 @@ def read_info(model: str) -> SavedBundle:
             break
     else:
         unfinished = RunDirectory(model).exists
+        near = did_you_mean(storage.name(model), storage.names_beside(model))
         hint = "the run is not finished: continue it with `catdog train --resume`" if unfinished else "train one first"
-        raise UsageError(f"--model received {model}, which holds no {FILE_NAME}, nor does its model/ folder; {hint}")
+        raise UsageError(
+            f"--model received {model}, which holds no {FILE_NAME}, nor does its model/ folder; {hint}{near}"
+        )
     raw = storage.read_bytes(path)
     try:
         header = pydantic.TypeAdapter(dict[str, Any]).validate_json(raw)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from catdog.errors import CatdogError, UsageError, first_line
+from catdog.errors import CatdogError, first_line, unknown
 from catdog.models import architectures, pretrained
 from catdog.models.spec import BACKBONE, MOBILENET_ALPHAS, Architecture, ModelSpec, registered, use_keras_defaults
 
@@ -40,7 +40,7 @@ def get_architecture(name: str) -> Architecture:
     """
     known = get_architectures()
     if name not in known:
-        raise UsageError(f"--arch received {name!r}, expected one of {', '.join(known)}")
+        raise unknown("--arch", name, known)
     return known[name]
 
 

@@ -6,7 +6,9 @@ import functools
 import pickle
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
+import psutil
 import pyarrow as pa
 import ray
 
@@ -23,6 +25,7 @@ from catdog.scoring import parts
 from catdog.scoring.parts import Part
 from catdog.scoring.plan import ScoringJob
 
+_MEASURED_SECONDS = 3.0
 # By split, what `share_rows` put.
 Rows = dict[str, ray.ObjectRef]
 
@@ -95,16 +98,74 @@ def read_ahead(block: pa.Table, rows: Rows, sizes: list[int]) -> pa.Table:
     return block.append_column("decoded", pa.array([decoded], pa.large_binary()))
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a short trial of scoring showed.
+
+    Attributes:
+        start: seconds until an actor has loaded the models.
+        rate: images per second of all actors.
+        memory: bytes of an actor.
+    """
+
+    start: float
+    rate: float
+    memory: int
+
+
+def measure(missing: list[Part], plan: ScorePlan, job: ScoringJob) -> Measured:
+    """Scores up to a few hundred images in as many processes as there would be actors, and keeps nothing of it.
+
+    Args:
+        missing: the parts to be made.
+        plan: how the cluster is used.
+        job: what is scored with what.
+
+    Raises:
+        CatdogError: a process failed.
+    """
+    task = ray.remote(max_calls=1, num_cpus=1, num_gpus=1 if plan.gpu else 0)(_measure)
+    started = time.time()
+    uris = [missing[at * len(missing) // plan.actors].rows["uri"].to_pylist() for at in range(plan.actors)]
+    with cluster.ray_errors("measuring failed: {cause}"):
+        found = ray.get([task.remote(job.bundles, plan, job.batch_size, one, started) for one in uris])
+    starts, rates, memory = zip(*found, strict=True)
+    return Measured(max(starts), sum(rates), max(memory))
+
+
+def _measure(
+    bundles: list[SavedBundle], plan: ScorePlan, batch_size: int, uris: list[str], started: float
+) -> tuple[float, float, int]:
+    """Seconds until the models are loaded, images per second after that, and bytes of this process."""
+    predictor = _load(bundles, plan.engine, plan.threads, batch_size, plan.gpu)
+    start = time.time() - started
+    predictor.predict_uris(uris[:batch_size])  # traces the model
+    before = time.perf_counter()
+    predictor.predict_uris(uris[:batch_size])
+    # As many as take some seconds, in one call, because files are read ahead of the model.
+    count = round(_MEASURED_SECONDS * min(len(uris), batch_size) / (time.perf_counter() - before))
+    chosen = uris[: max(batch_size, count)]
+    before = time.perf_counter()
+    predictor.predict_uris(chosen)
+    rate = len(chosen) / (time.perf_counter() - before)
+    return start, rate, psutil.Process().memory_info().rss
+
+
+def _load(bundles: list[SavedBundle], engine: EngineName, threads: int, batch_size: int, gpu: bool) -> Predictor:
+    """Loads the models in a process that does nothing else."""
+    if engine == "tensorflow":
+        engines.set_up(threads, gpu)
+    images.use_one_thread()
+    return Predictor.load(bundles, engine, threads, batch_size)
+
+
 class PartScorer:
     """An actor that loads the models once and then turns ranges of the catalog into parts."""
 
     def __init__(
         self, bundles: list[SavedBundle], rows: Rows, engine: EngineName, batch_size: int, threads: int, gpu: bool
     ) -> None:
-        if engine == "tensorflow":
-            engines.set_up(threads, gpu)
-        images.use_one_thread()
-        self._predictor = Predictor.load(bundles, engine, threads, batch_size)
+        self._predictor = _load(bundles, engine, threads, batch_size, gpu)
         self._rows = {split: ray.get(ref) for split, ref in rows.items()}
 
     def __call__(self, block: pa.Table) -> pa.Table:

@@ -68,21 +68,42 @@ def _make_missing(
     return plan.engine
 
 
-def explain_plan(config: ScoreConfig) -> dict[str, str]:
-    """Says what `score_dataset` would do on the cluster, and why, without doing it.
+def explain_plan(config: ScoreConfig, on_event: EventHandler | None = None) -> tuple[dict[str, str], dict[str, float]]:
+    """Says what `score_dataset` would do on the cluster, and why, and measures how long it would take.
+
+    Args:
+        config: as for `score_dataset`.
+        on_event: told of `Waiting`.
 
     Returns:
-        The plan, by name.
+        The plan, by name; and an estimate of the seconds of each stage. Putting the parts together is not in it.
 
     Raises:
         UsageError, CatdogError: as `score_dataset`.
     """
+    started = time.perf_counter()
     job = open_job(config)
-    missing = {engine: len(todo) for engine, todo in job.find_missing().items()}
+    what = {
+        "model": ", ".join(saved.uri for saved in job.bundles),
+        "data": ", ".join(f"{job.catalog.count(split):,} {split} images" for split in job.splits)
+        + f" in {job.catalog.root}",
+        "outputs": f"{job.out if 'test' in job.splits else 'no CSV'}, its report and {job.folder}",
+    }
+    missing = job.find_missing()
     if not all(missing.values()):
-        return {"parts": "all are there; the CSV and the report would be written from them"}
+        return what | {"parts": "all are there; the CSV and the report would be written from them"}, {}
     with cluster.connect(config.address, config.debug) as may_grow:
-        plan = resources.plan_scoring(missing, config.gpu, may_grow)
+        plan = resources.plan_scoring({name: len(todo) for name, todo in missing.items()}, config.gpu, may_grow)
+        seconds = {"starting Ray": time.perf_counter() - started}
+        needed: waiting.Bundle = {"CPU": 1} | ({"GPU": 1} if plan.gpu else {})
+        waiting.wait_for([needed] * plan.actors, on_event or (lambda _event: None), config.wait)
+        measured = actor.measure(missing[plan.engine], plan, job)
+    todo = sum(part.rows.num_rows for part in missing[plan.engine])
     count, each = len(job.parts_to_score(plan.engine)), f"in batches of {job.batch_size}"
-    to_make = f"{count}, of which {missing[plan.engine]} are to be made"
-    return plan.why | {"parts": f"{to_make}; {parts.PART_ROWS} images each and fewer at the end, {each}"}
+    to_make = f"{count}, of which {len(missing[plan.engine])} are to be made"
+    what |= plan.why | {
+        "parts": f"{to_make}; {parts.PART_ROWS} images each and fewer at the end, {each}",
+        "memory": f"{measured.memory / 1e9:.1f} GB an actor",
+        "measured": f"{measured.rate:,.0f} images/s read, decoded and predicted in {len(job.info.views)} views",
+    }
+    return what, seconds | {"loading the model": measured.start, f"{todo:,} images": todo / measured.rate}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,8 @@ def write_trained_bundle(
             "options": config.options(),
             "precision": replica.precision,
             "history": progress.history,
+            # Of a resumed run: what its epochs took, if that is more than the last session.
+            "seconds": max(time.time() - job.started, sum(entry["seconds"] for entry in progress.history)),
             "variables_sha256": variables_sha256,
         },
     )

@@ -44,6 +44,7 @@ class WorkerJob:
         catalog_fingerprint: of the data set.
         provenance: digests of both splits' images.
         events: a queue, from `launch.listening`.
+        started: time at which the run was started or resumed, in seconds since 1970.
     """
 
     config: ResolvedConfig
@@ -57,6 +58,7 @@ class WorkerJob:
     catalog_fingerprint: str
     provenance: Provenance
     events: Any
+    started: float
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from catdog.errors import UsageError
+from catdog.errors import unknown
 from catdog.training.request import Augmentation
 
 
@@ -182,5 +182,5 @@ def get_recipe(name: str) -> Recipe:
         UsageError: unknown name.
     """
     if name not in RECIPES:
-        raise UsageError(f"--recipe received {name!r}, expected one of {', '.join(RECIPES)}")
+        raise unknown("--recipe", name, RECIPES)
     return RECIPES[name]

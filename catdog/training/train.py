@@ -7,6 +7,7 @@ A Ray Data job decodes every image once into Ray's shared memory; then the worke
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,7 @@ from catdog.waiting import wait_for
 # batch-norm's share of the batch.
 _SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
 # Options that may differ when a run is resumed. The data set is compared by its fingerprint, wherever it lies.
-_PLACE_FIELDS = (
+PLACE_FIELDS = (
     frozenset({"data", "runs", "features", "resume", "overwrite", "address", "wait", "debug"}) | _SHAPE_FIELDS
 )
 
@@ -96,6 +97,7 @@ def _train_exclusively(
 
 def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
     """Trains one model: decodes the images, fits the head if that is asked for, and starts the workers."""
+    started = time.time()
     rows = {split: data.split(split) for split in ("train", "valid")}
     # Of the training split only: the images that judge a model must not be selected.
     listed = pa.array(list(left_out(config.data.leave_out, data)), pa.string())
@@ -106,7 +108,7 @@ def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler) ->
         )
     images = sum(table.num_rows for table in rows.values())
     with cluster.connect(config.resources.address, config.resources.debug) as may_grow:
-        plan = _plan(config, may_grow)
+        plan = plan_resources(config, may_grow)
         config = config.replace("resources", **vars(plan))
         wait_for([{"CPU": 1}], on_event, config.resources.wait)  # for what comes before the workers
         weights = load_weights(config)
@@ -135,11 +137,21 @@ def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler) ->
                     catalog_fingerprint=data.fingerprint,
                     provenance=Provenance.of(rows["train"], rows["valid"]),
                     events=events,
+                    started=started,
                 )
             )
 
 
-def _plan(config: ResolvedConfig, may_grow: bool) -> resources.TrainPlan:
+def plan_resources(config: ResolvedConfig, may_grow: bool) -> resources.TrainPlan:
+    """Decides the workers of a run on the current cluster.
+
+    Args:
+        config: resolved.
+        may_grow: the cluster may start more nodes.
+
+    Raises:
+        UsageError: the cluster cannot give what was asked for.
+    """
     asked = config.resources
     return resources.plan_training(config.data.batch_size, asked.workers, asked.cpus_per_worker, asked.gpu, may_grow)
 
@@ -178,15 +190,11 @@ def _fit_head(
 def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
     """Trains each member as a run of its own in `RUNS/NAME/member-N`, then makes one bundle of them."""
     run = RunDirectory(config.run.uri)
-    options = config.options() | {"members": [], "runs": config.run.uri, "overwrite": False, "resume": False}
-    members = [
-        resolve(TrainConfig(**(options | difference | {"name": storage.name(run.part("member", number).uri)})))
-        for number, difference in enumerate(config.run.members, 1)
-    ]
+    members = member_configs(config)
     results = []
     with cluster.connect(config.resources.address, config.resources.debug) as may_grow:
         for member in members:  # before an old run is deleted
-            _plan(member, may_grow)
+            plan_resources(member, may_grow)
         _open_run(config, data, on_event)
         for number, member in enumerate(members, 1):
             on_event(MemberStarted(number, len(members)))
@@ -201,6 +209,7 @@ def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler
     validation = {"epoch": max(int(result.validation["epoch"]) for result in results), **figures}
     chosen_on = "validation" if any(result.chosen_on == "validation" for result in results) else "none"
     _, first = bundle.read_info(results[0].bundle)
+    seconds = sum(bundle.read_info(result.bundle).info.training.get("seconds", 0.0) for result in results)
     export.assemble_bundle(
         run.model,
         [result.bundle for result in results],
@@ -211,9 +220,18 @@ def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler
         chosen_on=chosen_on,
         catalog_fingerprint=data.fingerprint,
         seed=config.run.seed,
-        training={"options": config.options(), "history": []},
+        training={"options": config.options(), "history": [], "seconds": seconds},
     )
     return TrainResult(config.run.uri, run.model, validation, chosen_on, max(result.epochs for result in results), [])
+
+
+def member_configs(config: ResolvedConfig) -> list[ResolvedConfig]:
+    """The runs of a run's members, in `RUNS/NAME/member-N`; empty if it trains one model."""
+    options = config.options() | {"members": [], "runs": config.run.uri, "overwrite": False, "resume": False}
+    return [
+        resolve(TrainConfig(**(options | difference | {"name": f"member-{number}"})))
+        for number, difference in enumerate(config.run.members, 1)
+    ]
 
 
 def left_out(listed: str | None, data: Catalog) -> set[str]:
@@ -255,7 +273,7 @@ def stored_config(runs: str, name: str) -> dict[str, Any]:
 
 def _computed(config: ResolvedConfig) -> dict[str, Any]:
     """The options that decide what a run computes; the same run has the same ones, wherever it goes on."""
-    return {name: value for name, value in config.options().items() if name not in _PLACE_FIELDS}
+    return {name: value for name, value in config.options().items() if name not in PLACE_FIELDS}
 
 
 def _inputs(config: ResolvedConfig, data: Catalog) -> dict[str, str | None]:
@@ -268,7 +286,7 @@ def _inputs(config: ResolvedConfig, data: Catalog) -> dict[str, str | None]:
 def _open_run(config: ResolvedConfig, data: Catalog, on_event: EventHandler) -> None:
     """Writes down what the run is, deleting the old one of its name if that was asked for."""
     kept = {"data", *_SHAPE_FIELDS}
-    options = {name: value for name, value in config.options().items() if name not in _PLACE_FIELDS or name in kept}
+    options = {name: value for name, value in config.options().items() if name not in PLACE_FIELDS or name in kept}
     strangers = RunDirectory(config.run.uri).open({"options": options} | _inputs(config, data), config.run.overwrite)
     on_event(RunOpened(config.run.uri, strangers))
 

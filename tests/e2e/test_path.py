@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -306,6 +307,8 @@ def test_engines_agree_and_a_packed_set_gives_the_same_bytes(
     assert "engine    onnx: the fastest on CPUs" in explained.out
     assert "actors    2: one a CPU" in explained.out
     assert "2, of which 2 are to be made" in explained.out
+    assert re.search(r"measured  [\d,]+ images/s read, decoded and predicted in 1 views", explained.out)
+    assert re.search(r"time      about \d:\d\d, an estimate: ", explained.out)
     assert not (tmp_path / "new.csv").exists()
     explained = catdog("score", "--model", untrained, "--data", drawn.root, "--out", outs["packed"], "--explain")
     assert "all are there" in explained.out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,12 +18,12 @@ from sklearn import metrics as sklearn_metrics
 
 from catdog.data.catalog import Catalog
 from catdog.evaluation import calibration, metrics
-from catdog.experiments import tuning
+from catdog.experiments import searches
 from catdog.run_directory import RunDirectory
 
 
 def test_the_shipped_grid_is_the_tutorials() -> None:
-    grid = tuning.get_search("gray-grid").grid
+    grid = searches.get_search("gray-grid").grid
     assert grid == {"conv_layers": [1, 2, 3], "units": [32, 64, 128], "dense_layers": [0, 1, 2]}
 
 
@@ -54,7 +55,7 @@ def test_an_interrupted_search_goes_on_and_ranks_its_runs(
     done = catdog(*command)
     assert done.code == 0, done.err
     assert first.stat().st_mtime_ns == finished
-    ranked = [line.split() for line in done.out.splitlines() if "units=" in line]
+    ranked = [line.split() for line in done.out.splitlines() if re.match(" +[0-9]+ .*units=", line)]
     assert len(ranked) == 2
     assert float(ranked[0][1]) <= float(ranked[1][1])
     for line in ranked:

@@ -1,0 +1,258 @@
+"""What a training run would do, and how long that would take, measured on a few hundred of its own images.
+
+The measurement runs the code of the run itself, in as many processes as there would be workers, and starts nothing
+that stays. What the workers spend on waiting for each other, and saving the model, is not in the estimate.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from catdog import cluster, resources, rng, storage
+from catdog.data import catalog, images
+from catdog.data.catalog import Catalog
+from catdog.errors import CatdogError, UsageError
+from catdog.events import EventHandler
+from catdog.inference import engines
+from catdog.inference.provenance import Provenance
+from catdog.resources import TrainPlan
+from catdog.run_directory import RunDirectory
+from catdog.training import ingest, launch, train
+from catdog.training.config import ResolvedConfig, resolve
+from catdog.training.distributed import WorkerGroup
+from catdog.training.job import SplitData, WorkerJob
+from catdog.training.recipes import get_recipe
+from catdog.training.replica import build_replica
+from catdog.training.request import TrainConfig
+from catdog.training.step import training_step
+from catdog.waiting import wait_for
+
+_IMAGES = 256
+_SECONDS = 3.0
+_SHOWN_ELSEWHERE = ("recipe", "arch", "image_size", "weights", "name")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured.
+
+    Attributes:
+        start: seconds in which a worker loads its libraries, builds the model and traces the first step.
+        decode: images per second of one CPU.
+        forward: images per second and view of all workers, predicted.
+        train: images per second of all workers, trained on; 0 if no epoch is trained.
+    """
+
+    start: float
+    decode: float
+    forward: float
+    train: float
+
+    @property
+    def words(self) -> str:
+        """The same for people."""
+        trained = f", {self.train:,.0f} trained on" if self.train else ""
+        return f"{self.decode:,.0f} images/s decoded by a CPU, {self.forward:,.0f} predicted{trained} by all workers"
+
+
+@dataclass(frozen=True)
+class TrainingEstimate:
+    """What a run would do.
+
+    Attributes:
+        what: by name, in words.
+        rates: what was measured.
+        seconds: by stage.
+    """
+
+    what: dict[str, str]
+    rates: Rates
+    seconds: dict[str, float]
+
+
+def estimate_training(
+    asked: TrainConfig, folds: int = 0, only: int | None = None, on_event: EventHandler | None = None
+) -> TrainingEstimate:
+    """Finds out what `train_model` would do; nothing is written.
+
+    Args:
+        asked: as for `train_model`.
+        folds: K of a cross-validation with these options, or 0.
+        only: the one fold of it that is trained, or None for all.
+        on_event: told of `Waiting`.
+
+    Raises:
+        UsageError, CatdogError: as `train_model` would, for what can be known before it starts.
+    """
+    started = time.perf_counter()
+    if asked.resume:
+        raise UsageError("--dry-run and --resume received together; a dry run is of a new run")
+    resolved = resolve(asked)
+    data = catalog.read_catalog(resolved.data.uri)
+    if not folds:
+        RunDirectory(resolved.run.uri).require_free(resolved.run.overwrite)
+    left_out = train.left_out(resolved.data.leave_out, data)
+    runs = train.member_configs(resolved) or [resolved]
+    with cluster.connect(resolved.resources.address, resolved.resources.debug) as may_grow:
+        connected = time.perf_counter() - started
+        plans = [train.plan_resources(run, may_grow) for run in runs]
+        counts = data.count("train") - len(left_out), data.count("valid")
+        ingest.require_memory(sum(counts), resolved.model.image_size)
+        wait_for([launch.worker_resources(plans[0])] * plans[0].workers, on_event or (lambda _: None), asked.wait)
+        rates = _measure(runs[0], plans[0], data.split("train"))
+        cpus, store = int(ray.cluster_resources()["CPU"]), resources.object_store_bytes()
+    seconds = {"starting Ray": connected}
+    if folds:
+        counts = sum(counts) * (folds - 1) // folds, sum(counts) // folds
+    probe = bool(folds) and resolved.optimizer.head_first and not resolved.optimizer.epochs and not resolved.run.members
+    for run in runs * (1 if probe or only else folds or 1):
+        for stage, value in _stages(run, counts, rates, cpus, probe).items():
+            seconds[stage] = seconds.get(stage, 0.0) + value
+    return TrainingEstimate(_describe(resolved, plans[0], data, counts, folds, store), rates, seconds)
+
+
+def _stages(
+    config: ResolvedConfig, counts: tuple[int, int], rates: Rates, cpus: int, only_features: bool
+) -> dict[str, float]:
+    """Seconds of each stage of one run, for training and validation images in `counts`."""
+    train_images, valid_images = counts
+    found = {}
+    if config.optimizer.head_first:
+        shown = sum(counts) if only_features else train_images
+        views = 1 if config.optimizer.epochs else len(config.validation.views)
+        found["features"] = rates.start + shown / (rates.decode * cpus) + shown * views / rates.forward
+    if only_features:
+        return found
+    found["decoding"] = sum(counts) / (rates.decode * cpus)
+    found["starting workers"] = rates.start
+    if config.optimizer.epochs:
+        found["training"] = config.optimizer.epochs * (train_images / rates.train + valid_images / rates.forward)
+    found["last validation"] = valid_images * len(config.validation.views) / rates.forward
+    return found
+
+
+def _describe(
+    config: ResolvedConfig, plan: TrainPlan, data: Catalog, counts: tuple[int, int], folds: int, store: int
+) -> dict[str, str]:
+    plain = TrainConfig(data="", recipe="plain", arch=config.model.arch, weights=config.model.weights, name="plain")
+    defaults = resolve(plain).options()
+    given = {name: value for name, value in config.options().items() if name not in train.PLACE_FIELDS}
+    shown = {"epochs", "batch_size", "optimizer", "learning_rate"}
+    options = [
+        f"{name}={_short(value, defaults[name])}"
+        for name, value in given.items()
+        if (name in shown or value != defaults[name])
+        and name not in ("recipe", "arch", "image_size", "weights", "name")
+    ]
+    needed = sum(counts) * config.model.image_size**2 * 3
+    each = f"{plan.cpus_per_worker} CPU{'s' * (plan.cpus_per_worker > 1)}{' and a GPU' * plan.gpu}"
+    kind = f"{folds} runs, one a fold, in {config.run.uri}" if folds else config.run.uri
+    members = f", {len(config.run.members)} members one after the other" if config.run.members else ""
+    return {
+        "run": f"{kind}{members}{', whose run there is deleted first' * config.run.overwrite}",
+        "recipe": f"{config.run.recipe}: {get_recipe(config.run.recipe).summary}",
+        "model": f"{config.model.arch} at {config.model.image_size} px, weights {config.model.weights}",
+        "options": "  ".join(options),
+        "data": f"{counts[0]:,} training and {counts[1]:,} validation images{' a fold' * bool(folds)} of "
+        f"{' and '.join(data.class_names)} in {data.root}",
+        "workers": f"{plan.workers} with {each} each, {config.data.batch_size} images a step",
+        "memory": f"{needed / 1e9:.2f} GB of decoded images, of {store / 1e9:.2f} GB of each node's shared memory",
+        "outputs": ", ".join(
+            [storage.join(config.run.uri, "oof.parquet")]
+            if folds
+            else [RunDirectory(config.run.uri).model, RunDirectory(config.run.uri).tensorboard]
+        ),
+    }
+
+
+def _short(value: Any, default: Any) -> Any:
+    """An option as it is shown; of several values in one, those that are not the default."""
+    if isinstance(value, dict) and isinstance(default, dict):
+        return "{" + ", ".join(f"{name}={one}" for name, one in value.items() if one != default.get(name)) + "}"
+    return value
+
+
+def _measure(config: ResolvedConfig, plan: TrainPlan, rows: pa.Table) -> Rates:
+    """Measures in one process for each worker, all at the same time."""
+    weights = train.load_weights(config)
+    task = ray.remote(max_calls=1, num_cpus=plan.cpus_per_worker, num_gpus=1 if plan.gpu else 0)(_measure_worker)
+    started = time.time()
+    with cluster.ray_errors("measuring failed: {cause}"):
+        spread = [rows.slice(rows.num_rows * rank // plan.workers, _IMAGES) for rank in range(plan.workers)]
+        found = ray.get([task.remote(config, plan, part, weights, started) for part in spread])
+    if any(isinstance(one, str) for one in found):
+        raise CatdogError(next(one for one in found if isinstance(one, str)))
+    start, decode, forward, trained = np.array(found).T
+    return Rates(float(start.max()), float(decode.mean()), float(forward.sum()), float(trained.sum()))
+
+
+def _measure_worker(
+    config: ResolvedConfig, plan: TrainPlan, rows: pa.Table, weights: ray.ObjectRef | None, started: float
+) -> tuple[float, float, float, float] | str:
+    """Measures one worker's share of a batch: seconds to start, and images per second decoded, predicted, trained on.
+
+    Returns:
+        These, or what is wrong with the options.
+    """
+    engines.set_up(plan.cpus_per_worker, plan.gpu)
+    import tensorflow as tf
+
+    labels, keys = rows["label"].to_numpy().astype(np.int64), rows["key"].to_pylist()
+    images.read_batch(rows["uri"][:8].to_pylist(), [config.model.image_size])  # whatever is slow only once
+    before = time.perf_counter()
+    decoded = images.read_batch(rows["uri"].to_pylist(), [config.model.image_size])
+    decode_seconds = time.perf_counter() - before
+    readable = np.flatnonzero(np.array(decoded.statuses) != "unreadable")
+    if not len(readable):
+        return f"none of {rows.num_rows} training images could be read, such as {rows['uri'][0]}"
+    pixels = ingest.Pixels([decoded.pixels[config.model.image_size][readable]], _places(rows.num_rows, readable), [])
+    share = max(1, config.data.batch_size // plan.workers)
+    config = config.replace("data", batch_size=share).replace("run", members=[])
+    group = WorkerGroup(0, 1)
+    try:
+        replica = build_replica(_job(config, plan, keys, labels, weights), group, 100)
+    except CatdogError as error:
+        return str(error)
+    batches = ingest.Batches(config, pixels, labels, rng.key_hash(keys), 0, 1)
+    step = training_step(config, replica, group.strategy, batches.size)
+    predict = tf.function(replica.predict, autograph=False)
+    batch = pixels.take(readable[: batches.size])
+    predict(batch)
+    if config.optimizer.epochs:
+        step(next(batches.epoch(0)))
+    start = time.time() - started - decode_seconds
+    forward = _rate(lambda: predict(batch).numpy(), len(batch))
+    feed = itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count())
+    trained = _rate(lambda: step(next(feed)), batches.size) if config.optimizer.epochs else 0.0
+    return start, rows.num_rows / decode_seconds, forward, trained
+
+
+def _places(rows: int, readable: np.ndarray) -> np.ndarray:
+    """`ingest.Pixels.where` of one block with the readable rows only."""
+    where = np.full((rows, 2), -1, np.int64)
+    where[readable, 0], where[readable, 1] = 0, np.arange(len(readable))
+    return where
+
+
+def _job(
+    config: ResolvedConfig, plan: TrainPlan, keys: list[str], labels: np.ndarray, weights: ray.ObjectRef | None
+) -> WorkerJob:
+    split = SplitData([], keys, labels)
+    return WorkerJob(config, plan, split, split, weights, None, 0.5, ("", ""), "", Provenance(), None, 0.0)
+
+
+def _rate(work: Callable[[], object], count: int) -> float:
+    """Images per second of something that takes `count` images, repeated for a few seconds."""
+    started, rounds = time.perf_counter(), 0
+    while (spent := time.perf_counter() - started) < _SECONDS:
+        work()
+        rounds += 1
+    return rounds * count / spent

@@ -1,0 +1,68 @@
+"""`train --dry-run`: what a run would do, as the run then does it, and nothing written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from catdog.data.catalog import Catalog
+from catdog.training import TrainConfig, estimate
+
+pytestmark = pytest.mark.usefixtures("two_cpus")
+
+
+def test_it_says_what_the_run_then_does(drawn: Catalog, tmp_path: Path, catdog) -> None:
+    command = ["train", "--data", drawn.root, "--image-size", "48", "--epochs", "2", "--batch-size", "16"]
+    command += ["--runs", str(tmp_path / "runs"), "--name", "new", "--set", "augmentation.rotation=3"]
+    said = catdog(*command, "--dry-run")
+    assert said.code == 0, said.err
+    assert not (tmp_path / "runs").exists()
+    rows = dict(
+        re.split(" {2,}", line, maxsplit=1) if "  " in line[:10] else line.split(" ", 1)
+        for line in said.out.splitlines()
+    )
+    assert rows["run"] == f"{tmp_path}/runs/new"
+    assert rows["recipe"].startswith("plain: ")
+    assert rows["model"] == "small_resnet at 48 px, weights none"
+    assert "epochs=2  batch_size=16  optimizer=adamw  learning_rate=" in rows["options"]
+    assert "augmentation={rotation=3.0" in rows["options"]
+    assert rows["data"].startswith(f"{drawn.count('train')} training and {drawn.count('valid')} validation images")
+    assert rows["workers"] == "2 with 1 CPU each, 16 images a step"
+    assert rows["outputs"].split(", ")[0] == f"{tmp_path}/runs/new/model"
+    decoded, predicted, trained = (
+        float(number)
+        for number in re.findall(
+            r"([\d,]+)(?= images/s decoded| predicted| trained on)", rows["measured"].replace(",", "")
+        )
+    )
+    assert min(decoded, predicted, trained) > 1
+    assert re.match(r"about \d+:\d\d, an estimate: .*starting workers", rows["time"])
+
+
+def test_folds_and_members_take_their_share(drawn: Catalog, tmp_path: Path) -> None:
+    config = TrainConfig(data=drawn.root, image_size=32, epochs=100, batch_size=16, runs=str(tmp_path), name="x")
+    rates = estimate.Rates(start=8.0, decode=50.0, forward=100.0, train=20.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "_measure", lambda *_: rates)
+        one = estimate.estimate_training(config).seconds
+        folds = estimate.estimate_training(config, 4).seconds
+        members = estimate.estimate_training(config.model_copy(update={"members": [{}, {"epochs": 50}]})).seconds
+    train_images, valid_images = drawn.count("train"), drawn.count("valid")
+    assert one["training"] == pytest.approx(100 * (train_images / 20 + valid_images / 100))
+    assert one["decoding"] == pytest.approx((train_images + valid_images) / (50 * 2))
+    assert folds["starting workers"] == 4 * 8
+    assert folds["training"] == pytest.approx(4 * 100 * (72 / 20 + 24 / 100))
+    assert members["training"] == pytest.approx(1.5 * one["training"])
+
+
+def test_what_the_run_would_refuse_is_refused(drawn: Catalog, tmp_path: Path, catdog) -> None:
+    command = ["train", "--data", drawn.root, "--runs", str(tmp_path), "--name", "notes", "--dry-run"]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("mine")
+    refused = catdog(*command)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "is not a run" in refused.err
+    refused = catdog("train", "--runs", tmp_path, "--name", "notes", "--resume", "--dry-run", "--data", drawn.root)
+    assert refused.code == 2
