@@ -20,10 +20,13 @@ from catdog.errors import CatdogError, UsageError, did_you_mean
 CHECKPOINTS, BUNDLE = "checkpoints", "bundle.json"
 TUNE, SEARCH = "tune", "search.json"
 _CONFIG, _LEASE, _MODEL, _CURVES, _VALID = "config.json", "lease.json", "model", "tensorboard", "valid.parquet"
+_PAGE = "report.html"
 # Options that `config.json` has in every version of catdog.
 _ALWAYS = frozenset({"recipe", "arch", "image_size", "batch_size", "seed"})
 # Files of a run, of cross-validation (in its folder and in each fold's), and temporary files of interrupted writes.
-_FILES = re.compile(r"valid\.parquet|seconds\.json|oof\.([a-z]+\.)?(csv|json|html|parquet)|\..+\.\d+-[0-9a-f]{8}\.tmp")
+_FILES = re.compile(
+    r"valid\.parquet|report\.html|seconds\.json|oof\.([a-z]+\.)?(csv|json|html|parquet)|\..+\.\d+-[0-9a-f]{8}\.tmp"
+)
 _RUNS = re.compile(r"(member|fold)-\d+")
 
 
@@ -61,6 +64,11 @@ class RunDirectory:
     def holder(self) -> lease.Lease | None:
         """The lease of the process that works on the run, or None."""
         return lease.holder(storage.join(self.uri, _LEASE))
+
+    @property
+    def page(self) -> str:
+        """URI of the report for people."""
+        return storage.join(self.uri, _PAGE)
 
     @property
     def exists(self) -> bool:

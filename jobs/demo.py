@@ -40,7 +40,8 @@ def main() -> None:
     out.rule("done", align="left")
     out.print("  ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items()))
     out.print(f"Validation log loss {log_loss:.4f}, on pictures that were drawn")
-    out.print("Submission: submissions/results.csv   Report: submissions/results.report.json   Model: runs/demo/model")
+    out.print("Submission: submissions/results.csv   Model: runs/demo/model   Training: runs/demo/report.html")
+    out.print("Report: submissions/results.report.html")
 
 
 if __name__ == "__main__":

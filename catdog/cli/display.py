@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import webbrowser
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from catdog.errors import first_line
 from catdog.events import (
     DecodingStarted,
     EpochDone,
@@ -191,10 +194,31 @@ def show_score(result: ScoreResult, seconds: float) -> None:
         out.print(f"Unreadable images: {result.unreadable}")
     if "models" in result.calibration:
         out.print(f"Temperature and clip: {result.calibration}")
-    if result.report is not None:
-        out.print(f"Report: {result.report_file}")
+    if result.page_error is not None:
+        show_missing_page(result.page_error)
+    where = [result.page] * (result.page is not None) + [result.report_file] * (result.report is not None)
+    if where:
+        out.print(f"Report: {', '.join(map(str, where))}")
     out.print(f"Submission: {result.csv}" if result.csv else "No submission: the test split was not scored")
     out.print(f"{seconds:.0f} s")
+
+
+def show_missing_page(error: Exception) -> None:
+    """Warns that the page could not be made, and that everything else is there."""
+    err.print(
+        f"Warning: no report.html: {type(error).__name__}: {first_line(error)}; everything else is written (--debug "
+        "shows where)"
+    )
+
+
+def open_page(uri: str) -> None:
+    """Opens a page in the browser of whoever sits at this terminal; says why not where nobody does."""
+    from catdog import storage
+
+    if not out.is_terminal or not storage.is_local(uri):
+        err.print(f"--open needs a terminal and a local file; open {uri} in a browser")
+    elif not webbrowser.open(Path(storage.absolute(uri)).as_uri()):
+        err.print(f"--open found no browser; open {uri} in one")
 
 
 def show_check(file: str, checked: Checked) -> None:

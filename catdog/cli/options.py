@@ -35,6 +35,7 @@ Dest = Annotated[str, typer.Argument(help="Folder or bucket to create.")]
 Gpu = Annotated[
     bool | None, typer.Option("--gpu/--cpu", help="Run on GPUs or CPUs. Default: GPUs where there are any.")
 ]
+OpenPage = Annotated[bool, typer.Option("--open", help="Open the report in a browser at the end.")]
 Runs = Annotated[str, field_option("runs")]
 
 _EVERYWHERE = {"address": (Address, None), "debug": (Debug, False)}

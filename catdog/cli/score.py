@@ -11,7 +11,7 @@ from catdog.choices import EngineChoice, SplitChoice
 from catdog.cli import display
 from catdog.cli.completion import complete_run
 from catdog.cli.display import out
-from catdog.cli.options import Address, Data, Debug, Gpu, Wait, advising_same_command
+from catdog.cli.options import Address, Data, Debug, Gpu, OpenPage, Wait, advising_same_command
 from catdog.cli.progress import ProgressView
 from catdog.errors import CatdogError, UsageError
 
@@ -42,6 +42,7 @@ def score(
     max_unreadable: Annotated[
         float, typer.Option(help="Exit with 1 if more than this share of a split's images is unreadable.")
     ] = 0.01,
+    open_: OpenPage = False,
     gpu: Gpu = None,
     address: Address = None,
     wait: Wait = None,
@@ -63,6 +64,10 @@ def score(
     with advising_same_command("finished parts are kept", "go on"), ProgressView("Starting", debug) as view:
         result = score.score_dataset(config, view.event)
     display.show_score(result, time.perf_counter() - started)
+    if result.page_error is not None and debug:
+        raise result.page_error
+    if open_ and result.page is not None:
+        display.open_page(result.page)
     if result.too_many_unreadable:
         raise CatdogError(
             f"more than {max_unreadable:.2%} of the images are unreadable ({', '.join(result.too_many_unreadable)}); "

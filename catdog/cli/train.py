@@ -26,6 +26,7 @@ from catdog.cli.options import (
     Data,
     Debug,
     Gpu,
+    OpenPage,
     Runs,
     Wait,
     advising_same_command,
@@ -75,6 +76,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and how long it would take; write nothing.")
     ] = False,
+    open_: OpenPage = False,
     address: Address = None,
     wait: Wait = None,
     debug: Debug = False,
@@ -97,7 +99,7 @@ def train(
     if dry_run:
         _estimate(TrainConfig(**options), folds or 0, fold)
     elif folds is None:
-        _train_once(TrainConfig(**options))
+        _train_once(TrainConfig(**options), open_)
     elif name is None or resume or overwrite:
         raise UsageError("--folds wants a --name, and goes on by itself where it ended: leave out --resume")
     else:
@@ -112,9 +114,9 @@ def _estimate(config: TrainConfig, folds: int, fold: int | None) -> None:
     display.show_plan(found.what | {"measured": found.rates.words}, found.seconds)
 
 
-def _train_once(asked: TrainConfig) -> None:
+def _train_once(asked: TrainConfig, open_: bool) -> None:
     from catdog.training import config as configuration
-    from catdog.training import train
+    from catdog.training import page, train
 
     started = time.perf_counter()
     # Resolved here, because the command that continues needs the name, also one that is made up.
@@ -133,6 +135,16 @@ def _train_once(asked: TrainConfig) -> None:
     with interruption.advising(advice), view:
         result = train.train_model(config, view.event)
     display.show_training(result, time.perf_counter() - started)
+    try:
+        written = page.write_train_page(config.run.uri, config.data.uri)
+    except Exception as error:  # the model is worth having without it
+        if asked.debug:
+            raise
+        display.show_missing_page(error)
+        return
+    out.print(f"Report: {written}")
+    if open_:
+        display.open_page(written)
 
 
 def _cross_validate(config: TrainConfig, folds: int, fold: int | None) -> None:

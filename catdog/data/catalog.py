@@ -25,6 +25,8 @@ SCHEMA_VERSION = 2
 # Version 1 had no digests. Fingerprints do not depend on digests and are equal for both versions.
 _READABLE, _FINGERPRINT_VERSION = (1, 2), 1
 _PIECE = 65_536
+# What the content's digest of a drawn data set begins with.
+DRAWN = "drawn: "
 SPLITS = ("train", "valid", "test")
 SCHEMA = pa.schema(
     [
@@ -85,6 +87,11 @@ class Catalog:
         """Returns whether a split is not empty and all its rows have labels."""
         rows = self._rows(split)
         return rows.num_rows > 0 and rows["label"].null_count == 0
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether `catdog data synthesize` drew the images."""
+        return str(self.options.get("content_sha256", "")).startswith(DRAWN)
 
     @functools.cached_property
     def fingerprint(self) -> str:

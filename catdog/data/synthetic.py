@@ -58,7 +58,7 @@ def synthesize(dest: str, train: int, test: int, seed: int = 0, valid_fraction: 
     options: dict[str, object] = {
         "split_seed": seed,
         "valid_fraction": valid_fraction,
-        "content_sha256": f"drawn: train {train}, test {test}, seed {seed}",
+        "content_sha256": f"{catalog.DRAWN}train {train}, test {test}, seed {seed}",
     }
     if catalog.has_catalog(dest):
         there = catalog.read_catalog(dest)

@@ -2,6 +2,7 @@
 
     results.csv            the submission, where the test split was scored
     results.report.json    the report, where a split with labels was scored
+    results.report.html    the same for people, with pictures
     results.rejected.csv   the images that could not be read
     results.meta.json      what made them, and the SHA-256 of each
     results.parts/         the predictions, in Parquet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections import Counter
@@ -19,11 +20,14 @@ from catdog.errors import CatdogError
 from catdog.evaluation import calibration, metrics
 from catdog.evaluation.calibration import Applied
 from catdog.reporting import render, report, result_set, submission
+from catdog.reporting.pictures import Scores
 from catdog.reporting.report import Report
-from catdog.scoring import parts
+from catdog.scoring import page, parts
 from catdog.scoring.parts import PART_SCHEMA, Part
 from catdog.scoring.plan import ScoringJob
 from catdog.versions import package_versions
+
+_PAGE = "report.html"
 
 
 @dataclass
@@ -34,6 +38,8 @@ class ScoreResult:
         csv: URI of the submission, or None where no test split was scored.
         report: what `*.report.json` says, or None where no split with labels was scored.
         report_file: its URI.
+        page: URI of the report for people, or None where it could not be made.
+        page_error: why it could not be.
         counts: by split, how many images are ok, recovered and unreadable.
         unreadable: URI of the CSV that names the unreadable images.
         calibration: where the probabilities' temperature and clip come from.
@@ -44,6 +50,8 @@ class ScoreResult:
     csv: str | None
     report: Report | None
     report_file: str
+    page: str | None
+    page_error: Exception | None
     counts: dict[str, dict[str, int]]
     unreadable: str
     calibration: str
@@ -58,23 +66,26 @@ class Merged:
     Attributes:
         counts: images by status.
         unreadable: id, key and detail of those that could not be read.
-        probabilities: float64, in catalog order; in a file, as nobody needs them all at once.
+        logits: float32, in catalog order, NaN for unreadable images; in a file, as nobody needs them all at once.
+        probabilities: float64, likewise.
         judged: key, label, logit, probability and digest of each image, of a split with labels.
     """
 
     counts: dict[str, int]
     unreadable: pa.Table
+    logits: np.ndarray
     probabilities: np.ndarray
     judged: pa.Table | None
 
 
-def write_results(job: ScoringJob, engine: EngineName, seconds: dict[str, float]) -> ScoreResult:
+def write_results(job: ScoringJob, engine: EngineName, seconds: dict[str, float], made: int) -> ScoreResult:
     """Makes the CSV, the report and their sidecars from finished parts, and deletes parts of other models.
 
     Args:
         job: what was scored with what.
         engine: what predicted.
         seconds: by stage so far; those of this one are added.
+        made: number of images that were scored now.
 
     Raises:
         CatdogError: a part is gone, or another run wrote here.
@@ -99,15 +110,23 @@ def write_results(job: ScoringJob, engine: EngineName, seconds: dict[str, float]
     if "test" in merged:
         ids = job.catalog.split("test")["id"]
         digests["csv"] = submission.write_submission(out, ids, merged["test"].probabilities)
+    described = _description(job, engine, applied, counts, _speed(job, seconds, made))
+    page_error = _write_page(job, described, content or Report(), merged, digests)
     seconds["merge"] = time.perf_counter() - started
-    meta = _meta(job, engine, applied, counts, digests, seconds)
-    result_set.write_meta(out, meta)
+    times = {
+        "sha256": digests,
+        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    result_set.write_meta(out, described | times)
     result_set.require_intact(out)  # another run may have been writing here
     _drop_stale_parts(job, finished)
     return ScoreResult(
         csv=out if "test" in merged else None,
         report=content,
         report_file=result_set.sidecar(out, "report.json"),
+        page=result_set.sidecar(out, _PAGE) if page_error is None else None,
+        page_error=page_error,
         counts=counts,
         unreadable=result_set.sidecar(out, "rejected.csv"),
         calibration=applied.words,
@@ -163,8 +182,12 @@ def merge_parts(finished: list[Part], catalog: Catalog, refitted: Applied | None
     labelled = catalog.is_labelled(finished[0].split)
     statuses: Counter[str] = Counter()
     unreadable, judged = [], []
-    with tempfile.TemporaryFile() as file:
-        probabilities = np.memmap(file, np.float64, shape=(sum(part.rows.num_rows for part in finished),))
+    count = sum(part.rows.num_rows for part in finished)
+    with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as other:
+        probabilities, logits = (
+            np.memmap(file, np.float64, shape=(count,)),
+            np.memmap(other, np.float32, shape=(count,)),
+        )
     at = 0
     for part in finished:
         try:
@@ -179,12 +202,14 @@ def merge_parts(finished: list[Part], catalog: Catalog, refitted: Applied | None
         statuses.update(table["status"].to_pylist())
         unreadable.append(table.filter(pc.equal(table["status"], "unreadable")).select(["id", "key", "detail"]))
         probabilities[at : at + table.num_rows] = table["probability"].to_numpy()
+        logits[at : at + table.num_rows] = table["logit"].to_numpy()  # a null becomes NaN
         at += table.num_rows
         if labelled:
-            known = table.select(["key", "label", "logit", "probability", "status"])
-            judged.append(known.append_column("digest", part.rows["digest"]))
+            chosen = table.select(["key", "label", "logit", "probability", "status"])
+            judged.append(chosen.append_column("digest", part.rows["digest"]))
     counts = {status: statuses[status] for status in ("ok", "recovered", "unreadable")}
-    return Merged(counts, pa.concat_tables(unreadable), probabilities, pa.concat_tables(judged) if labelled else None)
+    known = pa.concat_tables(judged) if labelled else None
+    return Merged(counts, pa.concat_tables(unreadable), logits, probabilities, known)
 
 
 def _recalibrated(table: pa.Table, applied: Applied) -> pa.Table:
@@ -214,15 +239,17 @@ def _calibrate(job: ScoringJob, valid: list[Part] | None) -> Applied:
     return Applied(info.temperature, info.clip, "mean")
 
 
-def _meta(
+def _description(
     job: ScoringJob,
     engine: EngineName,
     applied: Applied,
     counts: dict[str, dict[str, int]],
-    digests: dict[str, str],
-    seconds: dict[str, float],
+    speed: dict[str, float],
 ) -> dict[str, Any]:
-    """Content of `*.meta.json`: the model, data, options and versions that made the results."""
+    """What `*.meta.json` says of the model, data, options and versions that made the results, but for the time.
+
+    The same command gives the same again.
+    """
     return {
         "model": [saved.uri for saved in job.bundles],
         "bundle_fingerprint": job.fingerprint,
@@ -236,11 +263,47 @@ def _meta(
         "engine": engine,
         "options": job.config.model_dump(exclude={"address", "wait", "debug"}),
         "counts": counts,
-        "sha256": digests,
-        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        "speed": speed,
         "versions": package_versions(),
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _speed(job: ScoringJob, seconds: dict[str, float], made: int) -> dict[str, float]:
+    """How many images were scored in how many seconds, or were when the parts that are there were made."""
+    if made:
+        return {"images": made, "seconds": round(seconds["score"], 3)}
+    before = result_set.read_meta(job.out)
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        same = (before["bundle_fingerprint"], before["catalog_fingerprint"]) == (
+            job.fingerprint,
+            job.catalog.fingerprint,
+        )
+        if same and before["speed"]:
+            return {"images": int(before["speed"]["images"]), "seconds": float(before["speed"]["seconds"])}
+    return {}
+
+
+def _write_page(
+    job: ScoringJob, described: dict[str, Any], content: Report, merged: dict[str, Merged], digests: dict[str, str]
+) -> Exception | None:
+    """Writes the report for people; returns why it could not, since everything else is worth having without it."""
+    try:
+        scores = {
+            split: Scores(
+                split, job.catalog.split(split), each.logits, each.probabilities, each.counts["recovered"],
+                each.unreadable,
+            )
+            for split, each in merged.items()
+        }  # fmt: skip
+        text = page.render_score_page(job, described, content, scores)
+        digests[_PAGE] = result_set.write_sidecar(job.out, _PAGE, text)
+    except Exception as error:
+        # An old page would speak of other predictions.
+        digests.pop(_PAGE, None)
+        with contextlib.suppress(OSError):
+            storage.delete_file(result_set.sidecar(job.out, _PAGE))
+        return error
+    return None
 
 
 def _drop_stale_parts(job: ScoringJob, finished: dict[str, list[Part]]) -> None:

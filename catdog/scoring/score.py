@@ -37,10 +37,12 @@ def score_dataset(config: ScoreConfig, on_event: EventHandler | None = None) -> 
         missing = job.find_missing()
         # `find_missing` ends with the first engine that has made every part.
         engine = list(missing)[-1]
+        made = 0
         if missing[engine]:
             engine = _make_missing(job, missing, started, seconds, on_event or (lambda _event: None))
+            made = sum(part.rows.num_rows for part in missing[engine])
         held.require_held()
-        return results.write_results(job, engine, seconds)
+        return results.write_results(job, engine, seconds, made)
 
 
 def _make_missing(

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from catdog import storage
 from catdog.evaluation import calibration, selection
@@ -43,9 +42,10 @@ def write_trained_bundle(
     config, labels, keys, run = job.config, validator.labels, job.valid.keys, RunDirectory(job.config.run.uri)
     figures, temperature, clip = calibration.judge_and_calibrate(labels, logits, keys, config.validation.calibrate)
     # So that the models of several runs can be averaged and calibrated together.
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"key": keys, "label": labels, "logit": logits}), sink)
-    storage.write_bytes(run.valid, sink.getvalue().to_pybytes())
+    unreadable = dict(validator.pixels.rejected)
+    details = [unreadable.get(row, "") for row in range(len(keys))]
+    table = pa.table({"key": keys, "label": labels, "logit": logits, "detail": pa.array(details, pa.string())})
+    storage.write_table(run.valid, table)
     validation = {"epoch": progress.best_epoch, **figures, **_cross_chosen(job, labels, progress)}
     chosen_on = "validation" if _was_chosen(job, progress) else "none"
     pixels = validator.pixels

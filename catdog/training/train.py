@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 
 from catdog import cluster, resources, storage
@@ -200,27 +199,32 @@ def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler
             on_event(MemberStarted(number, len(members)))
             member = member.replace("run", resume=RunDirectory(member.run.uri).exists)
             results.append(_train_exclusively(_train_one, member, data, on_event, nested=True))
-    valid = [
-        pq.read_table(pa.BufferReader(storage.read_bytes(RunDirectory(member.run.uri).valid))) for member in members
-    ]
+    valid = [storage.read_table(RunDirectory(member.run.uri).valid) for member in members]
     logits = np.mean([table["logit"].to_numpy() for table in valid], axis=0)
     labels, keys = valid[0]["label"].to_numpy(), valid[0]["key"].to_pylist()
     figures, temperature, clip = calibration.judge_and_calibrate(labels, logits, keys, config.validation.calibrate)
     validation = {"epoch": max(int(result.validation["epoch"]) for result in results), **figures}
     chosen_on = "validation" if any(result.chosen_on == "validation" for result in results) else "none"
-    _, first = bundle.read_info(results[0].bundle)
-    seconds = sum(bundle.read_info(result.bundle).info.training.get("seconds", 0.0) for result in results)
+    at = valid[0].column_names.index("logit")
+    storage.write_table(run.valid, valid[0].set_column(at, "logit", pa.array(logits)))
+    infos = [bundle.read_info(result.bundle).info for result in results]
+    seconds = sum(info.training.get("seconds", 0.0) for info in infos)
     export.assemble_bundle(
         run.model,
         [result.bundle for result in results],
-        **first.model_dump(include={"architecture", "image_size", "class_names", "views", "calibration", "prior"}),
+        **infos[0].model_dump(include={"architecture", "image_size", "class_names", "views", "calibration", "prior"}),
         temperature=temperature,
         clip=clip,
         validation=validation,
         chosen_on=chosen_on,
         catalog_fingerprint=data.fingerprint,
         seed=config.run.seed,
-        training={"options": config.options(), "history": [], "seconds": seconds},
+        training={
+            "options": config.options(),
+            "history": [],
+            "members": [info.training for info in infos],
+            "seconds": seconds,
+        },
     )
     return TrainResult(config.run.uri, run.model, validation, chosen_on, max(result.epochs for result in results), [])
 
