@@ -21,7 +21,7 @@ CONTENT = {"options": TrainConfig(data="d").model_dump(mode="json"), "catalog_fi
 # What training leaves, and a fold's run, and a cross-validation and a search of the same name.
 FILES = (
     "config.json", "model/bundle.json", "model/model.keras", "checkpoints/checkpoint_1/variables.npz",
-    "tensorboard/events.out.tfevents.1", "valid.parquet", ".valid.parquet.12-0123abcd.tmp", "oof.csv",
+    "tensorboard/events.out.tfevents.1", "valid.parquet", "report.html", ".valid.parquet.12-0123abcd.tmp", "oof.csv",
     "oof.report.json", "oof.parts/valid-0.parquet", "seconds.json", "oof.parquet", "oof.json", "data/left-out.csv",
     "data/fold-1/catalog.parquet", "search.json", "tune/tuner.pkl",
 )  # fmt: skip

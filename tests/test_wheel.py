@@ -37,6 +37,8 @@ def test_a_wheel_in_a_fresh_environment(tmp_path: Path) -> None:
     assert where.startswith(str(tmp_path))
     files = {path.relative_to(ROOT) for path in (ROOT / "catdog").rglob("*.py")}
     assert {path.relative_to(purelib) for path in Path(purelib, "catdog").rglob("*.py")} == files
+    templates = {path.relative_to(ROOT) for path in (ROOT / "catdog").rglob("templates/*")}
+    assert {path.relative_to(purelib) for path in Path(purelib, "catdog").rglob("templates/*")} == templates != set()
     command = tmp_path / "env" / "bin" / "catdog"
     assert run(command, "--version", folder=tmp_path).strip() == f"catdog {__version__}"
     assert "mobilenet" in run(command, "models", folder=tmp_path)

@@ -36,8 +36,8 @@ class TrainingCurve:
         title: of the model, or "" where there is one only.
         epochs: how many.
         kept: the epoch that is kept, counted from 1; None where unknown.
-        loss: SVG of the log loss of training and validation.
-        accuracy: SVG of the accuracy of validation.
+        loss: SVG of the log loss of training and validation, or "".
+        accuracy: SVG of the accuracy of validation, or "".
         rows: epoch, log loss of training and of validation, accuracy, images a second; None where unknown.
         speed: mean of the images a second; None where unknown.
     """

@@ -77,7 +77,12 @@ def training_curve(
         kept: the epoch that is kept, counted from 1.
         what: name of the figure, such as "log loss".
         label: what the drawing shows, for people who cannot see it.
+
+    Returns:
+        The SVG; "" where nothing is known.
     """
+    if all(value is None for value in (*train, *valid)):
+        return ""
 
     def draw(axes: Axes) -> None:
         for values, name, style in ((train, "training", "--"), (valid, "validation", "-")):
@@ -109,7 +114,9 @@ def reliability(before: list[Bin], after: list[Bin], name: str, label: str) -> s
             x, y = [each.predicted for each in bins], [each.observed for each in bins]
             if what == "after":
                 axes.vlines(x, [b.low for b in bins], [b.high for b in bins], color=colour, linewidth=5, alpha=0.25)
-            axes.plot(x, y, style, color=colour, marker="o", markersize=4, label=f"{what} calibration")
+            axes.plot(x, y, style, color=colour, linewidth=1.3, label=f"{what} calibration")
+            most = max((b.n for b in bins), default=1)
+            axes.scatter(x, y, [10 + 60 * (b.n / most) ** 0.5 for b in bins], color=colour, zorder=3)
         axes.set(
             xlabel=f"probability of {name}", ylabel=f"share that is {name}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
         )
@@ -241,7 +248,7 @@ def board(rows: list[tuple[str, float]], expected: tuple[float, float, float], l
         axes.set_yticks([0, *places], ["this submission", *(name for name, _ in rows)])
         axes.grid(axis="y", visible=False)
 
-    return _svg(draw, label, width=520, height=200, left=165, legend=False)
+    return _svg(draw, label, width=400, height=190, left=142, legend=False)
 
 
 def _svg(

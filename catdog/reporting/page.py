@@ -19,8 +19,13 @@ from catdog.reporting.pictures import Scores
 from catdog.reporting.report import Report, Section
 
 _MAX_LISTED, _MAX_TEXT = 200, 300
-_FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")
-_KEYS = re.compile(r"(?<=://)[^/@]*@")
+# Characters that HTML forbids, or UTF-8.
+_FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+_SPACE = "\N{NO-BREAK SPACE}"
+# Of a bucket's URI: user and password, or an option that is one.
+_SECRETS = re.compile(
+    r"(?<=://)[^/@\s]*(?=@)|(?<=[?&])[\w-]*(?:key|secret|token|password)[\w-]*=[^&\s'\"]*", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -76,16 +81,10 @@ def render_page(source: Source) -> str:
     import jinja2
     import markupsafe
 
-    def clean(value: Any) -> Any:
-        if isinstance(value, markupsafe.Markup):
-            return value
-        return _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", str(value))
-
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("catdog.reporting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=clean,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -94,21 +93,22 @@ def render_page(source: Source) -> str:
         "count": lambda value: f"{value:,}",
         "percent": percent,
         "short": lambda text: text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…",
-        "public": lambda text: _KEYS.sub("…@", text),
+        "public": lambda text: _SECRETS.sub("…", text),
         "svg": markupsafe.Markup,  # from `figures`, which escapes what it is given
     }
-    return environment.get_template("report.html").render(_content(source)) + "\n"
+    text = environment.get_template("report.html").render(_content(source))
+    return _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", text) + "\n"
 
 
 def percent(share: float) -> str:
     """A share in percent, such as "98.7 %"; what is not quite all is not shown as all, nor not quite nothing as 0."""
     if share in (0.0, 1.0):
-        return f"{100 * share:.0f} %"
+        return f"{100 * share:.0f}{_SPACE}%"
     for digits in (1, 2, 3):
         text = f"{100 * share:.{digits}f}"
         if 0.0 < float(text) < 100.0:
-            return f"{text} %"
-    return "> 99.999 %" if share > 0.5 else "< 0.001 %"
+            return f"{text}{_SPACE}%"
+    return f"{'> 99.999' if share > 0.5 else '< 0.001'}{_SPACE}%"
 
 
 def _number(value: float | None, digits: int = 4) -> str:

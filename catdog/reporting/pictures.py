@@ -184,15 +184,16 @@ def read_thumbnails(uris: Iterable[str]) -> dict[str, Thumbnail]:
         uris: of the images, all in one place.
 
     Returns:
-        A thumbnail for each different URI.
+        A thumbnail for each different URI, in their order.
     """
-    # In order, so that rows of a shard that lie together are read together.
-    wanted = sorted(set(uris))
+    asked = dict.fromkeys(uris)
+    # Sorted, so that rows of a shard that lie together are read together.
+    wanted = sorted(asked)
     found: dict[str, Thumbnail] = {}
     with ThreadPoolExecutor(2) as pool:
         for group in _groups(wanted):
             found |= zip(group, pool.map(_shrink, images.fetch_all(group)), strict=True)
-    return found
+    return {uri: found[uri] for uri in asked}
 
 
 def _groups(uris: list[str]) -> Iterator[list[str]]:

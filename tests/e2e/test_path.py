@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -26,9 +27,10 @@ from catdog.inference import bundle
 from catdog.inference.bundle import ModelBundle
 from catdog.inference.predictor import Predictor
 from catdog.inference.provenance import Provenance
-from catdog.reporting import render, submission
+from catdog.reporting import page, render, submission
 from catdog.scoring import parts, results, score
 from catdog.scoring.config import ScoreConfig
+from catdog.training import page as train_page
 from catdog.training import train
 from catdog.training.request import TrainConfig
 
@@ -154,6 +156,28 @@ def test_scoring_agrees_with_training_and_with_scikit_learn(
     assert meta["catalog_fingerprint"] == own.fingerprint
     assert meta["counts"]["test"] == {"ok": 22, "recovered": 0, "unreadable": 2}
 
+    shown = (tmp_path / "results.report.html").read_bytes()
+    assert result.page == str(tmp_path / "results.report.html")
+    assert meta["sha256"]["report.html"] == hashlib.sha256(shown).hexdigest()
+    assert meta["speed"]["images"] == len(valid) + 24
+    assert f"<strong>log loss is\n{report['log_loss']:.4f}</strong>" in shown.decode()
+    assert "5 epochs" in shown.decode()
+    assert "could not be read: No such file or directory" in shown.decode()
+
+
+def test_the_page_of_training_says_what_scoring_says(
+    trained: tuple[train.TrainResult, list[Event]], own: Catalog, scored: tuple[results.ScoreResult, Path]
+) -> None:
+    written = Path(train_page.write_train_page(trained[0].run, own.root)).read_text()
+    assert scored[0].report is not None
+    assert scored[0].report.valid is not None
+    assert scored[0].report.valid.judgement is not None
+    log_loss = scored[0].report.valid.judgement.figures.log_loss
+    found = re.search(r"<strong>log loss is\s([\d.]+)</strong>", written)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(log_loss, abs=2e-4)
+    assert f'{own.split("valid")["key"][0].as_py()}</bdi></td><td class="text"><bdi>is empty (0 bytes)' in written
+
 
 def test_too_many_unreadable_images_are_written_and_then_told(
     trained: tuple[train.TrainResult, list[Event]],
@@ -200,6 +224,19 @@ def test_lost_and_damaged_parts_are_made_again_and_the_csv_is_byte_equal(
     assert events[0] == ScoringPlanned(actors=2, parts=2, kept=16, images=5)
     assert [type(event) for event in events[1:]] == [PartDone, PartDone]
     assert out.read_bytes() == first
+    shown = out.with_suffix(".report.html").read_bytes()
+    score.score_dataset(config)
+    assert out.with_suffix(".report.html").read_bytes() == shown
+    # A page that cannot be made costs nothing else, and no old one is left that would speak of other predictions.
+    with monkeypatch.context() as patched:
+        patched.setattr(page, "render_page", lambda _source: 1 / 0)
+        done = catdog(
+            "score", "--model", untrained, "--data", drawn.root, "--out", out, "--split", "test", "--batch-size", "1"
+        )
+    assert (done.code, done.err.count("\n")) == (0, 1)
+    assert "no report.html: ZeroDivisionError: division by zero; everything else is written" in done.err
+    assert not out.with_suffix(".report.html").exists()
+    assert submission.check_submission(str(out), drawn) == submission.Checked(24)
     assert files[1].stat().st_mtime_ns == kept
     keys = [
         key for part in sorted((tmp_path / "results.parts").iterdir()) for key in pq.read_table(part)["key"].to_pylist()
