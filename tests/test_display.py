@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
+from helpers import in_process
 
 from catdog import events
 from catdog.cli import display
@@ -58,3 +60,21 @@ def test_every_kind_of_event_is_among_those_shown_here() -> None:
 def test_an_event_prints_its_lines(event: Event, lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     display.show_event(event)
     assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_a_page_opens_in_the_browser_of_a_terminal_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "a #1 page.html"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    script = (
+        "from rich.console import Console\n"
+        "from catdog.cli import display\n"
+        "display.out = Console(force_terminal=True)\n"
+        f"display.open_page({str(page)!r})\n"
+    )
+    in_process(script, timeout=60, BROWSER=f"{browser} %s")
+    assert (tmp_path / "opened").read_text() == page.as_uri()
+    for uri in (str(page), "s3://bucket/page.html"):
+        display.open_page(uri)
+        assert capsys.readouterr().err == f"--open needs a terminal and a local file; open {uri} in a browser\n"
