@@ -1,4 +1,4 @@
-"""Writing a model bundle: the members as Keras files, their ONNX translations, and `bundle.json` last.
+"""Writing a model bundle: the members as Keras files, their ONNX translations, a model card, and `bundle.json` last.
 
 A translation may go wrong: one is trusted only after it gave what Keras gives on real images.
 """
@@ -15,6 +15,7 @@ import numpy as np
 
 from catdog import storage
 from catdog.errors import CatdogError, first_line
+from catdog.inference import card
 from catdog.inference.bundle import (
     FILE_NAME,
     IMAGES_NAME,
@@ -126,8 +127,14 @@ def _write(
         versions=package_versions(),
         **fields,
     )
-    storage.write_text(storage.join(uri, FILE_NAME), info.model_dump_json(indent=2) + "\n")
+    _describe(uri, info, provenance)
     return info
+
+
+def _describe(uri: str, info: BundleInfo, provenance: Provenance) -> None:
+    """Writes the model card, then `bundle.json`."""
+    storage.write_text(storage.join(uri, card.NAME), card.write_card(info, provenance))
+    storage.write_text(storage.join(uri, FILE_NAME), info.model_dump_json(indent=2) + "\n")
 
 
 def mark_chosen(model: str, **figures: float) -> None:
@@ -140,7 +147,7 @@ def mark_chosen(model: str, **figures: float) -> None:
     uri, info = read_info(model)
     marked = info.model_copy(update={"chosen_on": "validation", "validation": info.validation | figures})
     if marked != info:
-        storage.write_text(storage.join(uri, FILE_NAME), marked.model_dump_json(indent=2) + "\n")
+        _describe(uri, marked, read_provenance(uri, info))
 
 
 def export_onnx(model: keras.Model, sample: np.ndarray) -> bytes:
