@@ -20,12 +20,13 @@ from catdog.errors import CatdogError, UsageError, did_you_mean
 CHECKPOINTS, BUNDLE = "checkpoints", "bundle.json"
 TUNE, SEARCH = "tune", "search.json"
 _CONFIG, _LEASE, _MODEL, _CURVES, _VALID = "config.json", "lease.json", "model", "tensorboard", "valid.parquet"
-_PAGE = "report.html"
+_PAGE, _TRACKING = "report.html", "tracking.json"
 # Options that `config.json` has in every version of catdog.
 _ALWAYS = frozenset({"recipe", "arch", "image_size", "batch_size", "seed"})
 # Files of a run, of cross-validation (in its folder and in each fold's), and temporary files of interrupted writes.
 _FILES = re.compile(
-    r"valid\.parquet|report\.html|seconds\.json|oof\.([a-z]+\.)?(csv|json|html|parquet)|\..+\.\d+-[0-9a-f]{8}\.tmp"
+    r"valid\.parquet|report\.html|(seconds|tracking)\.json|oof\.([a-z]+\.)?(csv|json|html|parquet)"
+    r"|\..+\.\d+-[0-9a-f]{8}\.tmp"
 )
 _RUNS = re.compile(r"(member|fold)-\d+")
 
@@ -59,6 +60,11 @@ class RunDirectory:
     def valid(self) -> str:
         """URI of the validation logits."""
         return storage.join(self.uri, _VALID)
+
+    @property
+    def tracking(self) -> str:
+        """URI of the file with the ids of tracked runs."""
+        return storage.join(self.uri, _TRACKING)
 
     @property
     def holder(self) -> lease.Lease | None:

@@ -37,6 +37,10 @@ Gpu = Annotated[
 ]
 OpenPage = Annotated[bool, typer.Option("--open", help="Open the report in a browser at the end.")]
 Runs = Annotated[str, field_option("runs")]
+Track = Annotated[
+    str | None,
+    typer.Option(help="Track the run: mlflow, wandb or trackio, and perhaps a place, as mlflow:http://HOST:5000."),
+]
 
 _EVERYWHERE = {"address": (Address, None), "debug": (Debug, False)}
 

@@ -104,6 +104,10 @@ class ProgressView:
         if self._live is not None:
             self._live.stop()
 
+    def stage(self, name: str) -> None:
+        """Shows a stage that no event tells of."""
+        self._enter(name)
+
     def warn(self, text: str) -> None:
         """Prints a warning, above the live lines if they are on the same terminal."""
         (out if self._live is not None and err.is_terminal else err).print(f"Warning: {text}")

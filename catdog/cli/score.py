@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from catdog.choices import EngineChoice, SplitChoice
 from catdog.cli import display
 from catdog.cli.completion import complete_run
 from catdog.cli.display import out
-from catdog.cli.options import Address, Data, Debug, Gpu, OpenPage, Wait, advising_same_command
+from catdog.cli.options import Address, Data, Debug, Gpu, OpenPage, Track, Wait, advising_same_command
 from catdog.cli.progress import ProgressView
 from catdog.errors import CatdogError, UsageError
 
@@ -44,11 +45,13 @@ def score(
     ] = 0.01,
     open_: OpenPage = False,
     gpu: Gpu = None,
+    track: Track = None,
     address: Address = None,
     wait: Wait = None,
     debug: Debug = False,
 ) -> None:
     """Score a data set's images with a model, and write the submission and the validation report."""
+    from catdog import storage, tracking
     from catdog.scoring import score
 
     config = score.ScoreConfig(
@@ -60,9 +63,19 @@ def score(
             found = score.explain_plan(config, view.event)
         display.show_plan(*found)
         return
+    if track is not None and len(model) > 1:
+        raise UsageError("--track received with several models; only the scores of one run are tracked, with it")
     started = time.perf_counter()
-    with advising_same_command("finished parts are kept", "go on"), ProgressView("Starting", debug) as view:
+    view = ProgressView("Starting", debug)
+    tracker = tracking.Tracker(track, view.warn) if track else None
+    advice = advising_same_command("finished parts are kept", "go on")
+    with advice, view, tracker or contextlib.nullcontext():
+        if tracker is not None:
+            tracker.go_on(storage.absolute(model[0]))
         result = score.score_dataset(config, view.event)
+        if tracker is not None:
+            view.stage("Uploading")
+            tracker.finish(result.figures, {"scores": result.files})
     display.show_score(result, time.perf_counter() - started)
     if result.page_error is not None and debug:
         raise result.page_error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +29,7 @@ from catdog.cli.options import (
     Gpu,
     OpenPage,
     Runs,
+    Track,
     Wait,
     advising_same_command,
     field_option,
@@ -36,6 +38,10 @@ from catdog.cli.options import (
 from catdog.cli.progress import ProgressView
 from catdog.errors import CatdogError, UsageError
 from catdog.training.request import TrainConfig
+
+if TYPE_CHECKING:
+    from catdog.events import Event
+    from catdog.training.config import ResolvedConfig
 
 
 def train(
@@ -77,6 +83,7 @@ def train(
         bool, typer.Option("--dry-run", help="Say what would be done, and how long it would take; write nothing.")
     ] = False,
     open_: OpenPage = False,
+    track: Track = None,
     address: Address = None,
     wait: Wait = None,
     debug: Debug = False,
@@ -96,10 +103,12 @@ def train(
         raise UsageError("Missing option '--data': expected a prepared data set")
     if fold is not None and folds is None:
         raise UsageError("--fold received without --folds; say how many there are")
+    if track is not None and folds is not None:
+        raise UsageError("--track received with --folds; only the run of a single model is tracked")
     if dry_run:
         _estimate(TrainConfig(**options), folds or 0, fold)
     elif folds is None:
-        _train_once(TrainConfig(**options), open_)
+        _train_once(TrainConfig(**options), open_, track)
     elif name is None or resume or overwrite:
         raise UsageError("--folds wants a --name, and goes on by itself where it ended: leave out --resume")
     else:
@@ -114,37 +123,58 @@ def _estimate(config: TrainConfig, folds: int, fold: int | None) -> None:
     display.show_plan(found.what | {"measured": found.rates.words}, found.seconds)
 
 
-def _train_once(asked: TrainConfig, open_: bool) -> None:
+def _train_once(asked: TrainConfig, open_: bool, track: str | None) -> None:
+    from catdog import tracking
     from catdog.training import config as configuration
-    from catdog.training import page, train
+    from catdog.training import train
 
     started = time.perf_counter()
     # Resolved here, because the command that continues needs the name, also one that is made up.
     config, view = configuration.resolve(asked), ProgressView("Starting", asked.debug)
+    tracker = tracking.Tracker(track, view.warn) if track else None
+
+    def tell(event: Event) -> None:
+        if tracker is not None:
+            tracker.event(event)
+        view.event(event)
 
     def advice() -> str:
         if config.run.uri not in view.opened:
             kept = "the run is as it was; to go on" if config.run.resume else "the run had not begun; to start it"
             return f"{kept}:\n  {interruption.same_command()}"
         again = ["catdog", "train", "--resume", "--name", config.run.name, "--runs", asked.runs]
+        again += ["--track", track] if track else []
         again += ["--address", asked.address] if asked.address else []
         again += ["--set", f"features={asked.features}"] if asked.features else []
         kept = f"the last whole epoch of {view.opened[-1]} is kept" if view.epochs else "no epoch was finished"
         return f"{kept}; to go on:\n  {shlex.join(again + ['--debug'] * asked.debug)}"
 
-    with interruption.advising(advice), view:
-        result = train.train_model(config, view.event)
+    with interruption.advising(advice), view, tracker or contextlib.nullcontext():
+        result = train.train_model(config, tell)
+        written = _write_page(config)
+        if tracker is not None:
+            view.stage("Uploading")
+            figures = {f"validation.{name}": float(value) for name, value in result.validation.items()}
+            tracker.finish(figures, {"": [result.bundle], "report": [written] if isinstance(written, str) else []})
     display.show_training(result, time.perf_counter() - started)
+    if isinstance(written, Exception):
+        display.show_missing_page(written)
+    else:
+        out.print(f"Report: {written}")
+        if open_:
+            display.open_page(written)
+
+
+def _write_page(config: ResolvedConfig) -> str | Exception:
+    """Writes the page of a run; returns its URI, or why there is none: the model is worth having without it."""
+    from catdog.training import page
+
     try:
-        written = page.write_train_page(config.run.uri, config.data.uri)
-    except Exception as error:  # the model is worth having without it
-        if asked.debug:
+        return page.write_train_page(config.run.uri, config.data.uri)
+    except Exception as error:
+        if config.resources.debug:
             raise
-        display.show_missing_page(error)
-        return
-    out.print(f"Report: {written}")
-    if open_:
-        display.open_page(written)
+        return error
 
 
 def _cross_validate(config: TrainConfig, folds: int, fold: int | None) -> None:

@@ -58,6 +58,26 @@ class ScoreResult:
     seconds: dict[str, float] = field(default_factory=dict)
     too_many_unreadable: list[str] = field(default_factory=list)
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Log loss and accuracy of each judged split, by name."""
+        found: dict[str, float] = {}
+        for section in self.report.sections if self.report else []:
+            if section.judgement is not None:
+                figures = section.judgement.figures
+                found |= {
+                    f"scored.{section.split}.log_loss": figures.log_loss,
+                    f"scored.{section.split}.accuracy": figures.accuracy,
+                }
+        return found
+
+    @property
+    def files(self) -> list[str]:
+        """URIs of the CSV, the report and all else that lies beside them, without the parts."""
+        folder, stem = storage.parent(self.report_file), storage.name(self.report_file).removesuffix("report.json")
+        beside = [storage.join(folder, name) for name in storage.list_names(folder) if name.startswith(stem)]
+        return [uri for uri in beside if storage.kind(uri) == "file"]
+
 
 @dataclass
 class Merged:

@@ -37,7 +37,8 @@ from catdog.waiting import wait_for
 
 _IMAGES = 256
 _SECONDS = 3.0
-_SHOWN_ELSEWHERE = ("recipe", "arch", "image_size", "weights", "name")
+_SHOWN_ELSEWHERE = frozenset({"recipe", "arch", "image_size", "weights", "name"})
+_ALWAYS_SHOWN = frozenset({"epochs", "batch_size", "optimizer", "learning_rate"})
 
 
 @dataclass(frozen=True)
@@ -144,13 +145,10 @@ def _describe(
 ) -> dict[str, str]:
     plain = TrainConfig(data="", recipe="plain", arch=config.model.arch, weights=config.model.weights, name="plain")
     defaults = resolve(plain).options()
-    given = {name: value for name, value in config.options().items() if name not in train.PLACE_FIELDS}
-    shown = {"epochs", "batch_size", "optimizer", "learning_rate"}
     options = [
         f"{name}={_short(value, defaults[name])}"
-        for name, value in given.items()
-        if (name in shown or value != defaults[name])
-        and name not in ("recipe", "arch", "image_size", "weights", "name")
+        for name, value in config.options().items()
+        if name not in train.PLACE_FIELDS | _SHOWN_ELSEWHERE and (name in _ALWAYS_SHOWN or value != defaults[name])
     ]
     needed = sum(counts) * config.model.image_size**2 * 3
     each = f"{plan.cpus_per_worker} CPU{'s' * (plan.cpus_per_worker > 1)}{' and a GPU' * plan.gpu}"

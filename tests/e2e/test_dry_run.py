@@ -27,7 +27,7 @@ def test_it_says_what_the_run_then_does(drawn: Catalog, tmp_path: Path, catdog) 
     assert rows["recipe"].startswith("plain: ")
     assert rows["model"] == "small_resnet at 48 px, weights none"
     assert "epochs=2  batch_size=16  optimizer=adamw  learning_rate=" in rows["options"]
-    assert "augmentation={rotation=3.0" in rows["options"]
+    assert "rotation=3.0" in rows["options"]
     assert rows["data"].startswith(f"{drawn.count('train')} training and {drawn.count('valid')} validation images")
     assert rows["workers"] == "2 with 1 CPU each, 16 images a step"
     assert rows["outputs"].split(", ")[0] == f"{tmp_path}/runs/new/model"

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import keras
+import mlflow
 import numpy as np
 import psutil
 import pytest
@@ -127,7 +128,9 @@ def test_a_killed_run_resumes_to_the_same_weights(two_cpus: str, tmp_path: Path,
     uninterrupted = catdog(*options(data, tmp_path, "whole"))
     assert uninterrupted.code == 0
 
-    with started(*options(data, tmp_path, "killed"), "--address", two_cpus) as stopped:
+    store = f"file:{tmp_path}/store"
+    track = ["--track", f"mlflow:{store}"]
+    with started(*options(data, tmp_path, "killed"), *track, "--address", two_cpus) as stopped:
         wait_for_line(stopped, "Training on")
         refused = catdog("train", "--resume", "--name", "killed", "--runs", tmp_path)
         assert (refused.code, refused.err.count("\n")) == (1, 1)
@@ -138,7 +141,7 @@ def test_a_killed_run_resumes_to_the_same_weights(two_cpus: str, tmp_path: Path,
     assert stopped.returncode == 143
     first, command = said.splitlines()
     assert first.startswith("catdog: interrupted; ")
-    assert command == f"  catdog train --resume --name killed --runs {tmp_path} --address {two_cpus}"
+    assert command == f"  catdog train --resume --name killed --runs {tmp_path} {' '.join(track)} --address {two_cpus}"
     end = time.monotonic() + 5
     while workers := [one for one in psutil.Process().children(recursive=True) if "RayTrainWorker" in one.name()]:
         assert time.monotonic() < end, workers
@@ -159,7 +162,7 @@ def test_a_killed_run_resumes_to_the_same_weights(two_cpus: str, tmp_path: Path,
 
     # The options of the run are its own, its threads too: none but its name and place need be said again.
     short = ["--name", "killed", "--runs", tmp_path, "--resume"]
-    resumed = catdog("train", *short)
+    resumed = catdog("train", *short, *track)
     assert "Training on 1 worker after epoch" in resumed.out
     assert "epoch   1" not in resumed.out
     whole, continued = bundle_json(str(tmp_path / "whole")), bundle_json(str(tmp_path / "killed"))
@@ -176,3 +179,16 @@ def test_a_killed_run_resumes_to_the_same_weights(two_cpus: str, tmp_path: Path,
         assert ours == pytest.approx(theirs, abs=1e-6)
     assert list((tmp_path / "killed" / "tensorboard").glob("events.out.tfevents.*"))
     assert "epoch 4 of 4" in catdog("train", *short).out
+
+    scored = catdog("score", "--model", tmp_path / "killed", "--data", data.root, "--split", "valid", *track,
+                    "--out", tmp_path / "results.csv")  # fmt: skip
+    assert scored.code == 0, scored.err
+    client = mlflow.MlflowClient(store)
+    (experiment,) = client.search_experiments(filter_string="name = 'catdog'")
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    number = tracked.info.run_id
+    assert {point.step for point in client.get_metric_history(number, "valid_log_loss")} == {1, 2, 3, 4}
+    assert tracked.data.metrics["validation.log_loss"] == continued["validation"]["log_loss"]
+    assert tracked.data.metrics["scored.valid.log_loss"] > 0
+    assert "model/bundle.json" in [file.path for file in client.list_artifacts(number, "model")]
+    assert "scores/results.report.json" in [file.path for file in client.list_artifacts(number, "scores")]
