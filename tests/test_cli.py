@@ -31,6 +31,7 @@ COMMANDS = {
     ],
     "submission check": ["--data"],
     "submit": ["--message", "--competition"],
+    "predict": ["--model", "--json", "--csv", "--sheet", "--ignore", "--allow-private"],
     "models": [],
     "tune": ["--data", "--name", "--search", "--grid", "--set", "--asha", "--concurrent", "--runs", "--wait"],
     "oof": [],

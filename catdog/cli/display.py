@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from catdog.experiments.run_list import RunSummary
     from catdog.experiments.tuning import Trial
     from catdog.models.registry import Architecture
+    from catdog.reporting.predictions import PhotoRow
     from catdog.reporting.submission import Checked
     from catdog.scoring.results import ScoreResult
     from catdog.training.recipes import Recipe
@@ -228,6 +229,31 @@ def show_check(file: str, checked: Checked) -> None:
         err.print(f"Warning: {warning}")
 
 
+def show_predictions(rows: list[PhotoRow]) -> None:
+    """Shows what was predicted of photos, a row each."""
+    table = Table()
+    table.add_column("file", overflow="fold")
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    if any(row.remarks for row in rows):
+        table.add_column("remarks", overflow="fold")
+    for row in rows:
+        probability = "" if row.probability is None else f"{row.probability:.2%}"
+        cells = [row.file, row.class_name or "", probability, "; ".join(row.remarks)]
+        table.add_row(*map(_printable, cells[: len(table.columns)]))
+    out.print(table)
+
+
+def show_skipped(skipped: list[tuple[str, str]]) -> None:
+    """Says on standard error which files were not taken for photos: each, or of many how many for each reason."""
+    if len(skipped) <= 10:
+        for file, why in skipped:
+            err.print(_printable(f"Left out: {file}: {why}"))
+        return
+    for why, count in Counter(why for _, why in skipped).items():
+        err.print(_printable(f"Left out: {count} files: {why}"))
+
+
 def show_out_of_fold(found: list[OutOfFold]) -> None:
     """Shows the log loss of cross-validations and of their average, and the differences from the first."""
     from catdog.evaluation import metrics
@@ -246,6 +272,11 @@ def show_out_of_fold(found: list[OutOfFold]) -> None:
             low, high = metrics.difference_interval(gain)
             verdict = ", within noise" if low <= 0 <= high else ""
             out.print(f"  better than {found[0].name} by {gain.mean():.4f} ({low:.4f} to {high:.4f}){verdict}")
+
+
+def _printable(text: str) -> str:
+    """A text with every character that a terminal would obey, such as ESC, replaced."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def count(number: int, noun: str) -> str:

@@ -120,9 +120,13 @@ def read_images(source: str, scratch: Path, wanted: set[str]) -> Iterator[tuple[
     Raises:
         CatdogError: as `scan_source`.
     """
-    for entry in _walk(source, scratch):
-        if entry.path in wanted:
-            yield entry.path, None if entry.size is None else entry.read(-1)
+    for entry in iter_entries(source, scratch, wanted):
+        yield entry.path, None if entry.size is None else entry.read(-1)
+
+
+def iter_entries(source: str, scratch: Path, wanted: set[str]) -> Iterator[Entry]:
+    """The wanted files of a source, in its order, unread; arguments and errors as for `read_images`."""
+    return (entry for entry in _walk(source, scratch) if entry.path in wanted)
 
 
 def _walk(source: str, scratch: Path) -> Iterator[Entry]:
@@ -171,7 +175,7 @@ def _local_entries(source: str) -> Iterator[Entry]:
                 raise _cannot_read(str(place), error) from error
             size = None if stat.S_ISDIR(status.st_mode) else status.st_size
             regular = size is None or stat.S_ISREG(status.st_mode)
-            yield Entry(_escaped(relative), size, "" if regular else "not a regular file", _local_reader(place))
+            yield Entry(escape_path(relative), size, "" if regular else "not a regular file", _local_reader(place))
 
 
 def _local_reader(place: Path) -> Callable[[int], bytes]:
@@ -205,7 +209,7 @@ def _bucket_reader(uri: str) -> Callable[[int], bytes]:
 
 
 def _cannot_read(place: str, error: OSError) -> CatdogError:
-    return CatdogError(f"could not read {_escaped(place)}: {error.strerror or error}")
+    return CatdogError(f"could not read {escape_path(place)}: {error.strerror or error}")
 
 
 def _beside(path: str, suffix: str, entries: Iterator[Entry]) -> Iterator[Entry]:
@@ -220,7 +224,7 @@ def _beside(path: str, suffix: str, entries: Iterator[Entry]) -> Iterator[Entry]
 def _walk_archive(uri: str, name: str, scratch: Path, depth: int) -> Iterator[Entry]:
     with storage.open_seekable(uri) as stream:
         for member in archives.iter_members(stream, name):
-            path, suffix = _escaped(member.path), archives.suffix_of(member.path)
+            path, suffix = escape_path(member.path), archives.suffix_of(member.path)
             if suffix is None or _is_hidden(path) or not member.regular:
                 problem = "" if member.regular else "not a regular file"
                 yield Entry(path, member.size, problem, _member_reader(member, name))
@@ -256,7 +260,7 @@ def _matches(path: str, pattern: str) -> bool:
     )
 
 
-def _escaped(path: str) -> str:
+def escape_path(path: str) -> str:
     """Escapes bytes of a path that are not valid UTF-8 as %XX."""
     return re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", path)
 

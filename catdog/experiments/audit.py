@@ -17,10 +17,12 @@ import ray
 import ray.data
 
 from catdog import cluster, storage
-from catdog.data import images
+from catdog.data import images, thumbnails
 from catdog.data.catalog import Catalog
 from catdog.errors import UsageError
 from catdog.experiments.cross_validation import OutOfFold
+from catdog.reporting import contact_sheet
+from catdog.reporting.contact_sheet import Tile
 
 COLUMNS = ("key", "split", "label", "issue", "score", "other", "leaks")
 ISSUES = ("label", "ambiguous", "outlier", "duplicate")
@@ -28,8 +30,7 @@ _HASH_SIZE = 32
 _BLOCK_ROWS = 256
 # Nearest neighbours for outlier scores, and so the least number of photos.
 _NEIGHBOURS = 10
-_TILE = 144
-_CAPTION = 30
+_TILE = 160
 
 
 @dataclass(frozen=True)
@@ -192,25 +193,20 @@ def draw_findings(findings: list[Finding], data: Catalog, uri: str, each: int = 
         uri: URI of the PNG.
         each: the most photos for each issue.
     """
-    from PIL import Image, ImageDraw
-
     places = dict(zip(data.table["key"].to_pylist(), data.table["uri"].to_pylist(), strict=True))
-    tiles: list[list[tuple[str, str]]] = []
+
+    def tile(key: str, caption: str) -> Tile:
+        found = images.fetch(places[key])
+        pixels = None if isinstance(found, str) else thumbnails.thumbnail(found, _TILE)
+        return Tile(pixels, [caption, key])
+
+    rows: list[list[Tile]] = []
     for issue in ISSUES:
         chosen = [finding for finding in findings if finding.issue == issue]
-        row = []
+        tiles = []
         for finding in chosen[: each // 2 if issue == "duplicate" else each]:
-            row.append((finding.key, f"{issue}: {finding.label or finding.split} {finding.score:g}"))
+            tiles.append(tile(finding.key, f"{issue}: {finding.label or finding.split} {finding.score:g}"))
             if finding.other:
-                row.append((finding.other, "= in another split" if finding.leaks else "= in the same split"))
-        tiles += [row[start : start + 10] for start in range(0, len(row), 10)]
-    sheet = Image.new("RGB", (10 * _TILE, max(1, len(tiles)) * (_TILE + _CAPTION)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for y, line in enumerate(tiles):
-        for x, (key, caption) in enumerate(line):
-            corner = (x * _TILE, y * (_TILE + _CAPTION))
-            sheet.paste(Image.fromarray(images.read_image(places[key], _TILE - 4).pixels), corner)
-            pen.text((corner[0], corner[1] + _TILE - 2), f"{caption}\n{key[-22:]}", fill="black")
-    out = io.BytesIO()
-    sheet.save(out, "PNG")
-    storage.write_bytes(uri, out.getvalue())
+                tiles.append(tile(finding.other, "= in another split" if finding.leaks else "= in the same split"))
+        rows += contact_sheet.in_rows(tiles, 10)
+    storage.write_bytes(uri, contact_sheet.draw_sheet(rows, _TILE))

@@ -1,0 +1,103 @@
+"""Predictions of single photos for people and scripts: a row each, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+
+from catdog.inference.predictor import Predictions
+
+# Below it, the likelier class is said to be a guess.
+UNSURE_BELOW = 0.75
+
+
+@dataclass(frozen=True)
+class PhotoRow:
+    """What is said of one photo.
+
+    Attributes:
+        file: its name.
+        class_name: the likelier class; None for an unreadable photo.
+        probability: of that class, calibrated and clipped; None likewise.
+        probabilities: of both classes by name; empty likewise.
+        logit: plain logit of the second class, before temperature and clip; None likewise.
+        status: "ok", "recovered" or "unreadable".
+        remarks: what is odd about the file, and whether the class is a guess; often none.
+    """
+
+    file: str
+    class_name: str | None
+    probability: float | None
+    probabilities: dict[str, float]
+    logit: float | None
+    status: str
+    remarks: list[str]
+
+
+def photo_rows(files: list[str], found: Predictions, class_names: tuple[str, str]) -> list[PhotoRow]:
+    """Says what was predicted of each photo.
+
+    Args:
+        files: N names.
+        found: predictions of these N photos.
+        class_names: of labels 0 and 1.
+    """
+    rows = []
+    for at, file in enumerate(files):
+        status, remarks = found.statuses[at], [found.details[at]] if found.details[at] else []
+        if status == "unreadable":
+            rows.append(PhotoRow(file, None, None, {}, None, status, remarks))
+            continue
+        second = float(found.probabilities[at])
+        probabilities = dict(zip(class_names, (1 - second, second), strict=True))
+        label = int(second >= 0.5)
+        probability = probabilities[class_names[label]]
+        if probability < UNSURE_BELOW:
+            remarks.append("unsure")
+        rows.append(
+            PhotoRow(file, class_names[label], probability, probabilities, float(found.logits[at]), status, remarks)
+        )
+    return rows
+
+
+def rows_to_json(rows: list[PhotoRow], models: list[str], skipped: list[tuple[str, str]]) -> str:
+    """Writes predictions as a JSON object.
+
+    Args:
+        rows: of the photos.
+        models: URIs of the models that predicted them.
+        skipped: name and reason of each file that was not taken for a photo.
+    """
+    content = {
+        "models": models,
+        "predictions": [
+            {
+                "file": row.file,
+                "class": row.class_name,
+                "probability": row.probability,
+                "probabilities": row.probabilities,
+                "logit": row.logit,
+                "status": row.status,
+                "remarks": row.remarks,
+            }
+            for row in rows
+        ],
+        "skipped": [{"file": file, "reason": reason} for file, reason in skipped],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+def rows_to_csv(rows: list[PhotoRow], class_names: tuple[str, str]) -> str:
+    """Writes predictions as CSV: file, class, its probability, the probability of each class, status and remarks."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(
+        ["file", "class", "probability", *(f"probability_{name}" for name in class_names), "status", "remarks"]
+    )
+    for row in rows:
+        each = [row.probabilities.get(name, "") for name in class_names]
+        said = ["" if value is None else value for value in (row.class_name, row.probability)]
+        lines.writerow([row.file, *said, *each, row.status, "; ".join(row.remarks)])
+    return text.getvalue()
