@@ -32,6 +32,7 @@ COMMANDS = {
     "submission check": ["--data"],
     "submit": ["--message", "--competition"],
     "predict": ["--model", "--json", "--csv", "--sheet", "--ignore", "--allow-private"],
+    "explain": ["--model", "--out", "--class", "--ignore", "--allow-private"],
     "models": [],
     "tune": ["--data", "--name", "--search", "--grid", "--set", "--asha", "--concurrent", "--runs", "--wait"],
     "oof": [],

@@ -13,7 +13,8 @@ from catdog import tracking
 from catdog.errors import UsageError
 from catdog.events import EpochDone, RunOpened
 from catdog.run_directory import RunDirectory
-from catdog.training.config import TrainConfig
+from catdog.training.config import resolve
+from catdog.training.request import TrainConfig
 
 
 def epoch(number: int) -> EpochDone:
@@ -24,7 +25,7 @@ def epoch(number: int) -> EpochDone:
 def run(tmp_path: Path) -> Path:
     """A finished run with options that are nested, two members and a report."""
     folder = tmp_path / "runs" / "first"
-    options = TrainConfig(data="d", recipe="plain", arch="small_resnet", image_size=32).model_dump(mode="json")
+    options = resolve(TrainConfig(data="d", recipe="plain", arch="small_resnet", image_size=32)).options()
     content = {"options": options, "catalog_fingerprint": "f"}
     for name in ("", "member-1", "member-2"):
         (folder / name).mkdir(parents=True)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import itertools
+import os
+import re
 import tempfile
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,7 +32,7 @@ AllowPrivate = Annotated[
     bool, typer.Option("--allow-private", help="Fetch URLs of private and local addresses too, such as a test server.")
 ]
 # Photos of a contact sheet; of more, a picture would have more pixels than viewers open.
-_MOST_TILES, _COLUMNS, _TILE_SIDE = 400, 6, 220
+_MOST_TILES, _COLUMNS, _TILE_SIDE, _EXPLAINED_SIDE = 400, 6, 220, 320
 # Photos that are read and predicted before the next ones are.
 _GROUP = 64
 
@@ -83,21 +89,123 @@ def predict(
     if target is not None:
         rest = f" (the first {len(tiles)} of {len(rows)} photos)" if len(tiles) < len(rows) else ""
         err.print(f"Contact sheet: {target}{rest}")
+    _require_one_readable(rows)
+
+
+def explain(
+    photos: Photos,
+    model: Models,
+    out_: Annotated[
+        str,
+        typer.Option(
+            "--out", help="PNG that shows each photo beside its heat map; or a folder, for a picture of each photo."
+        ),
+    ] = "explanation.png",
+    class_: Annotated[
+        str | None, typer.Option("--class", help="Class that is explained. Default: the likelier one of each photo.")
+    ] = None,
+    ignore: Ignore = None,
+    allow_private: AllowPrivate = False,
+) -> None:
+    """Show which parts of photos speak for a class, as a heat map over each (Grad-CAM)."""
+    from catdog import storage
+    from catdog.data import photos as found_photos
+    from catdog.data import thumbnails
+    from catdog.inference import explanation
+    from catdog.reporting import contact_sheet, predictions
+    from catdog.reporting.contact_sheet import Tile
+
+    one_picture = out_.lower().endswith(".png")
+    target = png_target(out_, "--out") if one_picture else storage.absolute_output(out_, "--out")
+    if not one_picture and storage.kind(target) == "file":
+        raise UsageError(f"--out received {out_!r}, expected the name of a .png file or a folder")
+    rows: list[PhotoRow] = []
+    shown: list[Tile] = []
+    taken: set[str] = set()
+    with tempfile.TemporaryDirectory() as folder, err.status("Explaining…") as status:
+        scratch = Path(folder)
+        found = found_photos.find_photos(photos, scratch, ignore)
+        if one_picture and found.count > _MOST_TILES // 4:
+            raise UsageError(
+                f"--out received {out_!r} for {found.count} photos, more than the {_MOST_TILES // 4} that fit into one "
+                "picture; expected a folder"
+            )
+        predictor = load_predictor(model, tensorflow=True)
+        names = predictor.info.class_names
+        if class_ is not None and class_ not in names:
+            raise UsageError(f"--class received {class_!r}, expected {' or '.join(names)}")
+        explainer = explanation.Explainer.load(model)
+        for name, data in found_photos.read_photos(found, scratch, allow_private):
+            row = predictions.photo_rows([name], predictor.predict_files([data]), names)[0]
+            rows.append(row)
+            status.update(f"{len(rows)} of {found.count} photos")
+            if row.class_name is None or isinstance(data, str):
+                continue
+            explained = class_ or row.class_name
+            heat = explainer.heat_map(data, names.index(explained))
+            if not heat.any():
+                row.remarks.append(f"nothing speaks for {explained}")
+            pixels = thumbnails.thumbnail(data, _EXPLAINED_SIDE, enlarge=True)
+            assert pixels is not None  # it was predicted
+            hot = explanation.overlay_heat(pixels, heat)
+            if one_picture:
+                caption = tile_of(row, pixels)
+                shown += [caption, Tile(hot, [f"speaks for {explained}"])]
+            else:
+                storage.write_bytes(storage.join(target, _free_name(name, taken)), thumbnails.encode_png(hot))
+        if shown:
+            storage.write_bytes(target, contact_sheet.draw_sheet(contact_sheet.in_rows(shown, 4), _EXPLAINED_SIDE))
+    display.show_predictions(rows)
+    display.show_skipped(found.skipped)
+    _require_one_readable(rows)
+    err.print(f"Explanations: {target}")
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """A name for a photo's picture in a folder: its own stem, numbered where another photo has the same."""
+    stem = re.sub(r"[^\w .()-]", "_", PurePosixPath(name).stem)[-100:].lstrip(".") or "photo"
+    numbered = (f"{stem}-{number}" for number in itertools.count(2))
+    free = next(each for each in itertools.chain([stem], numbered) if each.lower() not in taken)
+    taken.add(free.lower())
+    return f"{free}.png"
+
+
+def _require_one_readable(rows: list[PhotoRow]) -> None:
     if all(row.status == "unreadable" for row in rows):
         raise CatdogError(f"none of the photos could be read: {rows[0].file}: {'; '.join(rows[0].remarks)}")
 
 
-def load_predictor(models: list[str]) -> Predictor:
-    """Loads models for a few photos; each photo gets the bits that `catdog score` on a CPU gives it."""
+def load_predictor(models: list[str], tensorflow: bool = False) -> Predictor:
+    """Loads models for a few photos; each photo gets the bits that `catdog score` on a CPU gives it.
+
+    Args:
+        models: URIs of runs or of bundles.
+        tensorflow: whether this process will use TensorFlow for something else.
+    """
     from catdog.inference import bundle, engines
     from catdog.inference.predictor import Predictor
 
     saved = [bundle.read_info(model) for model in models]
     engine = bundle.merge_infos([each.info for each in saved]).engines[0]
-    if engine == "tensorflow":
-        engines.set_up(threads=1, gpu=False)
+    if tensorflow or engine == "tensorflow":
+        with _without_native_log():
+            importlib.import_module("tensorflow")
     # ONNX Runtime gives the same bits in batches of every size, so no more images are computed than there are.
     return Predictor.load(saved, engine, batch_size=engines.CHUNK if engine == "onnx" else _GROUP)
+
+
+@contextlib.contextmanager
+def _without_native_log() -> Iterator[None]:
+    """Keeps standard error closed: TensorFlow's libraries write there while they load, whatever they are told."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def png_target(path: str, option: str) -> str:
@@ -117,5 +225,5 @@ def tile_of(row: PhotoRow, pixels: object) -> Tile:
     from catdog.reporting.contact_sheet import Tile
 
     said = "unreadable" if row.probability is None else f"{row.class_name} {row.probability:.1%}"
-    captions = [said, row.file.rpartition("/")[2] or row.file, "; ".join(row.remarks)]
+    captions = [said, row.file.rpartition("/")[2] or row.file, *(["; ".join(row.remarks)] if row.remarks else [])]
     return Tile(pixels if isinstance(pixels, np.ndarray) else None, captions, row.probability)

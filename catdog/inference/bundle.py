@@ -161,7 +161,7 @@ class ModelBundle:
         if engine == "onnx":
             files = [read_file(uri, info, onnx_name(member)) for member in info.members]
             return cls(info, [engines.OnnxEngine(data, threads) for data in files], uri)
-        return cls(info, [engines.TensorFlowEngine(_load_member(uri, info, member)) for member in info.members], uri)
+        return cls(info, [engines.TensorFlowEngine(load_member(uri, info, member)) for member in info.members], uri)
 
     def logits(self, batch: np.ndarray) -> np.ndarray:
         """Predicts the plain logit of each image: the mean over members and views, before temperature and clip.
@@ -334,7 +334,17 @@ def read_file(uri: str, info: BundleInfo, name: str) -> bytes:
     return data
 
 
-def _load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
+def load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
+    """Loads one of a bundle's Keras models, checksum verified, in Keras's safe mode.
+
+    Args:
+        uri: of the bundle.
+        info: what `bundle.json` holds.
+        member: one of `info.members`.
+
+    Raises:
+        CatdogError: the file is absent, damaged or no such model.
+    """
     import keras
 
     use_keras_defaults()

@@ -46,6 +46,35 @@ def feature_extractor(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs, model.get_layer(FEATURES).output)
 
 
+def split_at_feature_map(model: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """Cuts a model in two at its last feature map, the last tensor with two spatial axes.
+
+    Args:
+        model: of the registry; one with a backbone has layers that form a chain.
+
+    Returns:
+        A model from uint8 N×S×S×3 to the feature map, float32 N×h×w×C, and one from there to the logit, N×1.
+    """
+    import keras
+
+    inner = next((layer for layer in model.layers if layer.name == BACKBONE), None)
+    if inner is None:
+        cut = [operation.output for operation in model.operations[1:] if len(operation.output.shape) == 4][-1]
+        return keras.Model(model.input, cut), keras.Model(cut, model.output)
+    at = model.operations.index(inner)
+    if len(inner.output.shape) == 4:
+        cut = model.operations[at + 1].input
+        return keras.Model(model.input, cut), keras.Model(cut, model.output)
+    # A backbone with dense layers of its own is cut inside, which a nested model allows only by calling its halves.
+    cut = [layer.output for layer in inner.layers[1:] if len(layer.output.shape) == 4][-1]
+    features = keras.Model(inner.input, cut)(model.operations[at - 1].output)
+    given = keras.Input(cut.shape[1:])
+    x = keras.Model(cut, inner.output)(given)
+    for operation in model.operations[at + 1 :]:
+        x = operation(x)
+    return keras.Model(model.input, features), keras.Model(given, x)
+
+
 def all_layers(model: keras.Model) -> list[keras.Layer]:
     """The layers of a model in order, with the backbone replaced by its own layers."""
     flat: list[keras.Layer] = []
