@@ -15,7 +15,9 @@ from catdog.errors import UsageError
 
 
 def prepare(
-    source: Annotated[str, typer.Argument(help="Kaggle's zip, or a folder, zip or tar of images in any usual layout.")],
+    source: Annotated[
+        str, typer.Argument(help="Kaggle's zip, or a folder, zip, tar or Parquet file of images in any usual layout.")
+    ],
     dest: Dest,
     valid_fraction: Annotated[float, typer.Option(help="Share of each class held out for validation.")] = 0.1,
     split_seed: Annotated[int, typer.Option(help="Seed of the split into training and validation.")] = 0,
@@ -33,6 +35,10 @@ def prepare(
     ignore: Annotated[
         list[str] | None, typer.Option(help="Pattern of files or folders to leave out, such as 'sample'. Repeatable.")
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="CSV with the labels. Default: one in SOURCE, unless folders or names tell the classes."),
+    ] = None,
 ) -> None:
     """Unpack and check images, and store their ids, labels and splits."""
     from catdog import storage
@@ -42,7 +48,7 @@ def prepare(
     with advice, ProgressView(f"Reading {source}") as view:
         catalog = datasets.prepare_dataset(
             source, storage.absolute_output(dest, "DEST"), valid_fraction, split_seed, positive=positive,
-            duplicates=duplicates, ignore=ignore, on_remark=view.remark, on_event=view.event,
+            duplicates=duplicates, ignore=ignore, labels=labels, on_remark=view.remark, on_event=view.event,
         )  # fmt: skip
     display.show_catalog(catalog)
 

@@ -7,13 +7,11 @@ is a complete data set, one without is none.
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
-import io
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,7 +20,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from catdog import lease, storage
-from catdog.data import catalog, layouts, sources, splits
+from catdog.data import catalog, label_sources, layouts, sources, splits
 from catdog.data.catalog import Catalog
 from catdog.data.layouts import Layout, Row
 from catdog.data.splits import Duplicates, Remark
@@ -52,16 +50,17 @@ def prepare_dataset(
     positive: str | None = None,
     duplicates: Duplicates | None = None,
     ignore: list[str] | None = None,
+    labels: str | None = None,
     on_remark: Callable[[Remark], None] | None = None,
     on_event: EventHandler | None = None,
 ) -> Catalog:
-    """Prepares a data set from Kaggle's zips, PetImages, class folders or a flat folder.
+    """Prepares a data set from Kaggle's zips, PetImages, class folders, a folder with a CSV of labels, or Parquet.
 
     The operation may be repeated: the same source changes nothing, a source with more images adds them, and no image
     moves between splits. It is an error if `dest` has any other content; nothing is overwritten.
 
     Args:
-        source: URI of a zip, a tar or a folder.
+        source: URI of a zip, a tar, a Parquet file or a folder.
         dest: URI of the folder to create.
         valid_fraction: share of each class's labelled images for validation, in (0, 1); unused if the source has a
             validation folder.
@@ -70,6 +69,8 @@ def prepare_dataset(
             alphabetical order.
         duplicates: handling of byte-equal copies, as for `splits.assign_splits`.
         ignore: shell patterns of files and folders to leave out.
+        labels: path in the source, or URI, of a CSV with the labels; None for a CSV that the source has, unless its
+            paths name the classes.
         on_remark: called with remarks on files that were left out and on unusual images.
         on_event: told of `Progress`.
 
@@ -86,7 +87,8 @@ def prepare_dataset(
         raise UsageError(f"--valid-fraction received {valid_fraction}, expected a number between 0 and 1")
     if storage.kind(source) == "absent":
         raise UsageError(
-            f"SOURCE received {source!r}, which does not exist; expected a zip, a tar or a folder of images"
+            f"SOURCE received {source!r}, which does not exist; expected a zip, a tar, a Parquet file or a "
+            "folder of images"
         )
     if source == dest:
         raise UsageError(f"SOURCE and DEST are the same folder ({source}); give another DEST")
@@ -97,7 +99,11 @@ def prepare_dataset(
         found = sources.scan_source(source, Path(scratch), ignore)
         for remark in _remarks_on_files(found):
             on_remark(remark)
-        layout = layouts.detect_layout(found.images, source, positive)
+        layout, told = label_sources.read_layout(found, source, labels)
+        for remark in told:
+            on_remark(remark)
+        if positive is not None:
+            layout = layouts.choose_positive(layout, positive)
         with contextlib.ExitStack() as stack:
             if catalog.has_catalog(dest):
                 held = stack.enter_context(lease.hold(storage.join(dest, _LEASE_NAME), "`catdog data prepare`"))
@@ -122,9 +128,10 @@ def prepare_dataset(
                     storage.delete_file(storage.join(dest, "images", row.key))
             settled.sort(key=lambda row: (catalog.SPLITS.index(row.split), layouts.natural_order(row.key)))
             content = options | {"content_sha256": _content_sha256(copied, kept)}
-            result = build_catalog(dest, settled, layout.class_names, content, folder="images")
+            sample_ids = label_sources.sample_ids(found)
+            result = build_catalog(dest, settled, layout.class_names, content, "images", sample_ids)
             _require_copied(dest, {row.key: copied[row.key] for row in settled})
-            for remark in _remarks_on_ids(result, found.sample):
+            for remark in _remarks_on_ids(result, sample_ids):
                 on_remark(remark)
             if previous is not None and previous.options == result.options and previous.table.equals(result.table):
                 return previous
@@ -173,7 +180,12 @@ def creating_dataset(dest: str, names: list[str], what: str) -> Iterator[lease.L
 
 
 def build_catalog(
-    root: str, rows: list[Row], class_names: tuple[str, str], options: dict[str, object], folder: str = ""
+    root: str,
+    rows: list[Row],
+    class_names: tuple[str, str],
+    options: dict[str, object],
+    folder: str = "",
+    sample_ids: Collection[str] = (),
 ) -> Catalog:
     """Builds the catalog of images whose files are already in the data set's folder.
 
@@ -183,6 +195,7 @@ def build_catalog(
         class_names: names of labels 0 and 1.
         options: as of `Catalog`.
         folder: folder below `root` that keys are relative to.
+        sample_ids: as for `layouts.ids_of`.
 
     Returns:
         The catalog, not yet written.
@@ -190,7 +203,7 @@ def build_catalog(
     Raises:
         CatdogError: two unlabelled test files have the same id.
     """
-    ids = layouts.ids_of(rows)
+    ids = layouts.ids_of(rows, sample_ids)
     base = storage.join(root, folder) if folder else root
     table = pa.Table.from_pydict(
         {
@@ -348,7 +361,7 @@ def _suffix(path: str) -> str:
     return PurePosixPath(path).suffix.lower() or "without a suffix"
 
 
-def _remarks_on_ids(data: Catalog, sample: bytes | None) -> list[Remark]:
+def _remarks_on_ids(data: Catalog, wanted: set[str]) -> list[Remark]:
     if not data.count("test"):
         return []
     ids = data.split("test")["id"].to_pylist()
@@ -358,8 +371,7 @@ def _remarks_on_ids(data: Catalog, sample: bytes | None) -> list[Remark]:
         remarks.append(
             Remark(f"Numbers missing among the {len(ids):,} test ids: {len(gaps)}, such as {named}", warning=True)
         )
-    if sample is not None:
-        wanted = {row[0] for row in list(csv.reader(io.StringIO(sample.decode("utf-8-sig", "replace"))))[1:] if row}
+    if wanted:
         for lacking, where, holder in (
             (wanted - set(ids), "the sample submission", "the test files lack"),
             (set(ids) - wanted, "the test files", "the sample submission lacks"),

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import PurePosixPath
 
 from catdog.data import formats
-from catdog.data.sources import SPLIT_FOLDERS
+from catdog.data.sources import SPLIT_FOLDERS, split_of
 from catdog.errors import CatdogError, UsageError
 
 DEFAULT_CLASS_NAMES = ("cat", "dog")
-_CLASS_FOLDERS = {"cat": 0, "cats": 0, "dog": 1, "dogs": 1}
+CLASS_FOLDERS = {"cat": 0, "cats": 0, "dog": 1, "dogs": 1}
 _CLASS_PREFIX = re.compile(r"^(cat|dog)s?[._ -]*\(?\d", re.IGNORECASE)
 
 
@@ -57,16 +57,40 @@ class Layout:
         return Layout(rows, (self.class_names[1], self.class_names[0]), self.own_valid)
 
 
-def detect_layout(paths: list[str], source: str, positive: str | None = None) -> Layout:
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Labels that do not come from paths.
+
+    Attributes:
+        rows: label and split, each perhaps None, by path of the image.
+        class_names: names of labels 0 and 1.
+        origin: the files that hold them, for messages.
+    """
+
+    rows: dict[str, tuple[int | None, str | None]]
+    class_names: tuple[str, str]
+    origin: str
+
+
+def detect_layout(
+    paths: list[str],
+    source: str,
+    labels: Labels | None = None,
+    sample_ids: Collection[str] = (),
+) -> Layout:
     """Derives the key, label and, if a folder names it, split of every image from its path.
 
     Args:
         paths: paths of the images.
         source: URI of the source, for messages.
-        positive: name of the class with label 1; None for dog, or the second class in alphabetical order.
+        labels: labels that count instead of those in paths; images that it does not list are test images, unless
+            their folders say otherwise.
+        sample_ids: as for `ids_of`.
+
+    Returns:
+        The layout; label 1 is dog, or the second class in alphabetical order.
 
     Raises:
-        UsageError: no class has that name.
         CatdogError: the paths are not a valid data set; the message names what was found and expected.
     """
     if not paths:
@@ -78,35 +102,51 @@ def detect_layout(paths: list[str], source: str, positive: str | None = None) ->
     if twice:
         raise CatdogError(f"{source} holds {twice[0]} {paths.count(twice[0])} times; expected every path once")
     keys = _strip_wrapper(paths)
-    class_folders, class_names = _class_folders(list(keys.values()), source)
     rows: dict[str, Row] = {}
-    for path, key in keys.items():
-        split, label = _split_of(key), _label_of(key, class_folders)
-        rows[path] = Row(key, split or ("train" if label is not None else "test"), label)
-    _require_labels(rows, source, class_names)
-    ids_of(list(rows.values()))  # checks ids before anything is copied
+    if labels is not None:
+        class_names = labels.class_names
+        for path, key in keys.items():
+            label, said = labels.rows.get(path, (None, None))
+            split = split_of(key) or said
+            rows[path] = Row(key, split or ("train" if label is not None else "test"), label)
+        _require_rows(rows, source, labels)
+    else:
+        class_folders, class_names = _class_folders(list(keys.values()), source)
+        for path, key in keys.items():
+            split, label = split_of(key), _label_of(key, class_folders)
+            rows[path] = Row(key, split or ("train" if label is not None else "test"), label)
+        _require_labels(rows, source, class_names)
+    _require_test_labels(rows, source)
+    ids_of(list(rows.values()), sample_ids)  # checks ids before anything is copied
     labelled = [row for row in rows.values() if row.split != "test" and row.label is not None]
     layout = Layout(rows, class_names, any(row.split == "valid" for row in labelled))
     if labelled:
         _require_both_classes(labelled, layout, source)
-    if positive is None:
-        return layout
-    names = [name.casefold() for name in class_names]
+    return layout
+
+
+def choose_positive(layout: Layout, positive: str) -> Layout:
+    """A layout in which the class of that name has label 1.
+
+    Raises:
+        UsageError: no class has that name.
+    """
+    names = [name.casefold() for name in layout.class_names]
     if positive.casefold() not in names:
-        raise UsageError(f"--positive received {positive!r}, expected {class_names[0]} or {class_names[1]}")
+        raise UsageError(f"--positive received {positive!r}, expected {' or '.join(layout.class_names)}")
     return layout if names.index(positive.casefold()) == 1 else layout.swapped()
 
 
 def _require_labels(rows: dict[str, Row], source: str, class_names: tuple[str, str]) -> None:
     """Checks that images without labels are test images, not training images whose labels were not recognized."""
     unlabelled = [(path, row.key) for path, row in rows.items() if row.label is None]
-    lost = [(path, key) for path, key in unlabelled if _split_of(key) in ("train", "valid")]
+    lost = [(path, key) for path, key in unlabelled if split_of(key) in ("train", "valid")]
     if len(unlabelled) < len(rows):
         # Next to cat.0.jpg, 7.jpg is a test image; any other image without a label is an error.
         lost += [
             (path, key)
             for path, key in unlabelled
-            if _split_of(key) is None and ("/" in key or not PurePosixPath(key).stem.isdecimal())
+            if split_of(key) is None and ("/" in key or not PurePosixPath(key).stem.isdecimal())
         ]
     if lost:
         path, key = lost[0]
@@ -116,6 +156,21 @@ def _require_labels(rows: dict[str, Row], source: str, class_names: tuple[str, s
             f"or folders {class_names[0]}/ and {class_names[1]}/, and unlabelled images in test/ "
             f"(--ignore {pattern!r} leaves such a folder out)"
         )
+
+
+def _require_rows(rows: dict[str, Row], source: str, labels: Labels) -> None:
+    """Checks that images which a table does not label are test images."""
+    unlabelled = [path for path, row in rows.items() if row.label is None]
+    has_test = any(split_of(path) == "test" for path in unlabelled)
+    lost = [path for path in unlabelled if rows[path].split != "test" or (has_test and split_of(path) != "test")]
+    if lost:
+        raise CatdogError(
+            f"{source}: {len(lost)} images outside the test folder have no label in {labels.origin}, e.g. {lost[0]}; "
+            f"expected a row for each (--ignore {lost[0]!r} leaves it out)"
+        )
+
+
+def _require_test_labels(rows: dict[str, Row], source: str) -> None:
     test = [row for row in rows.values() if row.split == "test"]
     known = sum(row.label is not None for row in test)
     if 0 < known < len(test):
@@ -129,15 +184,10 @@ def _strip_wrapper(paths: list[str]) -> dict[str, str]:
     while all(len(parts) > depth + 1 for parts in split):
         names = {parts[depth] for parts in split}
         only = next(iter(names)).lower()
-        if len(names) > 1 or only in SPLIT_FOLDERS or only in _CLASS_FOLDERS:
+        if len(names) > 1 or only in SPLIT_FOLDERS or only in CLASS_FOLDERS:
             break
         depth += 1
     return {path: "/".join(parts[depth:]) for path, parts in zip(paths, split, strict=True)}
-
-
-def _split_of(key: str) -> str | None:
-    folders = key.lower().split("/")[:-1]
-    return next((SPLIT_FOLDERS[folder] for folder in folders if folder in SPLIT_FOLDERS), None)
 
 
 def _class_folder(key: str) -> str | None:
@@ -147,12 +197,12 @@ def _class_folder(key: str) -> str | None:
 
 def _class_folders(keys: list[str], source: str) -> tuple[dict[str, int], tuple[str, str]]:
     """The class folders: cats and dogs if the source has them, otherwise the two folders with training images."""
-    cats_and_dogs = {label for key in keys if (label := _label_of(key, _CLASS_FOLDERS)) is not None}
+    cats_and_dogs = {label for key in keys if (label := _label_of(key, CLASS_FOLDERS)) is not None}
     if len(cats_and_dogs) == 2:
-        return _CLASS_FOLDERS, DEFAULT_CLASS_NAMES
-    found = sorted({folder for key in keys if _split_of(key) != "test" and (folder := _class_folder(key))})
+        return CLASS_FOLDERS, DEFAULT_CLASS_NAMES
+    found = sorted({folder for key in keys if split_of(key) != "test" and (folder := _class_folder(key))})
     if len(found) != 2 and cats_and_dogs:
-        return _CLASS_FOLDERS, DEFAULT_CLASS_NAMES
+        return CLASS_FOLDERS, DEFAULT_CLASS_NAMES
     if not found:
         return {}, DEFAULT_CLASS_NAMES
     if len(found) != 2:
@@ -167,7 +217,7 @@ def _class_folders(keys: list[str], source: str) -> tuple[dict[str, int], tuple[
 def _label_of(key: str, class_folders: dict[str, int]) -> int | None:
     folders = key.lower().split("/")[:-1]
     by_folder = next((class_folders[folder] for folder in folders if folder in class_folders), None)
-    if by_folder is not None or (class_folders and class_folders is not _CLASS_FOLDERS):
+    if by_folder is not None or (class_folders and class_folders is not CLASS_FOLDERS):
         return by_folder
     named = _CLASS_PREFIX.match(key.rsplit("/", 1)[-1])
     return DEFAULT_CLASS_NAMES.index(named.group(1).lower()) if named else None
@@ -193,14 +243,22 @@ def _require_both_classes(labelled: list[Row], layout: Layout, source: str) -> N
                 )
 
 
-def ids_of(rows: list[Row]) -> list[str]:
+def ids_of(rows: list[Row], sample_ids: Collection[str] = ()) -> list[str]:
     """Ids of rows: the number in the name if the test files are numbered; else, and in other splits, the key.
+
+    Args:
+        rows: the images.
+        sample_ids: ids of a sample submission. If the test files' names, with or without suffix, are all among them,
+            these are the ids.
 
     Raises:
         CatdogError: two unlabelled test files have the same id, or fewer than half of the test files are not numbered.
     """
     test = [row for row in rows if row.split == "test"]
     stems = {row.key: PurePosixPath(row.key).stem for row in test}
+    for named in (stems, {row.key: PurePosixPath(row.key).name for row in test}):
+        if sample_ids and len(set(named.values())) == len(test) and set(named.values()) <= set(sample_ids):
+            return [named[row.key] if row.split == "test" else row.key for row in rows]
     numbers = {key: str(int(stem)) for key, stem in stems.items() if stem.isascii() and stem.isdecimal()}
     if len(stems) / 2 < len(numbers) < len(stems):
         stray = next(key for key in stems if key not in numbers)

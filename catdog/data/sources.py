@@ -14,9 +14,10 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from catdog import storage
-from catdog.data import archives, formats
+from catdog.data import archives, formats, parquet_images
 from catdog.errors import CatdogError
 
 SPLIT_FOLDERS = {
@@ -27,12 +28,26 @@ SPLIT_FOLDERS = {
         "test": ("test", "testing", "test1"),
     }.items()
     for name in names
-    for ending in ("", "_set")
+    for ending in ("", "_set", "_images")
 }
 # Limit for one image; files are read into memory, several at a time.
 MAX_FILE_BYTES = 512 << 20
 _MAX_ARCHIVE_DEPTH = 2
-_SAMPLE_NAME = re.compile(r"sample_?submission\.csv", re.IGNORECASE)
+_SAMPLE_NAME = re.compile(r"sample[ _-]?submission\.csv", re.IGNORECASE)
+# Tables that may hold labels. A submission, also a sample of one, holds predictions.
+_TABLE_NAME = re.compile(r"(?!.*submission).*\.(csv|tsv)", re.IGNORECASE | re.DOTALL)
+
+
+class Given(NamedTuple):
+    """What the file that holds an image says of it.
+
+    Attributes:
+        label: name of its class, or None.
+        split: train, valid or test, or None.
+    """
+
+    label: str | None
+    split: str | None
 
 
 @dataclass(frozen=True)
@@ -44,12 +59,14 @@ class Entry:
         size: in bytes, or None for a folder that is named like an image.
         problem: reason why it cannot be an image, whatever its content, or "".
         read: reads that many bytes, or all for -1; in a tar this works only before the iterator is advanced.
+        given: what a Parquet file says of its image, or None.
     """
 
     path: str
     size: int | None
     problem: str
     read: Callable[[int], bytes]
+    given: Given | None = None
 
 
 @dataclass
@@ -60,11 +77,15 @@ class Survey:
         images: paths of the images.
         skipped: path and reason of every other file.
         sample: content of its sample submission, or None.
+        tables: content of each CSV that may hold labels, by path.
+        given: what Parquet files say of their images, by path.
     """
 
     images: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     sample: bytes | None = None
+    tables: dict[str, bytes] = field(default_factory=dict)
+    given: dict[str, Given] = field(default_factory=dict)
 
 
 def scan_source(source: str, scratch: Path, ignore: list[str] | None = None) -> Survey:
@@ -90,6 +111,8 @@ def scan_source(source: str, scratch: Path, ignore: list[str] | None = None) -> 
         elif _SAMPLE_NAME.fullmatch(name) and entry.size is not None and entry.size <= MAX_FILE_BYTES:
             if found.sample is None or len(entry.path) < len(sample_path):
                 found.sample, sample_path = entry.read(-1), entry.path
+        elif _TABLE_NAME.fullmatch(name) and entry.size and entry.size <= MAX_FILE_BYTES:
+            found.tables[entry.path] = entry.read(-1)
         elif PurePosixPath(name).suffix.lower() in formats.SUFFIXES or (
             entry.size and formats.sniff(entry.read(formats.HEAD_BYTES)) is not None
         ):
@@ -99,11 +122,19 @@ def scan_source(source: str, scratch: Path, ignore: list[str] | None = None) -> 
                     f"most; leave it out with --ignore {entry.path!r}"
                 )
             found.images.append(entry.path)
+            if entry.given is not None:
+                found.given[entry.path] = entry.given
         elif name.lower().endswith(archives.FOREIGN_SUFFIXES):
             found.skipped.append((entry.path, "an unsupported kind of archive: unpack it first"))
         else:
             found.skipped.append((entry.path, "not an image" if entry.size else "empty"))
     return found
+
+
+def split_of(path: str) -> str | None:
+    """The split that a folder of a path names; None if none does."""
+    folders = path.lower().split("/")[:-1]
+    return next((SPLIT_FOLDERS[folder] for folder in folders if folder in SPLIT_FOLDERS), None)
 
 
 def read_images(source: str, scratch: Path, wanted: set[str]) -> Iterator[tuple[str, bytes | None]]:
@@ -131,13 +162,18 @@ def iter_entries(source: str, scratch: Path, wanted: set[str]) -> Iterator[Entry
 
 def _walk(source: str, scratch: Path) -> Iterator[Entry]:
     if storage.kind(source) == "file":
-        yield from _walk_archive(source, storage.name(source), scratch, depth=1)
+        if parquet_images.is_parquet(source):
+            yield from _walk_parquet(source, storage.name(source))
+        else:
+            yield from _walk_archive(source, storage.name(source), scratch, depth=1)
         return
     entries = sorted(_local_entries(source) if storage.is_local(source) else _bucket_entries(source), key=_path)
     folders = {folder.as_posix().lower() for entry in entries for folder in PurePosixPath(entry.path).parents}
     for entry in entries:
         suffix = archives.suffix_of(entry.path)
-        if suffix is None or _is_hidden(entry.path) or entry.problem:
+        if parquet_images.is_parquet(entry.path) and not _is_hidden(entry.path) and entry.size and not entry.problem:
+            yield from _walk_parquet(storage.join(source, entry.path), entry.path)
+        elif suffix is None or _is_hidden(entry.path) or entry.problem:
             yield entry
         elif entry.path[: -len(suffix)].lower() in folders:
             # An inner archive that was unpacked into the same folder is skipped in favour of its files.
@@ -225,7 +261,9 @@ def _walk_archive(uri: str, name: str, scratch: Path, depth: int) -> Iterator[En
     with storage.open_seekable(uri) as stream:
         for member in archives.iter_members(stream, name):
             path, suffix = escape_path(member.path), archives.suffix_of(member.path)
-            if suffix is None or _is_hidden(path) or not member.regular:
+            if parquet_images.is_parquet(path) and not _is_hidden(path) and member.regular:
+                yield from _walk_parquet(str(_copy_to_scratch(member, name, scratch)), path)
+            elif suffix is None or _is_hidden(path) or not member.regular:
                 problem = "" if member.regular else "not a regular file"
                 yield Entry(path, member.size, problem, _member_reader(member, name))
             elif depth >= _MAX_ARCHIVE_DEPTH:
@@ -233,6 +271,33 @@ def _walk_archive(uri: str, name: str, scratch: Path, depth: int) -> Iterator[En
             else:
                 copy = _copy_to_scratch(member, name, scratch)
                 yield from _beside(path, suffix, _walk_archive(str(copy), f"{name}/{path}", scratch, depth + 1))
+
+
+def _walk_parquet(uri: str, path: str) -> Iterator[Entry]:
+    """The images in a Parquet file, as files beside it that are named after their rows; or the file, without images."""
+    place = PurePosixPath(path)
+    # Hugging Face writes train-00000-of-00002.parquet, or train/0000.parquet.
+    split = SPLIT_FOLDERS.get(re.split(r"[-.]", place.name.lower())[0]) or split_of(path)
+    with storage.open_seekable(uri) as stream:
+        rows = parquet_images.read_rows(stream, path)
+        if rows is None:
+            yield Entry(
+                path, stream.seek(0, 2), "not an image, and a Parquet file without a column of images", _nothing
+            )
+            return
+        for row in rows:
+            problem = "" if row.held else "named in a Parquet file, which does not hold it"
+            name = f"{place.stem}-{row.number:06d}{row.suffix}"
+            reader = _bytes_reader(row.data)
+            yield Entry(place.with_name(name).as_posix(), len(row.data), problem, reader, Given(row.label, split))
+
+
+def _nothing(_count: int) -> bytes:
+    return b""
+
+
+def _bytes_reader(data: bytes) -> Callable[[int], bytes]:
+    return lambda count: data if count < 0 else data[:count]
 
 
 def _member_reader(member: archives.Member, name: str) -> Callable[[int], bytes]:
