@@ -13,9 +13,9 @@ from catdog.errors import UsageError
 
 # Packages that catdog imports, here and in Ray's workers.
 PACKAGES = (
-    "cleanlab", "cv2", "h5py", "imagehash", "jinja2", "keras", "matplotlib", "numpy", "onnx", "onnxruntime", "pandas",
-    "PIL", "psutil", "pyarrow", "pydantic", "ray", "rich", "scipy", "sklearn", "tensorboardX", "tensorflow", "tf2onnx",
-    "typer",
+    "cleanlab", "cv2", "fastapi", "h5py", "imagehash", "jinja2", "keras", "matplotlib", "numpy", "onnx", "onnxruntime",
+    "pandas", "PIL", "prometheus_client", "psutil", "pyarrow", "pydantic", "ray", "rich", "scipy", "sklearn",
+    "starlette", "tensorboardX", "tensorflow", "tf2onnx", "typer",
 )  # fmt: skip
 
 

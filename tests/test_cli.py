@@ -30,6 +30,10 @@ COMMANDS = {
         "--model", "--data", "--split", "--out", "--engine", "--batch-size", "--plan", "--max-unreadable", "--wait",
     ],
     "submission check": ["--data"],
+    "serve": [
+        "--model", "--pictures", "--host", "--port", "--engine", "--batch-size", "--min-replicas", "--max-replicas",
+        "--max-upload", "--max-files", "--max-pixels", "--timeout", "--max-requests", "--gpu", "--cpu", "--wait",
+    ],
     "submit": ["--message", "--competition"],
     "predict": ["--model", "--json", "--csv", "--sheet", "--ignore", "--allow-private"],
     "explain": ["--model", "--out", "--class", "--ignore", "--allow-private"],

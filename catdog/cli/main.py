@@ -12,7 +12,7 @@ import typer
 import typer.exceptions
 
 from catdog import __version__, imports, interruption
-from catdog.cli import data, predict, score, train
+from catdog.cli import data, predict, score, serve, train
 from catdog.cli.display import err, out
 from catdog.cli.options import add_command
 from catdog.errors import CatdogError, UsageError
@@ -37,6 +37,7 @@ add_command(app, "score", score.score)
 add_command(submission_app, "check", score.check)
 add_command(app, "submit", score.submit)
 add_command(app, "predict", predict.predict)
+add_command(app, "serve", serve.serve)
 add_command(app, "explain", predict.explain)
 add_command(app, "models", train.models)
 add_command(app, "tune", train.tune)

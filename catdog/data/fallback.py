@@ -60,6 +60,25 @@ def decode_with_pillow(data: bytes, most_pixels: int) -> tuple[np.ndarray, str]:
             raise UnreadableError(f"{kind} that cannot be decoded ({type(error).__name__}: {error})") from error
 
 
+def declared_size(data: bytes) -> tuple[int, int] | None:
+    """Reads the size that a file says its image has, without decoding it.
+
+    Args:
+        data: the whole file.
+
+    Returns:
+        Width and height in pixels, as stored; None if the file does not tell.
+    """
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _register_plugins()
+        try:
+            with Image.open(io.BytesIO(data), formats=formats.PILLOW_FORMATS) as image:
+                return image.size
+        except Exception:  # as many kinds as there are broken files; decoding will tell what is wrong
+            return None
+
+
 def shows_nothing(pixels: np.ndarray) -> bool:
     """Returns whether at least 99 % of a broken picture, H×W×3, have the fill colour of missing pixels."""
     corners = (pixels[0, 0], pixels[-1, -1])  # the missing rows of a BMP are at the top

@@ -11,7 +11,7 @@ import pytest
 from pictures import named, png, reference, saved, smooth, tiff
 from PIL import Image
 
-from catdog.data import images
+from catdog.data import fallback, images
 
 
 def shown(data: bytes, size: int = 24) -> tuple[np.ndarray, str]:
@@ -188,3 +188,10 @@ def test_no_program_is_started_for_a_file(data: bytes, tmp_path: Path, monkeypat
         with Image.open(file) as opened, pytest.raises(OSError, match="Ghostscript|cannot|gs"):
             opened.load()
         assert mark.exists()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM"])
+def test_the_declared_size_is_read_without_decoding(kind: str) -> None:
+    data = saved(smooth(300, 200), kind)
+    assert fallback.declared_size(data) == (300, 200)
+    assert fallback.declared_size(data[:4]) is None
