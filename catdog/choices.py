@@ -14,3 +14,4 @@ Keep = Literal["best", "last"]
 Duplicates = Literal["keep", "drop", "refuse"]
 # The name of a view as `catdog.inference.views.apply_view` takes it.
 View = Annotated[str, pydantic.Field(pattern=r"^(identity|mirror|crop-[5-9][0-9](-mirror)?)$")]
+ArchiveName = Literal["kaggle", "microsoft", "fastai"]

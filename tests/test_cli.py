@@ -17,7 +17,8 @@ from catdog.models import registry
 from catdog.scoring import ScoreConfig
 
 COMMANDS = {
-    "data prepare": ["--valid-fraction", "--split-seed"],
+    "data download": ["--competition"],
+    "data prepare": ["--valid-fraction", "--split-seed", "--labels"],
     "data synthesize": ["--train", "--test", "--seed"],
     "data pack": [],
     "data audit": ["--data", "--oof", "--out", "--distance"],
@@ -34,9 +35,10 @@ COMMANDS = {
         "--model", "--pictures", "--host", "--port", "--engine", "--batch-size", "--min-replicas", "--max-replicas",
         "--max-upload", "--max-files", "--max-pixels", "--timeout", "--max-requests", "--gpu", "--cpu", "--wait",
     ],
-    "submit": ["--message", "--competition"],
     "predict": ["--model", "--json", "--csv", "--sheet", "--ignore", "--allow-private"],
     "explain": ["--model", "--out", "--class", "--ignore", "--allow-private"],
+    "submit": ["--message", "--competition", "--yes", "--timeout"],
+    "kaggle": ["--name", "--arch", "--recipe", "--weights", "--set", "--source", "--yes", "--no-submit"],
     "models": [],
     "tune": ["--data", "--name", "--search", "--grid", "--set", "--asha", "--concurrent", "--runs", "--wait"],
     "oof": [],

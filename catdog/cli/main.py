@@ -12,7 +12,7 @@ import typer
 import typer.exceptions
 
 from catdog import __version__, imports, interruption
-from catdog.cli import data, predict, score, serve, train
+from catdog.cli import data, kaggle, predict, score, serve, train
 from catdog.cli.display import err, out
 from catdog.cli.options import add_command
 from catdog.errors import CatdogError, UsageError
@@ -23,11 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Prepare, draw, pack and audit data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Download, prepare, draw, pack and audit data sets.", no_args_is_help=True)
 submission_app = typer.Typer(help="Check submissions.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(submission_app, name="submission")
 
+add_command(data_app, "download", kaggle.download)
 add_command(data_app, "prepare", data.prepare)
 add_command(data_app, "synthesize", data.synthesize)
 add_command(data_app, "pack", data.pack)
@@ -35,7 +36,8 @@ add_command(data_app, "audit", data.audit)
 add_command(app, "train", train.train)
 add_command(app, "score", score.score)
 add_command(submission_app, "check", score.check)
-add_command(app, "submit", score.submit)
+add_command(app, "submit", kaggle.submit)
+add_command(app, "kaggle", kaggle.kaggle)
 add_command(app, "predict", predict.predict)
 add_command(app, "serve", serve.serve)
 add_command(app, "explain", predict.explain)

@@ -1,4 +1,4 @@
-"""`catdog score`, `submission check` and `submit`: from a model to a file that Kaggle has accepted."""
+"""`catdog score` and `submission check`: from a model to a file that Kaggle accepts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import typer
 from catdog.choices import EngineChoice, SplitChoice
 from catdog.cli import display
 from catdog.cli.completion import complete_run
-from catdog.cli.display import out
 from catdog.cli.options import Address, Data, Debug, Gpu, OpenPage, Track, Wait, advising_same_command
 from catdog.cli.progress import ProgressView
 from catdog.errors import CatdogError, UsageError
@@ -94,26 +93,3 @@ def check(file: SubmissionFile, data: Data) -> None:
     from catdog.reporting import submission
 
     display.show_check(file, submission.check_submission(file, catalog.read_catalog(data)))
-
-
-def submit(
-    file: SubmissionFile,
-    message: Annotated[str, typer.Option("-m", "--message", help="Description that Kaggle shows.")],
-    data: Annotated[
-        str | None, typer.Option(help="Its data set. Default: the one named in the .meta.json file beside it.")
-    ] = None,
-    competition: Annotated[
-        str | None, typer.Option(help="Competition on Kaggle. Default: dogs-vs-cats-redux-kernels-edition.")
-    ] = None,
-) -> None:
-    """Check a submission and send it to Kaggle."""
-    from catdog import storage
-    from catdog.data import catalog
-    from catdog.reporting import kaggle, result_set, submission
-
-    if not storage.is_local(file):
-        raise UsageError(f"FILE received {file!r}; Kaggle's client sends files of this machine, so copy it here first")
-    prepared = catalog.read_catalog(data or result_set.read_origin(file))
-    display.show_check(file, submission.check_submission(file, prepared))
-    answer = kaggle.send_submission(storage.absolute(file), message, competition or kaggle.COMPETITION)
-    out.print(f"Sent {file}: {answer}")

@@ -1,4 +1,4 @@
-"""Results for people: the report, and the Kaggle file, written, checked and sent."""
+"""Results for people: the report, and the Kaggle file, written and checked."""
 
 from catdog.exports import lazy
 

@@ -133,17 +133,35 @@ def _splits(split: str, catalog: Catalog) -> list[str]:
     return found
 
 
-def _refuse_mixed_set(job: ScoringJob) -> None:
-    """A CSV and its sidecars speak of one model and one data set; what this run leaves in place must be of the same."""
+def is_scored(config: ScoreConfig) -> bool:
+    """Tells whether a scoring run has nothing left to do: its CSV and every sidecar are there, and are its own.
+
+    Raises:
+        UsageError, CatdogError: as `open_job`.
+    """
+    job = open_job(config)
+    digests = result_set.read_digests(job.out)
+    wanted = {"csv"} if "test" in job.splits else set()
+    wanted |= {"report.json"} if any(job.catalog.is_labelled(split) for split in job.splits) else set()
+    return _is_same(job) and wanted <= digests.keys() and all(result_set.is_intact(job.out, each) for each in digests)
+
+
+def _is_same(job: ScoringJob) -> bool:
+    """Whether the files that are there are of the same model, data set, batch size and versions."""
     meta = result_set.read_meta(job.out)
     try:
         before = (meta["bundle_fingerprint"], meta["catalog_fingerprint"], meta["options"]["batch_size"])
-        is_same = (before, meta["versions"]) == (
+        return (before, meta["versions"]) == (
             (job.fingerprint, job.catalog.fingerprint, job.config.batch_size),
             package_versions(),
         )
     except (KeyError, TypeError):
-        is_same = False
+        return False
+
+
+def _refuse_mixed_set(job: ScoringJob) -> None:
+    """A CSV and its sidecars speak of one model and one data set; what this run leaves in place must be of the same."""
+    is_same = _is_same(job)
     kept = {
         "csv": "test" not in job.splits,
         "report.json": not any(job.catalog.is_labelled(split) for split in job.splits),

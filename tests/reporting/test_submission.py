@@ -193,7 +193,7 @@ def test_the_command_checks_before_it_sends(tmp_path: Path, drawn: Catalog, catd
     assert catdog("submission", "check", path, "--data", drawn.root).code == 0
     assert catdog("submission", "check", tmp_path / "none.csv", "--data", drawn.root).code == 2
     monkeypatch.setitem(sys.modules, "kaggle.api.kaggle_api_extended", None)
-    without = catdog("submit", path, "-m", "first", "--data", drawn.root)
+    without = catdog("submit", path, "-m", "first", "--data", drawn.root, "--yes")
     assert without.code == 1
     assert "the kaggle client is not installed" in without.err
     assert str(path) in without.err
