@@ -194,14 +194,20 @@ def serve() -> Iterator[StandIn]:
 
 @contextmanager
 def as_kaggle(patch: Any) -> Iterator[StandIn]:
-    """The same, with Kaggle's client asking it instead of Kaggle.
+    """The same, with Kaggle's client asking it instead of Kaggle, and never with credentials of this machine's user.
 
     Args:
         patch: pytest's `monkeypatch`.
     """
-    from kagglesdk import kaggle_env
+    from kagglesdk import kaggle_creds, kaggle_env
 
     with serve() as stand_in:
         patch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, stand_in.url)
         patch.setenv("KAGGLE_API_TOKEN", "token-of-somebody")
+        for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
+            patch.delenv(name, raising=False)
+        from kaggle.api.kaggle_api_extended import KaggleApi
+
+        patch.setattr(KaggleApi, "read_config_file", lambda *_, **__: {})
+        patch.setattr(kaggle_creds.KaggleCredentials, "load", lambda *_, **__: None)
         yield stand_in

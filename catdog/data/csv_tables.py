@@ -123,12 +123,14 @@ def own_split(name: str) -> str | None:
     return split_of(name) or (found.pop() if len(found) == 1 else None)
 
 
-def looks_predicted(table: Table) -> bool:
-    """Whether a table that nobody named as one of labels holds something else, such as predictions."""
+def unlike_labels(table: Table) -> str:
+    """Why a table that nobody named as one of labels is probably not one, to follow "NAME "; else ""."""
     texts = {clean_label(row[table.labels[0]]) for _, row in table.rows}
     if any(re.fullmatch(r"\d*[.,]?\d+(e-\d+)?", text) and not text.isdecimal() for text in texts):
-        return True
-    return not table.known_label and len({text.casefold() for text in texts if text}) != 2
+        return "holds probabilities or other fractions"
+    if not table.known_label and len({text.casefold() for text in texts if text}) != 2:
+        return f"has no column of labels ({table.header[table.labels[0]]} has not two values)"
+    return ""
 
 
 def clean_label(text: str) -> str:

@@ -58,8 +58,8 @@ def choose_labels(
     for name, table in tables_read.items():
         if isinstance(table, str):
             continue
-        if csv_tables.looks_predicted(table):
-            unfit.append(Remark(f"{name} holds probabilities: not read for labels"))
+        if why := csv_tables.unlike_labels(table):
+            unfit.append(Remark(f"{name} {why}: not read for labels"))
             continue
         labels, remarks = _labels_of(table, files)
         if labels.rows:

@@ -28,6 +28,7 @@ class ImageRow(NamedTuple):
         data: the image's bytes; empty if there are none.
         suffix: for its file name.
         label: name of its class, or None.
+        split: what a column `split` says, in lower case, or "".
         held: False if the row only names a file that is elsewhere.
     """
 
@@ -35,6 +36,7 @@ class ImageRow(NamedTuple):
     data: bytes
     suffix: str
     label: str | None
+    split: str
     held: bool
 
 
@@ -75,14 +77,24 @@ def read_rows(stream: BinaryIO, name: str) -> Iterator[ImageRow] | None:
 
 def _rows(file: pq.ParquetFile, name: str, image: str, label: str | None, classes: list[str]) -> Iterator[ImageRow]:
     number = 0
+    split = next((each.name for each in file.schema_arrow if each.name.lower() == "split"), None)
     try:
-        for batch in file.iter_batches(_BATCH_ROWS, columns=[image] + ([label] if label else [])):
-            labels = batch.column(label).to_pylist() if label else [None] * batch.num_rows
-            for value, text in zip(batch.column(image).to_pylist(), labels, strict=True):
+        for batch in file.iter_batches(_BATCH_ROWS, columns=[each for each in (image, label, split) if each]):
+            labels, splits = (
+                batch.column(each).to_pylist() if each else [None] * batch.num_rows for each in (label, split)
+            )
+            for value, text, part in zip(batch.column(image).to_pylist(), labels, splits, strict=True):
                 fields = value if isinstance(value, dict) else {"bytes": value}
                 data, path = fields.get("bytes") or b"", fields.get("path") or ""
                 held = bool(data) or not path
-                yield ImageRow(number, data, _suffix(data, path), _label(text, classes, name, number), held)
+                yield ImageRow(
+                    number,
+                    data,
+                    _suffix(data, path),
+                    _label(text, classes, name, number),
+                    str(part or "").lower(),
+                    held,
+                )
                 number += 1
     except (pa.ArrowException, OSError) as error:
         raise CatdogError(f"{name} is damaged after row {number} ({first_line(error)}); download it again") from error

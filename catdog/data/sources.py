@@ -286,10 +286,12 @@ def _walk_parquet(uri: str, path: str) -> Iterator[Entry]:
             )
             return
         for row in rows:
+            if row.split and row.split not in SPLIT_FOLDERS:
+                raise CatdogError(f"{path} row {row.number}: split {row.split!r}; expected train, valid or test")
             problem = "" if row.held else "named in a Parquet file, which does not hold it"
             name = f"{place.stem}-{row.number:06d}{row.suffix}"
-            reader = _bytes_reader(row.data)
-            yield Entry(place.with_name(name).as_posix(), len(row.data), problem, reader, Given(row.label, split))
+            given = Given(row.label, SPLIT_FOLDERS.get(row.split, split))
+            yield Entry(place.with_name(name).as_posix(), len(row.data), problem, _bytes_reader(row.data), given)
 
 
 def _nothing(_count: int) -> bytes:

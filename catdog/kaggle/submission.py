@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from catdog import storage
+from catdog import lease, storage
 from catdog.errors import CatdogError, UsageError, first_line
 from catdog.kaggle.client import COMPETITION, explain, open_client, site
 from catdog.reporting import result_set
@@ -115,10 +115,16 @@ def send_submission(path: str, message: str, competition: str = COMPETITION) -> 
 
     Raises:
         UsageError: the file is not on this machine.
-        CatdogError: no client, no credentials, or Kaggle refused or did not say that it has it.
+        CatdogError: no client, no credentials, or Kaggle refused or did not say that it has it; or another process is
+            sending it.
     """
     require_local(path)
     out = storage.absolute(path)
+    with lease.hold(result_set.sidecar(out, "kaggle.lease.json"), "sending a submission"):
+        return _send(out, message, competition)
+
+
+def _send(out: str, message: str, competition: str) -> Receipt:
     before = read_receipt(out, competition)
     if before is not None and before.state != "sending":
         return before

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import class_folders, jpeg, kaggle_files, write, zipped
 
-from catdog.data import catalog, datasets
+from catdog.data import catalog, datasets, packing
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError
 
@@ -256,6 +256,13 @@ def test_one_parquet_file_with_other_classes_and_splits(tmp_path: Path) -> None:
     }
     data = datasets.prepare_dataset(str(write(tmp_path / "src", files)), str(tmp_path / "set2"))
     assert [data.count(split) for split in catalog.SPLITS] == [4, 4, 0]
+
+
+def test_a_packed_set_keeps_its_splits_as_a_source(tmp_path: Path, drawn: Catalog) -> None:
+    packing.pack_dataset(drawn.root, str(tmp_path / "packed"))
+    data = datasets.prepare_dataset(str(tmp_path / "packed" / "shards"), str(tmp_path / "set"))
+    for split in catalog.SPLITS:
+        assert sorted(data.split(split)["digest"].to_pylist()) == sorted(drawn.split(split)["digest"].to_pylist())
 
 
 @pytest.mark.parametrize(
