@@ -67,6 +67,8 @@ def read_table(name: str, content: bytes) -> Table | str:
     """
     try:
         text = _decode(content).lstrip("\r\n")
+        if "\0" in text:
+            return "is not a CSV (it holds bytes of 0)"
         lines = text.splitlines()
         separator = re.fullmatch(r"\"?sep=(.)\"?", lines[0].strip()) if lines else None
         first = 1 if separator else 0
@@ -74,7 +76,8 @@ def read_table(name: str, content: bytes) -> Table | str:
             return "is empty"
         delimiter = separator[1] if separator else max(_DELIMITERS, key=lines[0].count)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-        numbered = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+        # Also a line break in quotes, so that no message has more than one line.
+        numbered = [(reader.line_num, [" ".join(cell.split()) for cell in row]) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         return f"is not a CSV ({error})"
     numbered = [(number, row) for number, row in numbered[first:] if any(row)]
@@ -135,7 +138,7 @@ def unlike_labels(table: Table) -> str:
 
 def clean_label(text: str) -> str:
     """A label without what pandas and spreadsheets add; empty if there is none."""
-    text = text.strip()
+    text = " ".join(text.split())
     if text.casefold() in _MISSING:
         return ""
     whole = re.fullmatch(r"(-?\d+)[.,]0+", text)

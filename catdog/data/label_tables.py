@@ -232,7 +232,9 @@ def _two_classes(texts: Iterable[str], where: str) -> tuple[tuple[str, str], dic
     if folded.keys() <= layouts.CLASS_FOLDERS.keys():
         return layouts.DEFAULT_CLASS_NAMES, {name: layouts.CLASS_FOLDERS[name] for name in folded}
     if len(folded) != 2:
-        some = ", ".join(f"{spelled[0]} ({sum(counts[s] for s in spelled):,})" for spelled in list(folded.values())[:5])
+        some = ", ".join(
+            f"{spelled[0][:40]} ({sum(counts[s] for s in spelled):,})" for spelled in list(folded.values())[:5]
+        )
         more = ", …" if len(folded) > 5 else ""
         raise CatdogError(
             f"{where} holds {len(folded)} class{'es' * (len(folded) != 1)}: {some}{more}; expected two, so leave only "

@@ -109,14 +109,14 @@ def fetch_url(
             failures = 1 if done > best else failures + 1
             best = max(best, done)
             if failures >= attempts:
+                kept = f"{_megabytes(done, version)} are kept: run the same command again to go on"
                 raise CatdogError(
-                    f"could not download {url} ({first_line(error)}); {_megabytes(done, version)} are kept: run the "
-                    "same command again to go on"
+                    f"could not download {url} ({_words(error)}); {kept if done else 'nothing was downloaded'}"
                 ) from error
             asked = error.pause if isinstance(error, _InterruptedError) else None
             wait = min(pause * 2 ** (failures - 1) if asked is None else asked, _LONGEST_PAUSE)
             total = version.size if version else None
-            on_progress(Progress(done, total, f"{first_line(error)}; trying again in {wait:.0f} s"))
+            on_progress(Progress(done, total, f"{_words(error)}; trying again in {wait:.0f} s"))
             time.sleep(wait)
         except requests.RequestException as error:
             raise CatdogError(f"could not download {url} ({first_line(error)})") from error
@@ -207,6 +207,17 @@ def _read_version(part: Path) -> Version | None:
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
+
+
+def _words(error: Exception) -> str:
+    """What ended an attempt, without the insides of the libraries."""
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection was cut"
+    if isinstance(error, requests.Timeout):
+        return "the server does not answer"
+    # urllib3: "HTTPSConnection(host='…', port=443): Failed to resolve '…'"
+    reason = getattr(error.args[0] if error.args else None, "reason", error)
+    return first_line(reason).rpartition("): ")[2]
 
 
 def _megabytes(done: int, version: Version | None) -> str:
