@@ -59,7 +59,7 @@ class Details:
         section: of the report.
         judgement: of the section.
         reliability: SVG.
-        before: bins of the probabilities before calibration.
+        before: bins of the probabilities before calibration; none where there is no calibration.
         after: bins of the judged probabilities.
         histogram: SVG.
         curves: SVG of ROC and of precision-recall, and the average precision; None where there is one class only.
@@ -164,7 +164,8 @@ def section_details(section: Section, scores: Scores, prior: float) -> Details:
     labels, judged, logits = labels[rows], judged[rows], scores.logits[rows].astype(np.float64)
     kind, name = ("validation", "test")[section.split == "test"], section.positive_class
     plain = diagnostics.uncalibrated(logits, prior)
-    before, after = diagnostics.reliability(labels, plain), diagnostics.reliability(labels, judged)
+    before = diagnostics.reliability(labels, plain) if section.judgement.calibration != "none" else []
+    after = diagnostics.reliability(labels, judged)
     losses = metrics.losses(labels, judged)
     shares = diagnostics.cumulative_shares(losses)
     worst = np.argsort(-losses, kind="stable")[:_WORST]

@@ -102,7 +102,7 @@ def reliability(before: list[Bin], after: list[Bin], name: str, label: str) -> s
     """Draws the share of a class against the probability that was given for it.
 
     Args:
-        before: bins of the probabilities before calibration.
+        before: bins of the probabilities before calibration; none where there is no calibration.
         after: of those that are judged.
         name: of the class.
         label: what the drawing shows, for people who cannot see it.
@@ -111,11 +111,13 @@ def reliability(before: list[Bin], after: list[Bin], name: str, label: str) -> s
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=":", label="perfect")
         for bins, what, colour, style in ((before, "before", _FIRST, "--"), (after, "after", _SECOND, "-")):
+            if not bins:
+                continue
             x, y = [each.predicted for each in bins], [each.observed for each in bins]
             if what == "after":
                 axes.vlines(x, [b.low for b in bins], [b.high for b in bins], color=colour, linewidth=5, alpha=0.25)
-            axes.plot(x, y, style, color=colour, linewidth=1.3, label=f"{what} calibration")
-            most = max((b.n for b in bins), default=1)
+            axes.plot(x, y, style, color=colour, linewidth=1.3, label=f"{what} calibration" if before else "the model")
+            most = max(b.n for b in bins)
             axes.scatter(x, y, [10 + 60 * (b.n / most) ** 0.5 for b in bins], color=colour, zorder=3)
         axes.set(
             xlabel=f"probability of {name}", ylabel=f"share that is {name}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)

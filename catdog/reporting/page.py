@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,11 +155,7 @@ def _board_svg(valid: Section | None, class_names: tuple[str, str]) -> str:
 
 
 def _training(saved: SavedBundle) -> tuple[str, list[tuple[str, str]]]:
-    """The command that trained a model, and its other options; nothing where the bundle does not say."""
-    options = saved.info.training.get("options")
-    named = ("data", "recipe", "arch", "name")
-    if not isinstance(options, dict) or not all(isinstance(options.get(name), str) for name in named):
-        return "", []
-    command = ["catdog", "train", *(word for name in named for word in (f"--{name}", options[name]))]
-    rest = [(name, json.dumps(value)) for name, value in sorted(options.items()) if name not in named]
-    return shlex.join(command), rest
+    """The command that trained a model, and all its options; nothing where the bundle does not say."""
+    command, options = (saved.info.training.get(name) for name in ("command", "options"))
+    listed = sorted(options.items()) if isinstance(options, dict) else []
+    return command if isinstance(command, str) else "", [(name, json.dumps(value)) for name, value in listed]

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pydantic
 
 from catdog import storage
 from catdog.evaluation import calibration, selection
 from catdog.inference import export
 from catdog.run_directory import RunDirectory
 from catdog.training.checkpoint import Progress
+from catdog.training.config import ResolvedConfig, default_options
 from catdog.training.job import TrainResult, WorkerJob
+from catdog.training.recipes import get_recipe
 from catdog.training.replica import Replica
+from catdog.training.request import PLACE_FIELDS
 from catdog.training.validation import Validator
 
+# Options of the command line; all others are given to --set.
+_FLAGS = {"data", "recipe", "arch", "alpha", "weights", "image_size", "epochs", "batch_size", "learning_rate"}
+_FLAGS |= {"patience", "seed", "leave_out", "name", "freeze", "augment"}
 # Images that the bundle's ONNX file must agree with Keras on.
 _SAMPLE = 32
 
@@ -67,7 +76,7 @@ def write_trained_bundle(
         catalog_fingerprint=job.catalog_fingerprint,
         seed=config.run.seed,
         training={
-            "options": config.options(),
+            **training_record(config),
             "precision": replica.precision,
             "history": progress.history,
             # Of a resumed run: what its epochs took, if that is more than the last session.
@@ -76,6 +85,34 @@ def write_trained_bundle(
         },
     )
     return TrainResult(config.run.uri, run.model, validation, chosen_on, progress.epoch, progress.history)
+
+
+def training_record(config: ResolvedConfig) -> dict[str, Any]:
+    """What a bundle says of how it was trained: all options, and a command that decides them alike.
+
+    Args:
+        config: of the run.
+    """
+    options = config.options()
+    recipe = get_recipe(config.run.recipe)
+    usual = default_options() | pydantic.TypeAdapter(dict[str, Any]).dump_python(recipe.options, mode="json")
+    words = ["catdog", "train", "--data", config.data.uri, "--recipe", recipe.name]
+    for name, value in options.items():
+        is_usual = value is None or value == usual.get(name) or (name == "augmentation" and not config.data.augment)
+        if name in PLACE_FIELDS or name == "recipe" or is_usual:
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool) and name in _FLAGS:
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif name in _FLAGS:
+            words += [f"--{flag}", str(value)]
+        else:
+            fields = (
+                {f"{name}.{inner}": of for inner, of in value.items()} if isinstance(value, dict) else {name: value}
+            )
+            for field, of in fields.items():
+                words += ["--set", f"{field}={of if isinstance(of, str) else json.dumps(of)}"]
+    return {"options": options, "command": shlex.join(words)}
 
 
 def _was_chosen(job: WorkerJob, progress: Progress) -> bool:

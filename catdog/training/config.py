@@ -187,6 +187,17 @@ def _options_of(group: type) -> dict[str, str]:
     return {each.metadata.get("option", each.name): each.name for each in dataclasses.fields(group)}
 
 
+def default_options() -> dict[str, Any]:
+    """The options that neither a recipe nor an architecture decides, as fields of `TrainConfig` and JSON values."""
+    found: dict[str, Any] = {"augmentation": _DEFAULT_AUGMENTATION.model_dump(mode="json")}
+    for group in _GROUPS.values():
+        for each in dataclasses.fields(group):
+            value = each.default_factory() if each.default_factory is not dataclasses.MISSING else each.default
+            if value is not dataclasses.MISSING:
+                found[each.metadata.get("option", each.name)] = value
+    return json.loads(json.dumps(found))
+
+
 def resolve(asked: TrainConfig) -> ResolvedConfig:
     """Decides what a request leaves open, and checks it against the registry.
 

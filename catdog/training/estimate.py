@@ -26,12 +26,12 @@ from catdog.inference.provenance import Provenance
 from catdog.resources import TrainPlan
 from catdog.run_directory import RunDirectory
 from catdog.training import ingest, launch, train
-from catdog.training.config import ResolvedConfig, resolve
+from catdog.training.config import ResolvedConfig, default_options, resolve
 from catdog.training.distributed import WorkerGroup
 from catdog.training.job import SplitData, WorkerJob
 from catdog.training.recipes import get_recipe
 from catdog.training.replica import build_replica
-from catdog.training.request import TrainConfig
+from catdog.training.request import PLACE_FIELDS, TrainConfig
 from catdog.training.step import training_step
 from catdog.waiting import wait_for
 
@@ -143,12 +143,11 @@ def _stages(
 def _describe(
     config: ResolvedConfig, plan: TrainPlan, data: Catalog, counts: tuple[int, int], folds: int, store: int
 ) -> dict[str, str]:
-    plain = TrainConfig(data="", recipe="plain", arch=config.model.arch, weights=config.model.weights, name="plain")
-    defaults = resolve(plain).options()
+    defaults = default_options()
     options = [
-        f"{name}={_short(value, defaults[name])}"
+        f"{name}={_short(value, defaults.get(name))}"
         for name, value in config.options().items()
-        if name not in train.PLACE_FIELDS | _SHOWN_ELSEWHERE and (name in _ALWAYS_SHOWN or value != defaults[name])
+        if name not in PLACE_FIELDS | _SHOWN_ELSEWHERE and (name in _ALWAYS_SHOWN or value != defaults.get(name))
     ]
     needed = sum(counts) * config.model.image_size**2 * 3
     each = f"{plan.cpus_per_worker} CPU{'s' * (plan.cpus_per_worker > 1)}{' and a GPU' * plan.gpu}"

@@ -13,6 +13,12 @@ from pydantic import Field
 
 from catdog.choices import Keep, View
 
+# A resumed run takes the workers it had, unless told otherwise: with others it differs by float noise and by
+# batch-norm's share of the batch.
+SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
+# Options that may differ when a run is resumed. The data set is compared by its fingerprint, wherever it lies.
+PLACE_FIELDS = frozenset({"data", "runs", "features", "resume", "overwrite", "address", "wait", "debug"}) | SHAPE_FIELDS
+
 _Share = Annotated[float, Field(ge=0, le=1)]
 _LessThanOne = Annotated[float, Field(ge=0, lt=1)]
 

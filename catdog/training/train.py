@@ -28,18 +28,11 @@ from catdog.inference.provenance import Provenance
 from catdog.models import pretrained, registry
 from catdog.run_directory import RunDirectory
 from catdog.training import feature_cache, ingest, launch
+from catdog.training.bundle_writer import training_record
 from catdog.training.config import ResolvedConfig, resolve
 from catdog.training.job import SplitData, TrainResult, WorkerJob
-from catdog.training.request import TrainConfig
+from catdog.training.request import PLACE_FIELDS, SHAPE_FIELDS, TrainConfig
 from catdog.waiting import wait_for
-
-# A resumed run takes the workers it had, unless told otherwise: with others it differs by float noise and by
-# batch-norm's share of the batch.
-_SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
-# Options that may differ when a run is resumed. The data set is compared by its fingerprint, wherever it lies.
-PLACE_FIELDS = (
-    frozenset({"data", "runs", "features", "resume", "overwrite", "address", "wait", "debug"}) | _SHAPE_FIELDS
-)
 
 
 def train_model(
@@ -220,7 +213,7 @@ def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler
         catalog_fingerprint=data.fingerprint,
         seed=config.run.seed,
         training={
-            "options": config.options(),
+            **training_record(config),
             "history": [],
             "members": [info.training for info in infos],
             "seconds": seconds,
@@ -289,7 +282,7 @@ def _inputs(config: ResolvedConfig, data: Catalog) -> dict[str, str | None]:
 
 def _open_run(config: ResolvedConfig, data: Catalog, on_event: EventHandler) -> None:
     """Writes down what the run is, deleting the old one of its name if that was asked for."""
-    kept = {"data", *_SHAPE_FIELDS}
+    kept = {"data", *SHAPE_FIELDS}
     options = {name: value for name, value in config.options().items() if name not in PLACE_FIELDS or name in kept}
     strangers = RunDirectory(config.run.uri).open({"options": options} | _inputs(config, data), config.run.overwrite)
     on_event(RunOpened(config.run.uri, strangers))

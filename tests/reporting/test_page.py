@@ -34,6 +34,7 @@ HISTORY = [
     {"epoch": 2, "loss": 0.4, "valid_log_loss": 0.42, "valid_accuracy": 0.81, "images_per_second": 600.0},
 ]
 OPTIONS = {"data": "/data/set", "recipe": "plain", "arch": "small_resnet", "name": "it's", "epochs": 2}
+COMMAND = "catdog train --data s3://me:secret@bucket/set --recipe plain --name 'a b'"
 EMPTY = pa.table({name: pa.array([], pa.string()) for name in ("id", "key", "detail")})
 VOID = {"area", "base", "br", "col", "hr", "image", "img", "input", "link", "meta", "path", "use"}
 
@@ -102,7 +103,9 @@ def source(
     **fields: object,
 ) -> Source:
     """What a page of these predictions is made of; NaN is an unreadable image."""
-    info = info or saved_info(data, training={"options": OPTIONS, "history": HISTORY}, validation={"epoch": 2})
+    info = info or saved_info(
+        data, training={"options": OPTIONS, "command": COMMAND, "history": HISTORY}, validation={"epoch": 2}
+    )
     applied = applied or Applied(1.5, 0.001, "none")
     tables, scores, counts = {}, {}, {}
     for split, each in logits.items():
@@ -184,7 +187,8 @@ def test_the_figures_are_those_of_the_report(usual: tuple[Catalog, dict[str, np.
     assert "1 of 200 in validation; each has the training prior, 0.5000" in text
     assert "scoring 130 260 images in 2.0 s" in text
     assert "training 500 2 epochs" in text
-    assert "catdog train --data /data/set --recipe plain --arch small_resnet --name 'it'\"'\"'s'" in text
+    assert "catdog train --data s3://…@bucket/set --recipe plain --name 'a b'" in text
+    assert 'recipe "plain"' in text
 
 
 def test_the_order_of_a_grid_is_by_what_it_is_about(

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers import save_untrained
+from helpers import Outcome, save_untrained
 from scipy import special
 from sklearn import metrics as sklearn_metrics
 
 from catdog import storage
 from catdog.data.catalog import Catalog
-from catdog.errors import UsageError
+from catdog.errors import CatdogError, UsageError
 from catdog.inference.provenance import Provenance
 from catdog.run_directory import RunDirectory
-from catdog.training import page
+from catdog.training import page, train
+from catdog.training.bundle_writer import training_record
+from catdog.training.config import ResolvedConfig, resolve
+from catdog.training.request import PLACE_FIELDS, TrainConfig
 
 
 @pytest.fixture
@@ -70,3 +75,36 @@ def test_without_logits_of_these_images_it_says_so(drawn: Catalog, run: str) -> 
     shutil.rmtree(RunDirectory(run).model)
     with pytest.raises(UsageError, match="which holds no bundle.json"):
         page.write_train_page(run, drawn.root)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"image_size": 48, "learning_rate": 0.01, "augmentation": {"rotation": 5}, "ema": 0.9, "keep": "last"},
+        {"augment": False, "name": "it's a name", "seed": 3, "views": ["identity", "mirror"]},
+        {"arch": "mobilenet", "alpha": 0.25},
+        {"arch": "mobilenet", "recipe": "best", "dropout": 0.3, "trainable_from": None},
+        {"arch": "mobilenet", "recipe": "linear-probe", "freeze": True},
+        {"recipe": "scratch", "balance": True, "mixup": 0.1},
+    ],
+)
+def test_the_command_that_a_bundle_keeps_decides_the_same(
+    options: dict[str, object], catdog: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = resolve(TrainConfig(**({"data": "/data/a set", "name": "first"} | options)))
+    record = training_record(config)
+    assert record["options"] == config.options()
+    decided = []
+
+    def what(config: ResolvedConfig) -> dict[str, object]:
+        return {name: value for name, value in config.options().items() if name not in PLACE_FIELDS}
+
+    def stop(again: ResolvedConfig, _on_event: object) -> None:
+        decided.append(what(again))
+        raise CatdogError("seen")
+
+    monkeypatch.setattr(train, "train_model", stop)
+    done = catdog(*shlex.split(record["command"])[1:])
+    assert done.err == "catdog: seen\n"
+    assert decided == [what(config)]
