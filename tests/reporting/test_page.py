@@ -154,7 +154,7 @@ def test_the_parts_are_there_in_this_order(rendered: str) -> None:
     parts = ["headline", "kaggle", "training", "valid", "test-images", "unreadable", "drift", "made"]
     assert re.findall(r'<h2 id="([^"]+)"', rendered) == parts
     assert [each["href"] for each in found.having("a")] == ["#main", *(f"#{part}" for part in parts)]
-    grids = re.findall(r"<h3>([^<]*)</h3>\s*<ul class=\"grid\">(.*?)</ul>", rendered, re.DOTALL)
+    grids = re.findall(r"<h3>([^<]*)</h3>\s*<ul class=\"grid\" role=\"list\">(.*?)</ul>", rendered, re.DOTALL)
     assert [(title, body.count("<li>")) for title, body in grids if "evenly" in title or "First" in title] == [
         ("Predictions, spread evenly over the split", 25),
         ("First predictions", 25),
