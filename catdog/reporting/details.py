@@ -24,6 +24,7 @@ BOARD = (
 )
 _BOARD_CLASSES = {"cat", "dog"}
 _WORST = 10
+_MAX_NAME = 16
 _CLIPS = np.geomspace(1e-6, 0.2, 107)
 _UNSURE = (0.1, 0.9)
 
@@ -162,7 +163,7 @@ def section_details(section: Section, scores: Scores, prior: float) -> Details:
     labels, judged = section.images["label"].to_numpy(), section.images["judged"].to_numpy()
     rows = np.flatnonzero(~np.isnan(judged))
     labels, judged, logits = labels[rows], judged[rows], scores.logits[rows].astype(np.float64)
-    kind, name = ("validation", "test")[section.split == "test"], section.positive_class
+    kind, name = ("validation", "test")[section.split == "test"], _brief(section.positive_class)
     plain = diagnostics.uncalibrated(logits, prior)
     before = diagnostics.reliability(labels, plain) if section.judgement.calibration != "none" else []
     after = diagnostics.reliability(labels, judged)
@@ -172,7 +173,7 @@ def section_details(section: Section, scores: Scores, prior: float) -> Details:
     unclipped = diagnostics.uncalibrated(logits / section.temperature, prior)
     clipped = diagnostics.losses_by_clip(labels, unclipped, _CLIPS)
     least = int(clipped.argmin())
-    first, second = section.class_names
+    first, second = map(_brief, section.class_names)
     return Details(
         section=section,
         judgement=section.judgement,
@@ -235,7 +236,7 @@ def compare(valid: Section, valid_scores: Scores, test_scores: Scores) -> Drift 
     other = test_scores.probabilities[test_scores.readable]
     if not len(one) or not len(other):
         return None
-    name = valid.positive_class
+    name = _brief(valid.positive_class)
     gap, bound = diagnostics.distribution_gap(one, other)
     both = (valid_scores, test_scores)
     counted = {
@@ -250,6 +251,11 @@ def compare(valid: Section, valid_scores: Scores, test_scores: Scores) -> Drift 
     ]
     label = f"Histograms of the probability of {name}: validation and test, which are at most {gap:.1%} apart"
     return Drift(rows, gap, bound, figures.histogram({"validation": one, "test": other}, name, label, shares=True))
+
+
+def _brief(name: str) -> str:
+    """A class's name, cut where a drawing has no room for all of it."""
+    return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
 
 
 def _unsure(probabilities: np.ndarray) -> float:

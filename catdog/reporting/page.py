@@ -17,7 +17,7 @@ from catdog.reporting import details, pictures
 from catdog.reporting.pictures import Scores
 from catdog.reporting.report import Report, Section
 
-_MAX_LISTED, _MAX_TEXT = 200, 300
+_MAX_LISTED, _MAX_TEXT, _MAX_KEY = 200, 300, 50
 # Characters that HTML forbids, or UTF-8.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 _SPACE = "\N{NO-BREAK SPACE}"
@@ -92,6 +92,7 @@ def render_page(source: Source) -> str:
         "count": lambda value: f"{value:,}",
         "percent": percent,
         "short": lambda text: text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…",
+        "ending": lambda text: text if len(text) <= _MAX_KEY else f"…{text[1 - _MAX_KEY :]}",
         "public": lambda text: _SECRETS.sub("…", text),
         "svg": markupsafe.Markup,  # from `figures`, which escapes what it is given
     }
