@@ -35,7 +35,10 @@ COMMANDS = {
         "--model", "--pictures", "--host", "--port", "--engine", "--batch-size", "--min-replicas", "--max-replicas",
         "--max-upload", "--max-files", "--max-pixels", "--timeout", "--max-requests", "--gpu", "--cpu", "--wait",
     ],
-    "predict": ["--model", "--json", "--csv", "--sheet", "--ignore", "--allow-private"],
+    "predict": [
+        "--model", "--json", "--csv", "--sheet", "--imagenet", "--weights", "--class-names", "--ignore",
+        "--allow-private",
+    ],
     "explain": ["--model", "--out", "--class", "--ignore", "--allow-private"],
     "submit": ["--message", "--competition", "--yes", "--timeout"],
     "kaggle": ["--name", "--arch", "--recipe", "--weights", "--set", "--source", "--yes", "--no-submit"],

@@ -171,7 +171,7 @@ def test_photos_of_the_web_get_the_numbers_of_their_files(pets: Path, server: st
         ("predict PETS --model MODEL --json --csv", "received --json and --csv, expected one of them"),
         ("predict PETS --model MODEL --sheet sheet.jpg", "--sheet received 'sheet.jpg', expected the name of a .png"),
         ("predict PETS --model MODEL --sheet PETS", "--sheet received .*, expected the name of a .png file"),
-        ("predict PETS", "Missing option '--model'"),
+        ("predict PETS", "received neither --model nor --imagenet, expected one of them"),
         ("predict --model MODEL", "Missing argument"),
         ("predict gopher://x/a.jpg --model MODEL", "received 'gopher://x/a.jpg', expected a local path"),
     ],

@@ -238,9 +238,12 @@ def show_predictions(rows: list[PhotoRow]) -> None:
     if any(row.remarks for row in rows):
         table.add_column("remarks", overflow="fold")
     for row in rows:
-        probability = "" if row.probability is None else f"{row.probability:.2%}"
-        cells = [row.file, row.class_name or "", probability, "; ".join(row.remarks)]
-        table.add_row(*map(_printable, cells[: len(table.columns)]))
+        # Of two classes the likelier one says everything.
+        shown = row.probabilities if len(row.probabilities) > 2 else {row.class_name or "": row.probability}
+        names = "\n".join(map(_printable, shown))
+        shares = "\n".join("" if share is None else f"{share:.2%}" for share in shown.values())
+        cells = [_printable(row.file), names, shares, _printable("; ".join(row.remarks))]
+        table.add_row(*cells[: len(table.columns)])
     out.print(table)
 
 

@@ -7,8 +7,9 @@ import importlib
 import itertools
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,10 +40,24 @@ _GROUP = 64
 
 def predict(
     photos: Photos,
-    model: Models,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Run or bundle. Repeat it to average the logits of several.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     sheet: Annotated[str | None, typer.Option(help="PNG to write: a contact sheet of the photos.")] = None,
+    imagenet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARCH", help="Instead of --model: the five likeliest of ImageNet's classes, with such a backbone."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Keras weights file with the top for --imagenet. Default: downloaded.")
+    ] = None,
+    class_names: Annotated[
+        str | None, typer.Option(help="imagenet_class_index.json, or a text with 1,000 lines. Default: downloaded.")
+    ] = None,
     ignore: Ignore = None,
     allow_private: AllowPrivate = False,
 ) -> None:
@@ -54,35 +69,34 @@ def predict(
 
     if json_ and csv:
         raise UsageError("received --json and --csv, expected one of them")
+    if bool(model) == bool(imagenet):
+        either = "both --model and" if model else "neither --model nor"
+        raise UsageError(f"received {either} --imagenet, expected one of them")
+    if (weights or class_names) and not imagenet:
+        raise UsageError("received --weights or --class-names without --imagenet")
     target = None if sheet is None else png_target(sheet, "--sheet")
     rows: list[PhotoRow] = []
     tiles: list[Tile] = []
     with tempfile.TemporaryDirectory() as folder, err.status("Predicting…") as status:
         scratch = Path(folder)
         found = found_photos.find_photos(photos, scratch, ignore)
-        predictor = load_predictor(model)
-        names: list[str] = []
-        files: list[bytes | str] = []
-        for name, data in found_photos.read_photos(found, scratch, allow_private):
-            names.append(name)
-            files.append(data)
-            if len(names) < _GROUP and len(rows) + len(names) < found.count:
-                continue
-            made = predictions.photo_rows(names, predictor.predict_files(files), predictor.info.class_names)
+        predict_group = _with_models(model) if model else _with_imagenet(str(imagenet), weights, class_names)
+        each_photo = found_photos.read_photos(found, scratch, allow_private)
+        while group := list(itertools.islice(each_photo, _GROUP)):
+            made = predict_group([name for name, _ in group], [data for _, data in group])
             if target is not None:
-                for row, each in zip(made[: _MOST_TILES - len(tiles)], files, strict=False):
-                    pixels = None if isinstance(each, str) else thumbnails.thumbnail(each, _TILE_SIDE)
+                for row, (_, data) in zip(made[: _MOST_TILES - len(tiles)], group, strict=False):
+                    pixels = None if isinstance(data, str) else thumbnails.thumbnail(data, _TILE_SIDE)
                     tiles.append(tile_of(row, pixels))
             rows += made
-            names, files = [], []
             status.update(f"{len(rows)} of {found.count} photos")
         if target is not None:
             drawn = contact_sheet.draw_sheet(contact_sheet.in_rows(tiles, _COLUMNS), _TILE_SIDE)
             storage.write_bytes(target, drawn)
     if json_:
-        print(predictions.rows_to_json(rows, model, found.skipped))
+        print(predictions.rows_to_json(rows, model or [f"imagenet:{imagenet}"], found.skipped))
     elif csv:
-        print(predictions.rows_to_csv(rows, predictor.info.class_names), end="")
+        print(predictions.rows_to_csv(rows), end="")
     else:
         display.show_predictions(rows)
     display.show_skipped(found.skipped)
@@ -90,6 +104,30 @@ def predict(
         rest = f" (the first {len(tiles)} of {len(rows)} photos)" if len(tiles) < len(rows) else ""
         err.print(f"Contact sheet: {target}{rest}")
     _require_one_readable(rows)
+
+
+# From the names and contents of photos to a row of each.
+_PredictGroup = Callable[[list[str], list[bytes | str]], "list[PhotoRow]"]
+
+
+def _with_models(models: list[str]) -> _PredictGroup:
+    from catdog.reporting import predictions
+
+    predictor = load_predictor(models)
+    classes = predictor.info.class_names
+    return lambda names, files: predictions.photo_rows(names, predictor.predict_files(files), classes)
+
+
+def _with_imagenet(name: str, weights: str | None, class_names: str | None) -> _PredictGroup:
+    from catdog.reporting import predictions
+
+    # Keras says on standard output what it downloads.
+    with contextlib.redirect_stdout(sys.stderr):
+        _load_tensorflow()
+        from catdog.inference.imagenet import ImageNetClassifier
+
+        classifier = ImageNetClassifier(name, weights, class_names)
+    return lambda names, files: predictions.likeliest_rows(names, classifier.predict_files(files))
 
 
 def explain(
@@ -188,20 +226,18 @@ def load_predictor(models: list[str], tensorflow: bool = False) -> Predictor:
     saved = [bundle.read_info(model) for model in models]
     engine = bundle.merge_infos([each.info for each in saved]).engines[0]
     if tensorflow or engine == "tensorflow":
-        with _without_native_log():
-            importlib.import_module("tensorflow")
+        _load_tensorflow()
     # ONNX Runtime gives the same bits in batches of every size, so no more images are computed than there are.
     return Predictor.load(saved, engine, batch_size=engines.CHUNK if engine == "onnx" else _GROUP)
 
 
-@contextlib.contextmanager
-def _without_native_log() -> Iterator[None]:
-    """Keeps standard error closed: TensorFlow's libraries write there while they load, whatever they are told."""
+def _load_tensorflow() -> None:
+    """Imports TensorFlow with standard error closed, where its libraries write whatever they are told."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        yield
+        importlib.import_module("tensorflow")
     finally:
         os.dup2(kept, 2)
         os.close(kept)
@@ -225,5 +261,9 @@ def tile_of(row: PhotoRow, pixels: object) -> Tile:
     from catdog.reporting.contact_sheet import Tile
 
     said = "unreadable" if row.probability is None else f"{row.class_name} {row.probability:.1%}"
-    captions = [said, row.file.rpartition("/")[2] or row.file, *(["; ".join(row.remarks)] if row.remarks else [])]
+    captions = [said, row.file.rpartition("/")[2] or row.file]
+    if len(row.probabilities) > 2:
+        captions += [f"{name} {share:.1%}" for name, share in row.probabilities.items() if name != row.class_name]
+    if row.remarks:
+        captions.append("; ".join(row.remarks))
     return Tile(pixels if isinstance(pixels, np.ndarray) else None, captions, row.probability)

@@ -79,12 +79,16 @@ def read_photos(photos: Photos, scratch: Path, allow_private: bool = False) -> I
             data = _fetch(place, allow_private) if web.is_url(place) else images.fetch(place)
             yield sources.escape_path(place), data
             continue
+        left = set(paths)
         for entry in sources.iter_entries(storage.absolute(place), scratch, set(paths)):
+            left.discard(entry.path)
             try:
                 content = entry.read(-1) if entry.size is not None else "is a folder"
             except CatdogError as error:
                 content = str(error)
             yield _name(place, entry.path), content
+        for path in sorted(left):
+            yield _name(place, path), "was deleted after it was found"
 
 
 def _fetch(url: str, allow_private: bool) -> bytes | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import tempfile
 from pathlib import Path
@@ -43,6 +44,14 @@ def load_backbone_weights(backbone: keras.Model, weights: bytes, spec: ModelSpec
     Raises:
         CatdogError: the weights do not fit the backbone.
     """
+    whole = build_backbone(spec, None) if spec.arch == "vgg16_top" else backbone
+    top = "with" if spec.arch == "vgg16_top" else "without"
+    _load_file(whole, weights, f"{spec.arch} with --alpha {spec.alpha}", f"that backbone {top} its top")
+    if whole is not backbone:
+        backbone.set_weights(whole.get_weights()[:-2])
+
+
+def _load_file(model: keras.Model, weights: bytes, what: str, expected: str) -> None:
     import h5py
 
     try:
@@ -50,20 +59,46 @@ def load_backbone_weights(backbone: keras.Model, weights: bytes, spec: ModelSpec
             # Keras tells its two file layouts apart by the file name's ending.
             ending = ".h5" if "layer_names" in file.attrs else ".weights.h5"
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"backbone{ending}"
+            path = Path(folder) / f"weights{ending}"
             path.write_bytes(weights)
-            if spec.arch == "vgg16_top":
-                whole = build_backbone(spec, None)
-                whole.load_weights(path)
-                backbone.set_weights(whole.get_weights()[:-2])
-            else:
-                backbone.load_weights(path)
+            model.load_weights(path)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = first_line(error)
         raise CatdogError(
-            f"--weights does not fit {spec.arch} with --alpha {spec.alpha}: {reason}; expected a Keras weights file of "
-            f"that backbone {'with' if spec.arch == 'vgg16_top' else 'without'} its top"
+            f"--weights does not fit {what}: {first_line(error)}; expected a Keras weights file of {expected}"
         ) from error
+
+
+def build_imagenet_classifier(name: str, weights: bytes | None) -> keras.Model:
+    """Builds a whole model of `keras.applications`, as published, at its own image size.
+
+    Args:
+        name: an architecture with an `application`.
+        weights: the bytes of a Keras weights file with the top, or None to download those for ImageNet.
+
+    Returns:
+        A model from N×S×S×3, pixels from 0 to 255, to the probabilities of ImageNet's 1,000 classes, N×1000.
+
+    Raises:
+        CatdogError: the weights do not fit, or could not be downloaded.
+    """
+    import keras
+
+    use_keras_defaults()
+    application = getattr(keras.applications, registered[name].application or "")
+    try:
+        model = application(weights=None if weights is not None else "imagenet")
+    except Exception as error:  # as in `download_imagenet`
+        raise CatdogError(
+            f"could not download ImageNet's weights of {name} ({first_line(error)}); fetch Keras's file with the top "
+            "elsewhere and give it as --weights FILE"
+        ) from error
+    if weights is not None:
+        _load_file(model, weights, f"{name} of ImageNet", "it with its top, at width 1")
+    size = model.input_shape[1] or registered[name].image_size  # some take any size
+    inputs = keras.Input((size, size, 3))
+    # Each has the pixel range that it was trained on beside it.
+    home: Any = inspect.getmodule(application)
+    return keras.Model(inputs, model(home.preprocess_input(keras.ops.convert_to_tensor(inputs))))
 
 
 def download_imagenet(spec: ModelSpec) -> bytes:

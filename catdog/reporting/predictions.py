@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import dataclass
 
+from catdog.inference.imagenet import Likeliest
 from catdog.inference.predictor import Predictions
 
 # Below it, the likelier class is said to be a guess.
@@ -21,8 +22,8 @@ class PhotoRow:
         file: its name.
         class_name: the likelier class; None for an unreadable photo.
         probability: of that class, calibrated and clipped; None likewise.
-        probabilities: of both classes by name; empty likewise.
-        logit: plain logit of the second class, before temperature and clip; None likewise.
+        probabilities: of both classes by name, or of ImageNet's likeliest, the likeliest first; empty likewise.
+        logit: plain logit of the second class, before temperature and clip; None likewise, and of ImageNet.
         status: "ok", "recovered" or "unreadable".
         remarks: what is odd about the file, and whether the class is a guess; often none.
     """
@@ -62,6 +63,21 @@ def photo_rows(files: list[str], found: Predictions, class_names: tuple[str, str
     return rows
 
 
+def likeliest_rows(files: list[str], found: list[Likeliest]) -> list[PhotoRow]:
+    """Says which of ImageNet's classes are the likeliest of each photo.
+
+    Args:
+        files: N names.
+        found: of these N photos.
+    """
+    rows = []
+    for file, (probabilities, status, detail) in zip(files, found, strict=True):
+        first = next(iter(probabilities), None)
+        probability = None if first is None else probabilities[first]
+        rows.append(PhotoRow(file, first, probability, probabilities, None, status, [detail] if detail else []))
+    return rows
+
+
 def rows_to_json(rows: list[PhotoRow], models: list[str], skipped: list[tuple[str, str]]) -> str:
     """Writes predictions as a JSON object.
 
@@ -89,15 +105,26 @@ def rows_to_json(rows: list[PhotoRow], models: list[str], skipped: list[tuple[st
     return json.dumps(content, indent=2, ensure_ascii=False)
 
 
-def rows_to_csv(rows: list[PhotoRow], class_names: tuple[str, str]) -> str:
-    """Writes predictions as CSV: file, class, its probability, the probability of each class, status and remarks."""
+def rows_to_csv(rows: list[PhotoRow]) -> str:
+    """Writes predictions as CSV, a line for each photo.
+
+    Its columns are file, class and its probability, status and remarks; between them the probability of each of two
+    classes, or the next of ImageNet's likeliest classes.
+    """
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(
-        ["file", "class", "probability", *(f"probability_{name}" for name in class_names), "status", "remarks"]
-    )
+    known = next((row.probabilities for row in rows if row.probabilities), {})
+    if len(known) > 2:
+        others = [f"{what}_{rank}" for rank in range(2, len(known) + 1) for what in ("class", "probability")]
+    else:
+        others = [f"probability_{name}" for name in known]
+    lines.writerow(["file", "class", "probability", *others, "status", "remarks"])
     for row in rows:
-        each = [row.probabilities.get(name, "") for name in class_names]
+        each: list[str | float] = [""] * len(others)
+        if len(row.probabilities) > 2:
+            each = [value for pair in list(row.probabilities.items())[1:] for value in pair]
+        elif row.probabilities:
+            each = [row.probabilities[name] for name in known]
         said = ["" if value is None else value for value in (row.class_name, row.probability)]
         lines.writerow([row.file, *said, *each, row.status, "; ".join(row.remarks)])
     return text.getvalue()
