@@ -6,7 +6,7 @@ BIN := .venv/bin
 unexport RAY_ADDRESS
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo test check audit install clean
+.PHONY: demo test test-browser check audit install clean
 
 install: .venv/installed
 
@@ -22,6 +22,12 @@ demo: .venv/installed
 
 test: .venv/installed check
 	$(BIN)/python -m pytest
+
+# The page in real Chromium, and the API against its description: two minutes.
+test-browser: .venv/installed
+	@test -n "$(CHROMIUM)$$(command -v chromium chromium-browser google-chrome)" || ls ~/.cache/ms-playwright/chromium* \
+		>/dev/null 2>&1 || { echo "make: no Chromium found: apt-get install chromium, or $(BIN)/playwright install chromium"; exit 1; }
+	$(BIN)/python -m pytest tests/browser
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -164,7 +164,7 @@ def build_app(
     async def healthz() -> Health:
         """Answers once somebody is there to predict."""
         await backend.require_ready()
-        return Health(status="ok", architecture=info.architecture, class_names=info.class_names)
+        return Health(status="ok", architecture=info.architecture, class_names=list(info.class_names))
 
     @app.get(
         "/metrics",

@@ -75,7 +75,7 @@ class Health(_Body):
     """Always ok; otherwise the answer is an error."""
     architecture: str
     """Of the model."""
-    class_names: tuple[str, str]
+    class_names: Annotated[list[str], pydantic.Field(min_length=2, max_length=2)]
     """Of labels 0 and 1."""
 
 

@@ -30,9 +30,10 @@ const say = (text, aloud = false) => {
   $("status").classList.toggle("aloud", aloud);
 };
 
-const bringIntoView = (element) => {
+const showAnswer = () => {
+  const element = document.querySelector(".result");
   const { top, bottom } = element.getBoundingClientRect();
-  if (top >= 0 && Math.min(bottom, top + 300) <= innerHeight) return;
+  if (top >= 0 && Math.min(bottom, top + 480) <= innerHeight) return;
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   element.scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
 };
@@ -42,7 +43,7 @@ const fail = (text) => {
   $("error").hidden = !text;
   if (!text) return;
   say(current ? "" : "No picture yet.");
-  bringIntoView($("answer"));
+  showAnswer();
 };
 
 async function ask(path, options) {
@@ -176,7 +177,7 @@ function show(entry) {
   }
   say(`${sentence(entry)}: ${entry.class_name} ${percent(entry.probabilities[entry.class_name])}. It took ${entry.seconds.toFixed(2)} seconds.`, true);
   showTries();
-  bringIntoView($("answer"));
+  showAnswer();
 }
 
 function showPicture(overlay) {
