@@ -24,6 +24,8 @@ import pyarrow as pa
 from catdog import storage
 from catdog.errors import CatdogError, UsageError
 
+REJECTED_COLUMNS = ("split", "id", "key", "reason")
+
 
 def sidecar(out: str, ending: str) -> str:
     """URI of a file or folder that shares a CSV's stem: `results.csv` → `results.ENDING`."""
@@ -56,7 +58,7 @@ def write_rejected(out: str, tables: dict[str, pa.Table]) -> str:
         for split, table in tables.items()
         for row in table.select(["id", "key", "detail"]).to_pylist()
     ]
-    return write_sidecar(out, "rejected.csv", csv_text([("split", "id", "key", "reason"), *rows]))
+    return write_sidecar(out, "rejected.csv", csv_text([REJECTED_COLUMNS, *rows]))
 
 
 def read_meta(out: str) -> dict[str, Any]:

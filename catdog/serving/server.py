@@ -21,7 +21,7 @@ from catdog.serving.config import Replicas, ServeConfig
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # As of `catdog score`: TensorFlow gives the same bits only in batches of the same size.
-_BATCH: dict[EngineName, int] = {"onnx": CHUNK, "tensorflow": 64}
+BATCH_SIZES: dict[EngineName, int] = {"onnx": CHUNK, "tensorflow": 64}
 # `plan_scoring` starts no more actors than there are parts: here, as many as the cluster has room for.
 _ANY_NUMBER = 1_000_000
 
@@ -42,7 +42,7 @@ def running(config: ServeConfig, on_event: EventHandler) -> Iterator[str]:
         CatdogError: the port is in use, or the cluster or the server could not be started.
     """
     saved = [bundle.read_info(model) for model in config.model]
-    engines = _engines(config, saved)
+    engines = engines_of(config, saved)
     folder = pictures.open_folder(config.pictures, config.limits.bytes) if config.pictures else None
     source = folder or flickr.from_environment()
     own = not (config.address or os.environ.get("RAY_ADDRESS"))
@@ -56,7 +56,7 @@ def running(config: ServeConfig, on_event: EventHandler) -> Iterator[str]:
         waiting.wait_for([first] * config.min_replicas, on_event, config.wait)
         replicas = Replicas(
             engine=plan.engine,
-            batch_size=config.batch_size or _BATCH[plan.engine],
+            batch_size=config.batch_size or BATCH_SIZES[plan.engine],
             threads=plan.threads,
             gpu=plan.gpu,
             least=config.min_replicas,
@@ -107,8 +107,12 @@ def _served(
                 serve.shutdown()
 
 
-def _engines(config: ServeConfig, saved: list[SavedBundle]) -> tuple[EngineName, ...]:
-    """What may predict, the fastest on a CPU first."""
+def engines_of(config: ServeConfig, saved: list[SavedBundle]) -> tuple[EngineName, ...]:
+    """What may predict with all of several bundles, the fastest on a CPU first.
+
+    Raises:
+        UsageError: one of them has no ONNX model, which was asked for.
+    """
     if config.engine == "auto":
         return ("tensorflow",) if config.gpu else bundle.merge_infos([each.info for each in saved]).engines
     for uri, info in saved:
