@@ -185,9 +185,10 @@ def _check(file: str, data: str) -> None:
     if expected is None:
         out.print("Expected score: not known, as there is no validation report of this file")
     else:
+        chosen = "; too optimistic, as they chose the epoch, too" if "these" in expected.chosen_on else ""
         out.print(
             f"Expected score: log loss {expected.log_loss:.4f} (95 % interval {expected.low:.4f} to "
-            f"{expected.high:.4f}), that of {expected.n:,} validation images"
+            f"{expected.high:.4f}), that of {expected.n:,} validation images{chosen}"
         )
 
 

@@ -6,6 +6,7 @@ Paths that name the classes count; a CSV beside them may only agree. Without the
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 
 from catdog import storage
@@ -58,7 +59,8 @@ def read_layout(found: sources.Survey, source: str, named: str | None) -> tuple[
         return layouts.detect_layout(found.images, source, labels, ids), told
     if fault is not None:
         raise fault
-    return by_path, told
+    # No image has a label, and here may be why.
+    return by_path, [dataclasses.replace(remark, warning=True) for remark in told]
 
 
 def sample_ids(found: sources.Survey) -> set[str]:

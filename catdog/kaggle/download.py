@@ -125,7 +125,7 @@ def require_sound(path: Path) -> None:
                     pass
         else:
             raise CatdogError(f"{path.name} is neither a zip nor a gzipped tar (it begins with {head!r})")
-    except (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile, NotImplementedError, RuntimeError) as error:
         raise CatdogError(f"{path.name} is damaged ({first_line(error)}); download it again") from error
 
 

@@ -65,12 +65,14 @@ class Expected:
         low: lower end of its 95 % interval.
         high: upper end of its 95 % interval.
         n: number of validation images.
+        chosen_on: which images chose the epoch, in words; if these, the log loss is too optimistic.
     """
 
     log_loss: float
     low: float
     high: float
     n: int
+    chosen_on: str = "nothing"
 
 
 def expected_score(path: str) -> Expected | None:
@@ -81,7 +83,7 @@ def expected_score(path: str) -> Expected | None:
     try:
         content = json.loads(storage.read_bytes(result_set.sidecar(out, "report.json")))
         value, low, high = (float(content[name]) for name in ("log_loss", "log_loss_low", "log_loss_high"))
-        return Expected(value, low, high, int(content["n"]))
+        return Expected(value, low, high, int(content["n"]), str(content.get("chosen_on", "nothing")))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -169,7 +169,7 @@ def test_what_is_no_table_of_labels_is_not_one(tmp_path: Path, catdog) -> None:
     assert shown.code == 0, shown.err
     assert catalog.read_catalog(str(tmp_path / "set")).count("test") == COUNT
     for name in rest:
-        assert re.search(rf"{name} .*: not read for labels", shown.out), name
+        assert re.search(rf"Warning: {name} .*: not read for labels", shown.err), name
     refused = catdog("data", "prepare", source, tmp_path / "x", "--labels", "notes.csv")
     assert "has no column of file names or ids (it has author, year); expected a header such as id,label" in refused.err
     refused = catdog("data", "prepare", source, tmp_path / "x", "--labels", "others.csv")

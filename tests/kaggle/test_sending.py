@@ -16,7 +16,7 @@ from catdog.data.catalog import Catalog
 from catdog.kaggle import submission
 
 PENDING, DONE = {"status": "PENDING"}, {"status": "COMPLETE", "publicScore": "0.0411", "privateScore": "0.0702"}
-REPORT = {"n": 24, "log_loss": 0.05, "log_loss_low": 0.04, "log_loss_high": 0.06}
+REPORT = {"n": 24, "chosen_on": "these images", "log_loss": 0.05, "log_loss_low": 0.04, "log_loss_high": 0.06}
 
 
 @pytest.fixture
@@ -57,7 +57,10 @@ def test_the_real_client_sends_waits_and_shows_the_scores(kaggle: StandIn, path:
         {"competitionName": "mine", "blobFileTokens": "blob", "submissionDescription": "first"}
     ]
     assert len(kaggle.calls("ListSubmissions")) == 3
-    assert "Expected score: log loss 0.0500 (95 % interval 0.0400 to 0.0600), that of 24 validation images" in done.out
+    assert (
+        "Expected score: log loss 0.0500 (95 % interval 0.0400 to 0.0600), that of 24 validation images; too "
+        in done.out
+    )
     assert done.out.splitlines()[-4:] == [
         f"Sent {path}: Successfully submitted to mine (submission 4711)",
         "expected  0.05000  (0.04000 to 0.06000)",
