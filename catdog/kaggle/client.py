@@ -36,7 +36,9 @@ def open_client(instead: str) -> Any:
             api = KaggleApi()
             api.authenticate()
     except ImportError as error:
-        raise CatdogError(f"the kaggle client is not installed: `pip install kaggle`; {instead}") from error
+        raise CatdogError(
+            f"the kaggle client is not installed: `pip install kaggle`, or catdog with [kaggle]; {instead}"
+        ) from error
     except (SystemExit, Exception) as error:
         if hasattr(error, "request"):  # of the library `requests`: a token is there, and Kaggle was asked about it
             raise CatdogError(f"could not ask Kaggle about the credentials ({first_line(error)}); {instead}") from error
