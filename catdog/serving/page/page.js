@@ -56,6 +56,7 @@ async function ask(path, options) {
     }
     // Busy: it asks to come back, and a person should not have to do that by hand.
     if (answer.status !== 429 || attempt === 4) break;
+    await answer.arrayBuffer();  // an answer that is not read keeps its connection
     await new Promise((resume) => setTimeout(resume, 1000 * Number(answer.headers.get("Retry-After") || 1)));
   }
   if (answer.ok) return answer;
