@@ -22,6 +22,7 @@ COMMANDS = {
     "data synthesize": ["--train", "--test", "--seed"],
     "data pack": [],
     "data audit": ["--data", "--oof", "--out", "--distance"],
+    "data review": ["--audit", "--data", "--out", "--port"],
     "train": [
         "--data", "--arch", "--alpha", "--weights", "--image-size", "--freeze", "--no-freeze", "--epochs",
         "--batch-size", "--learning-rate", "--patience", "--seed", "--workers", "--cpus-per-worker", "--gpu", "--cpu",

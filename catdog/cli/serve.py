@@ -1,4 +1,4 @@
-"""`catdog serve`: the page and the API."""
+"""`catdog serve`, the page and the API; and `data review`, a page to mend labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from catdog import interruption
 from catdog.choices import EngineChoice
 from catdog.cli import display
 from catdog.cli.display import err, out
-from catdog.cli.options import Address, Debug, Gpu, Wait
+from catdog.cli.options import Address, Data, Debug, Gpu, Wait
 
 
 def serve(
@@ -67,4 +67,31 @@ def serve(
     ):
         status.stop()
         out.print(f"Page: {url}\nAPI:  {url}docs\nCtrl-C ends the server.")
+        threading.Event().wait()
+
+
+def review(
+    audit: Annotated[str, typer.Option(help="CSV that `catdog data audit` wrote.")],
+    data: Data,
+    out_: Annotated[
+        str | None,
+        typer.Option("--out", help="CSV of decisions to write, or to go on with. Default: AUDIT.reviewed.csv."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of this machine to listen on.")] = 8001,
+) -> None:
+    """Go through an audit's findings on a page, and keep, flip or leave out each, until Ctrl-C."""
+    from catdog import storage
+    from catdog.data import catalog
+    from catdog.serving import review as reviews
+
+    target = storage.absolute_output(out_ or f"{audit.removesuffix('.csv')}.reviewed.csv", "--out")
+    rows = catalog.read_catalog(data)
+    decided = reviews.Review(rows, storage.absolute(audit), target)
+    app = reviews.build_review_app(decided, rows.class_names, target)
+    again = f"what was decided is in {target}, and the same command goes on from there"
+    with interruption.advising(lambda: again), reviews.reviewing(app, port) as url:
+        out.print(
+            f"Page: {url}\n{len(decided.items)} training photos to review. Ctrl-C ends it; then\n"
+            f"  catdog train … --leave-out {target}"
+        )
         threading.Event().wait()

@@ -1,4 +1,4 @@
-"""Parsing of key lists, for `--leave-out`. Keys are file paths and may contain commas, quotes and line breaks."""
+"""Lists of keys, for `--leave-out`: read, and written by a review. Keys may contain commas, quotes and line breaks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,81 @@ import contextlib
 import csv
 import io
 import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+KEEP, FLIP, LEAVE_OUT = "keep", "flip", "leave out"
+ACTIONS = (KEEP, FLIP, LEAVE_OUT)
+COLUMNS = ("key", "action")
 
 _LINE = re.compile(r"([^\n]*?)\r?(?:\n|\Z)")
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"\r?(?:\n|\Z)')
+
+
+class Corrections(NamedTuple):
+    """What a list changes about the training images.
+
+    Attributes:
+        left_out: keys of images that are not trained on.
+        flipped: keys of images that are trained on with the other label.
+    """
+
+    left_out: set[str]
+    flipped: set[str]
+
+
+def parse_corrections(text: str, known: set[str]) -> Corrections:
+    """Parses a list of keys to leave out, or a review: a CSV with the columns `key` and `action`.
+
+    Args:
+        text: as for `parse_keys`; without a column `action` all keys are left out.
+        known: as for `parse_keys`.
+
+    Raises:
+        ValueError: a row is incomplete, an action is none of `ACTIONS`, or a key has two.
+    """
+    actions = parse_actions(text)
+    if actions is None:
+        return Corrections(parse_keys(text, known), set())
+    return Corrections(*({key for key, given in actions.items() if given == action} for action in (LEAVE_OUT, FLIP)))
+
+
+def parse_actions(text: str) -> dict[str, str] | None:
+    """Parses a review.
+
+    Args:
+        text: a CSV with the columns `key` and `action`.
+
+    Returns:
+        The action for each key; None if it is not such a CSV.
+
+    Raises:
+        ValueError: as `parse_corrections`.
+    """
+    with contextlib.suppress(csv.Error):
+        header = next(csv.reader(io.StringIO(text, newline=""), strict=True), [])
+        if set(header) >= set(COLUMNS):
+            found: dict[str, str] = {}
+            for key, action in zip(*(_column(text, header, name) for name in COLUMNS), strict=True):
+                if action not in ACTIONS:
+                    raise ValueError(f"{key} has the action {action!r}, expected {', '.join(ACTIONS)}")
+                if found.setdefault(key, action) != action:
+                    raise ValueError(f"{key} has two actions, {found[key]} and {action}")
+            return found
+    return None
+
+
+def format_actions(actions: Mapping[str, str]) -> str:
+    """Writes a review as CSV.
+
+    Args:
+        actions: by key, each of `ACTIONS`.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text)  # with the default line ends, so that it quotes keys that contain one
+    rows.writerow(COLUMNS)
+    rows.writerows(actions.items())
+    return text.getvalue()
 
 
 def parse_keys(text: str, known: set[str]) -> set[str]:
@@ -24,21 +96,22 @@ def parse_keys(text: str, known: set[str]) -> set[str]:
     with contextlib.suppress(csv.Error):  # not a CSV
         header = next(csv.reader(io.StringIO(text, newline=""), strict=True), [])
         if "key" in header:
-            return _column(text, header.index("key"))
+            return set(_column(text, header, "key"))
     return _lines(text, known)
 
 
-def _column(text: str, column: int) -> set[str]:
-    rows, keys = csv.reader(io.StringIO(text, newline=""), strict=True), set()
+def _column(text: str, header: list[str], name: str) -> list[str]:
+    column = header.index(name)
+    rows, values = csv.reader(io.StringIO(text, newline=""), strict=True), []
     try:
         next(rows)
         for row in rows:
             if row and len(row) <= column:
-                raise ValueError(f"line {rows.line_num} has no column key: {row}")
-            keys |= {row[column]} if row else set()
+                raise ValueError(f"line {rows.line_num} has no column {name}: {row}")
+            values += [row[column]] if row else []
     except csv.Error as error:
         raise ValueError(f"line {rows.line_num}: {error}") from error
-    return keys
+    return values
 
 
 def _lines(text: str, known: set[str]) -> set[str]:

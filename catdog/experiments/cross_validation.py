@@ -7,8 +7,6 @@ model that keeps its last epoch needs no such choice and trains on the whole tra
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catdog import cluster, rng, storage, waiting
-from catdog.data import catalog
+from catdog.data import catalog, key_list
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError, did_you_mean
 from catdog.evaluation import calibration, metrics
@@ -262,12 +260,11 @@ def _list_for_folds(config: ResolvedConfig, data: Catalog) -> str | None:
     if config.data.leave_out is None:
         return None
     labelled = set(data.table.filter(pc.not_equal(data.table["split"], "test"))["key"].to_pylist())
-    text = io.StringIO()
-    csv.writer(text).writerows(
-        [("key",), *((key,) for key in sorted(train.left_out(config.data.leave_out, data) & labelled))]
-    )
+    found = train.corrections(config.data.leave_out, data)
+    named = zip((key_list.LEAVE_OUT, key_list.FLIP), (found.left_out, found.flipped), strict=True)
+    text = key_list.format_actions({key: action for action, keys in named for key in sorted(keys & labelled)})
     uri = storage.join(config.run.uri, "data", "left-out.csv")
-    storage.write_text(uri, text.getvalue())
+    storage.write_text(uri, text)
     return uri
 
 
@@ -298,9 +295,12 @@ def _probe(
         config.resources.wait,
     )
     on_event(Progress("fitting", 0, rows.num_rows))
-    fitted = ~np.isin(rows["key"].to_pylist(), list(train.left_out(config.data.leave_out, data)))
+    changes = train.corrections(config.data.leave_out, data)
+    fitted = ~np.isin(rows["key"].to_pylist(), list(changes.left_out))
+    # Fitted to the corrected labels; judged by those of the data set, so that runs can be compared.
+    corrected = train.correct_rows(rows, changes._replace(left_out=set()))
     logits = feature_cache.out_of_fold(
-        folder, rows, folds, fitted, config.model.spec, config.run.seed, config.validation.views
+        folder, corrected, folds, fitted, config.model.spec, config.run.seed, config.validation.views
     )
     labels = rows["label"].to_numpy().astype(np.int64)
     for fold in np.unique(folds):

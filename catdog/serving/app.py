@@ -8,7 +8,6 @@ import functools
 import math
 import time
 from collections.abc import Collection
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -212,7 +211,6 @@ def _answer_errors_in_one_line(app: FastAPI) -> None:
 
 def _add_pages(app: FastAPI, info: BundleInfo, limits: Limits, random: bool) -> None:
     """Adds the page, its style and its script, and the description of the API for people."""
-    assets = {name: (Path(pages.FOLDER) / name).read_bytes() for name in pages.ASSETS}
     home = pages.render_home(info, limits, random)
 
     @app.get("/", include_in_schema=False)
@@ -223,11 +221,7 @@ def _add_pages(app: FastAPI, info: BundleInfo, limits: Limits, random: bool) -> 
     async def docs(request: Request) -> HTMLResponse:
         return HTMLResponse(pages.render_docs(app.openapi(), str(request.base_url)))
 
-    @app.get("/page/{name}", include_in_schema=False)
-    async def asset(name: str) -> Response:
-        if name not in assets:
-            raise HTTPException(404)
-        return Response(assets[name], media_type=pages.ASSETS[name], headers={"cache-control": "no-cache"})
+    pages.add_assets(app)
 
 
 def _prediction(upload: Upload, predicted: Predicted, class_names: tuple[str, str]) -> Prediction:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import Response
 
 from catdog import __version__
-from catdog.inference.bundle import BundleInfo
 from catdog.serving.config import Limits
+
+if TYPE_CHECKING:
+    from catdog.inference.bundle import BundleInfo
 
 FOLDER = str(Path(__file__).parent / "page")
 # The files that the pages ask for, and their media types.
 ASSETS = {
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
+    "review.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 
@@ -46,6 +51,31 @@ def render_docs(description: dict[str, Any], base: str) -> str:
     """
     schemas = description.get("components", {}).get("schemas", {})
     return _template("docs.html").render(api=description, schemas=schemas, base=base)
+
+
+def render_review(class_names: tuple[str, str], out: str, hidden: int) -> str:
+    """Renders the page of a review.
+
+    Args:
+        class_names: of labels 0 and 1.
+        out: URI of the CSV of decisions.
+        hidden: photos of the audit that are not shown.
+
+    Returns:
+        HTML.
+    """
+    return _template("review.html").render(class_names=class_names, out=out, hidden=hidden)
+
+
+def add_assets(app: FastAPI) -> None:
+    """Adds the files that the pages ask for to an app."""
+    contents = {name: (Path(FOLDER) / name).read_bytes() for name in ASSETS}
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def asset(name: str) -> Response:
+        if name not in contents:
+            raise HTTPException(404)
+        return Response(contents[name], media_type=ASSETS[name], headers={"cache-control": "no-cache"})
 
 
 def _template(name: str) -> jinja2.Template:

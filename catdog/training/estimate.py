@@ -100,7 +100,7 @@ def estimate_training(
     data = catalog.read_catalog(resolved.data.uri)
     if not folds:
         RunDirectory(resolved.run.uri).require_free(resolved.run.overwrite)
-    left_out = train.left_out(resolved.data.leave_out, data)
+    left_out = train.corrections(resolved.data.leave_out, data).left_out
     runs = train.member_configs(resolved) or [resolved]
     with cluster.connect(resolved.resources.address, resolved.resources.debug) as may_grow:
         connected = time.perf_counter() - started

@@ -61,7 +61,8 @@ class TrainConfig(pydantic.BaseModel):
     # --- data
     data: str = Field(description="Folder or bucket of a prepared data set. With --resume: the run's own.")
     leave_out: str | None = Field(
-        None, description="List of training images to leave out: a key a line, or an audit's CSV."
+        None,
+        description="Training images to leave out: keys, or an audit's CSV; or a review's, which also turns labels.",
     )
     batch_size: int | None = Field(None, ge=1, description="Images per step, over all workers.")
     train_scale: float | None = Field(

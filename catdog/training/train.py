@@ -19,6 +19,7 @@ import ray
 from catdog import cluster, resources, storage
 from catdog.data import catalog, key_list
 from catdog.data.catalog import Catalog
+from catdog.data.key_list import Corrections
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import calibration
 from catdog.events import DecodingStarted, EventHandler, MemberStarted, Progress, RunOpened
@@ -78,7 +79,7 @@ def _train_exclusively(
         patience: as for `train_model`.
         nested: the run is a member of one around it.
     """
-    left_out(config.data.leave_out, data)
+    corrections(config.data.leave_out, data)
     finished = _check_run(config, data, nested)
     if finished is None:
         with RunDirectory(config.run.uri).hold("training", patience):
@@ -91,9 +92,8 @@ def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler) ->
     """Trains one model: decodes the images, fits the head if that is asked for, and starts the workers."""
     started = time.time()
     rows = {split: data.split(split) for split in ("train", "valid")}
-    # Of the training split only: the images that judge a model must not be selected.
-    listed = pa.array(list(left_out(config.data.leave_out, data)), pa.string())
-    rows["train"] = rows["train"].filter(pc.invert(pc.is_in(rows["train"]["key"], listed)))
+    # Of the training split only: the images that judge a model must be neither selected nor changed.
+    rows["train"] = correct_rows(rows["train"], corrections(config.data.leave_out, data))
     if len(set(rows["train"]["label"].to_pylist())) < 2:
         raise UsageError(
             f"--leave-out received {config.data.leave_out}, which leaves fewer than two classes to train on"
@@ -231,8 +231,8 @@ def member_configs(config: ResolvedConfig) -> list[ResolvedConfig]:
     ]
 
 
-def left_out(listed: str | None, data: Catalog) -> set[str]:
-    """The keys that a list leaves out of training.
+def corrections(listed: str | None, data: Catalog) -> Corrections:
+    """What a list changes about the training images.
 
     Args:
         listed: URI of the list, or None.
@@ -242,20 +242,33 @@ def left_out(listed: str | None, data: Catalog) -> set[str]:
         UsageError: there is no such list, or it names what the data set does not hold.
     """
     if listed is None:
-        return set()
+        return Corrections(set(), set())
     known = set(data.table["key"].to_pylist())
     try:
-        keys = key_list.parse_keys(storage.read_bytes(listed).decode("utf-8-sig"), known)
+        found = key_list.parse_corrections(storage.read_bytes(listed).decode("utf-8-sig"), known)
     except (OSError, ValueError) as error:
         raise UsageError(f"--leave-out received {listed}, which could not be read ({error})") from error
-    unknown = keys - known
+    unknown = (found.left_out | found.flipped) - known
     if unknown:
         raise UsageError(
             f"--leave-out received {listed} with {len(unknown)} unknown keys such as {min(unknown)!r}; "
             f"expected keys of {data.root} such as {data.table['key'][0].as_py()!r}, one a line, or a CSV with a "
             "column key"
         )
-    return keys
+    return found
+
+
+def correct_rows(rows: pa.Table, changes: Corrections) -> pa.Table:
+    """Leaves images out, and gives others the other label.
+
+    Args:
+        rows: columns key and label, no label null.
+        changes: keys of other rows may be among them.
+    """
+    rows = rows.filter(pc.invert(pc.is_in(rows["key"], pa.array(list(changes.left_out), pa.string()))))
+    flipped = pc.is_in(rows["key"], pa.array(list(changes.flipped), pa.string()))
+    labels = pc.if_else(flipped, pc.subtract(pa.scalar(1, pa.int8()), rows["label"]), rows["label"])
+    return rows.set_column(rows.column_names.index("label"), rows.schema.field("label"), labels)
 
 
 def stored_config(runs: str, name: str) -> dict[str, Any]:

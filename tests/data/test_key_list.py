@@ -33,7 +33,7 @@ def data(tmp_path) -> Catalog:
 def left_out(data: Catalog, text: str, tmp_path) -> set[str]:
     path = tmp_path / "list.csv"
     path.write_bytes(text.encode())
-    return train.left_out(str(path), data)
+    return train.corrections(str(path), data).left_out
 
 
 def test_an_audits_csv_round_trips(data: Catalog, tmp_path) -> None:

@@ -18,7 +18,7 @@ from scipy import optimize
 from sklearn import metrics as sklearn_metrics
 from sklearn.linear_model import LogisticRegression
 
-from catdog.data import catalog, images
+from catdog.data import catalog, images, key_list
 from catdog.data.catalog import Catalog
 from catdog.errors import UsageError
 from catdog.evaluation import metrics
@@ -259,6 +259,11 @@ def test_listed_images_are_left_out_of_training_and_still_judged(
     found = cross_validation.cross_validate(config.model_copy(update={"name": "fewer", "leave_out": str(listed)}), 3)
     assert found.keys == before.keys
     assert np.abs(found.logits - before.logits).max() > 1e-3
+    # All labels turned by a review: the models say the opposite, and are judged by the labels as they were.
+    listed.write_text(key_list.format_actions(dict.fromkeys(before.keys, key_list.FLIP)))
+    turned = cross_validation.cross_validate(config.model_copy(update={"name": "turned", "leave_out": str(listed)}), 3)
+    assert turned.labels.tolist() == before.labels.tolist()
+    assert np.corrcoef(turned.logits, before.logits)[0, 1] < -0.9
     listed.write_text("train/nobody.jpg\n")
     with pytest.raises(
         UsageError, match="1 unknown keys such as 'train/nobody.jpg'; expected keys of .* such as 'train/"
