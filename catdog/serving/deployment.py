@@ -176,6 +176,7 @@ def application(
     common: dict[str, Any] = {
         "graceful_shutdown_wait_loop_s": 0.1,
         "graceful_shutdown_timeout_s": 2,
+        "max_constructor_retry_count": 2,
         "logging_config": logging_config(debug),
     }
     model = serve.deployment(

@@ -46,13 +46,15 @@ class Pictures(Protocol):
 class FolderPictures:
     """The pictures of a folder or of a prepared data set."""
 
-    def __init__(self, files: list[tuple[str, str | None]]) -> None:
+    def __init__(self, files: list[tuple[str, str | None]], most_bytes: int) -> None:
         """Takes a list of pictures.
 
         Args:
             files: URI of each, and the class that it is known to have.
+            most_bytes: larger files are passed over.
         """
         self._files = files
+        self._most_bytes = most_bytes
 
     def pick(self) -> Picture:
         """Takes one.
@@ -64,6 +66,8 @@ class FolderPictures:
         for _ in range(_ATTEMPTS):
             uri, label = random.SystemRandom().choice(self._files)
             data = images.fetch(uri)
+            if len(data) > self._most_bytes:
+                data = f"has more than {self._most_bytes / 1e6:g} MB"
             if isinstance(data, bytes):
                 return Picture(PurePosixPath(storage.name(uri)).name, data, label)
             reason = f"{storage.name(uri)} {data}"
@@ -97,4 +101,4 @@ def open_folder(folder: str, most_bytes: int) -> FolderPictures:
         ]
     if not files:
         raise UsageError(f"--pictures received {folder}, which has no pictures; expected a folder of images")
-    return FolderPictures(files)
+    return FolderPictures(files, most_bytes)

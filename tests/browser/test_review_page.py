@@ -40,9 +40,14 @@ def page(request: pytest.FixtureRequest, browser: Browser, drawn: Catalog, tmp_p
 def test_by_keyboard(page: Page, drawn: Catalog, tmp_path: Path) -> None:
     keys = drawn.split("train")["key"].to_pylist()
 
-    def written() -> dict[str, str]:
-        page.wait_for_load_state("networkidle")
-        return dict(list(csv.reader((tmp_path / "out.csv").open(newline="")))[1:])
+    def expect_written(decisions: dict[str, str]) -> None:
+        written: dict[str, str] = {}
+        for _ in range(50):
+            written = dict(list(csv.reader((tmp_path / "out.csv").open(newline="")))[1:])
+            if written == decisions:
+                return
+            page.wait_for_timeout(100)
+        assert written == decisions
 
     question, status = page.locator("#question"), page.locator("#status")
     expect(question).to_contain_text("1 of 3: is this a")
@@ -52,18 +57,18 @@ def test_by_keyboard(page: Page, drawn: Catalog, tmp_path: Path) -> None:
     page.keyboard.press("2")
     expect(question).to_contain_text("2 of 3")
     expect(page.locator("#pair img")).to_have_count(1)
-    expect(status).to_contain_text("1 turned around, 0 left out, 2 not decided")
+    expect(status).to_contain_text("1 flipped, 0 left out, 2 not decided")
     page.keyboard.press("3")
     page.keyboard.press("1")
-    expect(status).to_contain_text("1 kept, 1 turned around, 1 left out, 0 not decided")
-    assert written() == {keys[0]: "flip", keys[1]: "leave out", keys[2]: "keep"}
+    expect(status).to_contain_text("1 kept, 1 flipped, 1 left out, 0 not decided")
+    expect_written({keys[0]: "flip", keys[1]: "leave out", keys[2]: "keep"})
     # Back, and thought better of it.
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     expect(page.locator('[data-action="flip"]')).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("x")
     expect(status).to_contain_text("1 not decided")
-    assert written() == {keys[1]: "leave out", keys[2]: "keep"}
+    expect_written({keys[1]: "leave out", keys[2]: "keep"})
     # It opens again where something is left to decide.
     page.reload()
     expect(question).to_contain_text("1 of 3")

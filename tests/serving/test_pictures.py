@@ -140,6 +140,9 @@ def test_a_file_that_has_gone_is_passed_over(tmp_path: Path) -> None:
     source = open_folder(str(tmp_path), 1000)
     (tmp_path / "a.jpg").unlink()
     assert {source.pick().name for _ in range(3)} == {"b.jpg"}
+    (tmp_path / "b.jpg").write_bytes(bytes(2000))  # it was smaller when the server started
+    with pytest.raises(CatdogError, match="cannot be read: (b.jpg has more than 0.001 MB|a.jpg could not)"):
+        source.pick()
     (tmp_path / "b.jpg").unlink()
     with pytest.raises(CatdogError, match="cannot be read: [ab].jpg could not be read: No such file"):
         source.pick()

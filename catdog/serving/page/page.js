@@ -20,7 +20,7 @@ const sentence = (entry) => {
   const other = entry.class_name === first ? second : first;
   if (share >= 0.99) return `Almost certainly a ${entry.class_name}`;
   if (share >= 0.9) return `Very likely a ${entry.class_name}`;
-  if (share >= 0.7) return `Probably a ${entry.class_name}`;
+  if (share >= 0.75) return `Probably a ${entry.class_name}`;
   return `Hard to say: a ${entry.class_name} rather than a ${other}`;
 };
 

@@ -4,13 +4,14 @@
 const $ = (id) => document.getElementById(id);
 const { first, second } = document.body.dataset;
 const KEYS = { 1: "keep", 2: "flip", 3: "leave out", x: "" };
-const DONE = { keep: "kept", flip: "turned around", "leave out": "left out" };
+const DONE = { keep: "kept", flip: "flipped", "leave out": "left out" };
 let items = [];
 let others = {};
 let at = 0;
 // Decisions are sent one after another, so that the last key pressed is the one that counts.
 let sending = Promise.resolve();
 
+const SPLITS = { train: "training", valid: "validation", test: "test" };
 const opposite = (label) => (label === first ? second : first);
 const percent = (share) => `${(100 * share).toFixed(share < 0.001 || share > 0.999 ? 2 : 1)} %`;
 
@@ -20,7 +21,7 @@ function explain(item, finding) {
     case "label": return `Labelled ${item.label}, but models that never saw it give ${item.label} only ${percent(finding.score)}.`;
     case "ambiguous": return `Unclear: the likelier class has ${percent(finding.score)}. It may show both, or neither.`;
     case "outlier": return `Unlike the other photos (similarity ${finding.score.toFixed(2)}). It may show neither.`;
-    case "duplicate": return `Nearly the same photo as ${other.key} in ${other.split}${other.label ? `, labelled ${other.label}` : ""} (${finding.score} of 64 bits differ).`;
+    case "duplicate": return `Nearly the same photo as ${other.key} of ${SPLITS[other.split]}${other.label ? `, labelled ${other.label}` : ""} (${finding.score} of 64 bits differ).`;
     default: return finding.issue;
   }
 }
@@ -46,7 +47,7 @@ function show() {
   $("question").textContent = `${at + 1} of ${items.length}: is this a ${item.label}?`;
   const pair = [figure(item.row, item.key, item.label)];
   for (const row of new Set(item.findings.map((finding) => finding.other).filter((row) => row !== null))) {
-    pair.push(figure(row, `${others[row].key} (${others[row].split})`, others[row].label));
+    pair.push(figure(row, `${others[row].key} (${SPLITS[others[row].split]})`, others[row].label));
   }
   $("pair").replaceChildren(...pair);
   $("findings").replaceChildren(...item.findings.map((finding) => {
