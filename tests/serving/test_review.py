@@ -21,7 +21,6 @@ from catdog.experiments import audit
 from catdog.experiments.audit import Finding
 from catdog.serving.review import Review, build_review_app, reviewing
 from catdog.training import train
-from catdog.training.config import TrainConfig
 
 
 @pytest.fixture
@@ -106,7 +105,7 @@ def test_training_follows_the_decisions_and_validation_does_not(
         keys["valid"][0]: "flip",
     }
     out.write_text(key_list.format_actions(decided))
-    changes = train.corrections(TrainConfig(data=drawn.root, leave_out=str(out)).resolve(), drawn)
+    changes = train.corrections(str(out), drawn)
     rows = drawn.split("train")
     corrected = train.correct_rows(rows, changes)
     assert corrected["key"].to_pylist() == [key for key in keys["train"] if key != keys["train"][1]]
@@ -117,7 +116,7 @@ def test_training_follows_the_decisions_and_validation_does_not(
     assert after[keys["train"][0]] == 1 - before[keys["train"][0]]
     # As it was, for a list without actions.
     out.write_text(f"key,issue\n{keys['train'][3]},label\n")
-    plain = train.corrections(TrainConfig(data=drawn.root, leave_out=str(out)).resolve(), drawn)
+    plain = train.corrections(str(out), drawn)
     assert (plain.left_out, plain.flipped) == ({keys["train"][3]}, set())
 
 
@@ -136,7 +135,7 @@ def test_a_damaged_review_is_not_trained_with(
     out = tmp_path / "out.csv"
     out.write_text(text.replace("KEY", keys["train"][0]))
     with pytest.raises(UsageError, match=f"--leave-out received .*{message}"):
-        train.corrections(TrainConfig(data=drawn.root, leave_out=str(out)).resolve(), drawn)
+        train.corrections(str(out), drawn)
 
 
 def test_what_is_no_audit_is_refused(drawn: Catalog, keys: dict[str, list[str]], found: str, tmp_path: Path) -> None:
