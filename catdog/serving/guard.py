@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Collection
 
@@ -67,8 +68,10 @@ class Guard:
 
     async def _answer(self, scope: Scope, body: _Body, answer: _Answer, work: bool) -> None:
         request = Request(scope)
-        if self._hosts is not None and (request.url.hostname or "") not in self._hosts:
-            line = f"received the host {request.headers.get('host', '')!r}; expected {' or '.join(sorted(self._hosts))}"
+        host = request.headers.get("host", "")
+        # Not `request.url.hostname`, which is this server's own address if the header is malformed.
+        if self._hosts is not None and re.sub(r":\d*$", "", host).strip("[]").lower() not in self._hosts:
+            line = f"received the host {host!r}; expected {' or '.join(sorted(self._hosts))}"
             await answer.refuse(scope, 400, line)
         elif not work:
             await self._app(scope, body, answer)

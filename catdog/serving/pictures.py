@@ -63,8 +63,7 @@ class FolderPictures:
             CatdogError: none could be read.
         """
         reason = ""
-        for _ in range(_ATTEMPTS):
-            uri, label = random.SystemRandom().choice(self._files)
+        for uri, label in random.SystemRandom().sample(self._files, min(_ATTEMPTS, len(self._files))):
             data = images.fetch(uri)
             if len(data) > self._most_bytes:
                 data = f"has more than {self._most_bytes / 1e6:g} MB"

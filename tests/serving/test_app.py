@@ -192,9 +192,11 @@ def test_unknown_paths_and_methods(client: httpx.Client) -> None:
 
 def test_only_names_of_this_server_are_answered(client: httpx.Client) -> None:
     """Otherwise the page of another site could read from it, by a name that leads here (DNS rebinding)."""
-    refused = client.get("/v1/random", headers={"Host": "rebound.example.com"})
-    assert refused.status_code == 400
-    assert "expected 127.0.0.1" in refused.json()["error"]
+    for host in ("rebound.example.com", "re_bound.example.com:8000", "127.0.0.1.example.com", "127.0.0.1@evil", ""):
+        refused = client.get("/v1/random", headers={"Host": host})
+        assert refused.status_code == 400
+        assert "expected 127.0.0.1" in refused.json()["error"]
+    assert client.get("/healthz", headers={"Host": "127.0.0.1:9"}).status_code == 200
 
 
 def test_more_requests_than_allowed_are_sent_away_at_once(untrained: str) -> None:
