@@ -10,18 +10,14 @@ import socket
 from collections.abc import Iterator
 
 from catdog import cluster, interruption, resources, waiting
-from catdog.choices import EngineName
 from catdog.errors import CatdogError, UsageError
 from catdog.events import EventHandler
 from catdog.inference import bundle
 from catdog.inference.bundle import SavedBundle
-from catdog.inference.engines import CHUNK
-from catdog.serving import flickr, pictures
+from catdog.serving import builder, pictures
 from catdog.serving.config import Replicas, ServeConfig
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# As of `catdog score`: TensorFlow gives the same bits only in batches of the same size.
-BATCH_SIZES: dict[EngineName, int] = {"onnx": CHUNK, "tensorflow": 64}
 # `plan_scoring` starts no more actors than there are parts: here, as many as the cluster has room for.
 _ANY_NUMBER = 1_000_000
 
@@ -42,9 +38,8 @@ def running(config: ServeConfig, on_event: EventHandler) -> Iterator[str]:
         CatdogError: the port is in use, or the cluster or the server could not be started.
     """
     saved = [bundle.read_info(model) for model in config.model]
-    engines = engines_of(config, saved)
-    folder = pictures.open_folder(config.pictures, config.limits.bytes) if config.pictures else None
-    source = folder or flickr.from_environment()
+    engines = builder.choose_engines(config, saved)
+    source = builder.open_pictures(config)
     own = not (config.address or os.environ.get("RAY_ADDRESS"))
     if own:
         _require_free(config.host, config.port)
@@ -54,14 +49,7 @@ def running(config: ServeConfig, on_event: EventHandler) -> Iterator[str]:
             bundle.require_intact(each, plan.engine)
         first: waiting.Bundle = {"GPU": 1} if plan.gpu else {"CPU": plan.threads}
         waiting.wait_for([first] * config.min_replicas, on_event, config.wait)
-        replicas = Replicas(
-            engine=plan.engine,
-            batch_size=config.batch_size or BATCH_SIZES[plan.engine],
-            threads=plan.threads,
-            gpu=plan.gpu,
-            least=config.min_replicas,
-            most=max(config.min_replicas, config.max_replicas or plan.actors),
-        )
+        replicas = builder.plan_replicas(config, plan.engine, plan.threads, plan.gpu, plan.actors)
         hosts = sorted({*LOOPBACK, config.host}) if config.host in LOOPBACK else None
         with _served(config, saved, replicas, source, hosts, own):
             yield f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{config.port}/"
@@ -105,20 +93,6 @@ def _served(
                 serve.delete(deployment.NAME)
             else:
                 serve.shutdown()
-
-
-def engines_of(config: ServeConfig, saved: list[SavedBundle]) -> tuple[EngineName, ...]:
-    """What may predict with all of several bundles, the fastest on a CPU first.
-
-    Raises:
-        UsageError: one of them has no ONNX model, which was asked for.
-    """
-    if config.engine == "auto":
-        return ("tensorflow",) if config.gpu else bundle.merge_infos([each.info for each in saved]).engines
-    for uri, info in saved:
-        if config.engine not in info.engines:
-            raise UsageError(f"--engine received onnx, but {uri} has no ONNX model ({info.onnx}); use tensorflow")
-    return (config.engine,)
 
 
 def _require_free(host: str, port: int) -> None:
