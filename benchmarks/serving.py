@@ -75,7 +75,8 @@ def row(name: str, answers: list[tuple[int, float]], seconds: float) -> str:
     failed = sum(count for status, count in codes.items() if status >= 500)
     p50, p99 = np.percentile(good, [50, 99]) * 1000
     share = codes[429] / len(answers)
-    return f"| {name} | {len(good) / seconds:.0f} | {p50:.0f} | {p99:.0f} | {share:.1%} | {failed} | {len(answers):,} |"
+    refused = f"{share:.1%} | {failed}" if "serve" in name else " | "
+    return f"| {name} | {len(good) / seconds:.0f} | {p50:.0f} | {p99:.0f} | {refused} | {len(answers):,} |"
 
 
 def main() -> None:
