@@ -87,9 +87,13 @@ def test_other_stages_tell_images_and_trials(clock: list[float]) -> None:
         view.event(DecodingStarted(4000, "/runs/a"))
         view.event(Progress("decoding", 0, 4000))
         clock[0] += 2
-        view.event(Progress("decoding", 1000, 4000))
-        assert drawn(view)[0].endswith("25 %     0:06 left")
-        assert drawn(view)[1] == "1,000 of 4,000 images  500 images/s"
+        view.event(Progress("decoding", 1000, 4000))  # processes have started by now
+        assert drawn(view)[0].rstrip().endswith("25 %")
+        assert drawn(view)[1] == "1,000 of 4,000 images"
+        clock[0] += 2
+        view.event(Progress("decoding", 2000, 4000))
+        assert drawn(view)[0].endswith("50 %     0:04 left")
+        assert drawn(view)[1] == "2,000 of 4,000 images  500 images/s"
         view.event(ScoringPlanned(2, 4, 0, 2000))
         clock[0] += 30  # the models are loaded, which says nothing about the images
         view.event(PartDone("one", 500, 5.0, 0.0))

@@ -135,7 +135,7 @@ class ProgressView:
         match event:
             case RunOpened():
                 self.opened.append(event.run)
-                self.epochs = 0
+                self.epochs, self._workers = 0, ""
                 self._enter("Starting")
             case FoldStarted():
                 self._part = f"Fold {event.fold} of {event.folds}: "
@@ -157,7 +157,7 @@ class ProgressView:
                 self._workers = f"{count(event.workers, 'worker')} on {count(event.nodes, 'node')}"
                 self._training = _Training(event)
                 self._enter("Training", 0)
-                self._pace = self._training.pace
+                self._pace, self._facts = self._training.pace, self._training.facts()
             case StepDone() | EpochDone():
                 self._stage = "Training"
                 self._training.take(event)
@@ -168,11 +168,9 @@ class ProgressView:
                 self._workers = count(event.actors, "actor")
                 self._nodes = set()
             case PartDone():
-                if not self._nodes:  # the models were loaded before
-                    self._pace.started = time.monotonic() - event.seconds
                 self._nodes.add(event.node)
                 self._workers = f"{self._workers.partition(' on ')[0]} on {count(len(self._nodes), 'node')}"
-                self._pace.reach(self._pace.done + event.images)
+                self._pace.reach(self._pace.done + event.images, event.seconds)
                 self._facts = self._pace.facts()
             case SearchProgress():
                 if self._pace.total != event.trials:
@@ -238,7 +236,10 @@ class ProgressView:
 
 
 class Pace:
-    """How far something is that takes `total` steps, how fast, and how long it will still take."""
+    """How far something is that takes `total` steps, how fast, and how long it will still take.
+
+    The speed counts from the first progress, because processes may have had to start before it.
+    """
 
     def __init__(self, total: int, noun: str = "") -> None:
         """Starts the clock.
@@ -248,11 +249,14 @@ class Pace:
             noun: what the steps are, in the plural.
         """
         self.total, self.noun, self.done = total, noun, 0.0
-        self.started = self._reached = time.monotonic()
+        self.begun = self._reached = time.monotonic()
+        self._from: tuple[float, float] | None = None
 
-    def reach(self, done: float) -> None:
-        """Takes note of the steps done so far."""
+    def reach(self, done: float, seconds: float = 0.0) -> None:
+        """Takes note of the steps done so far, which took `seconds` if that is known."""
         self.done, self._reached = done, time.monotonic()
+        if done and self._from is None:
+            self._from = (0.0, self._reached - seconds) if seconds else (done, self._reached)
 
     @property
     def share(self) -> float:
@@ -262,11 +266,12 @@ class Pace:
     @property
     def rate(self) -> float:
         """Steps per second, 0 if unknown."""
-        return self.done / max(1e-6, self._reached - self.started)
+        done, since = self._from or (0.0, self._reached)
+        return (self.done - done) / (self._reached - since) if self._reached - since >= 1 else 0.0
 
     def elapsed(self) -> float:
         """Seconds since the start."""
-        return time.monotonic() - self.started
+        return time.monotonic() - self.begun
 
     def left(self) -> float | None:
         """Seconds left, or None if unknown."""
@@ -278,7 +283,8 @@ class Pace:
         """The same in words, without the time."""
         if not self.total or not self.done:
             return []
-        return [f"{self.done:,.0f} of {self.total:,} {self.noun}", f"{self.rate:,.0f} {self.noun}/s"]
+        speed = [f"{self.rate:,.0f} {self.noun}/s"] if self.rate else []
+        return [f"{self.done:,.0f} of {self.total:,} {self.noun}", *speed]
 
 
 class _TrainingPace(Pace):
@@ -287,7 +293,7 @@ class _TrainingPace(Pace):
     def __init__(self, total: int, done: int) -> None:
         super().__init__(total)
         self._seconds = 0.0  # of the last whole epoch
-        self.epoch_started = self._step_started = self.started
+        self.epoch_started = self._step_started = self.begun
         self._step_from = float(done)
         self.reach(done)
 
