@@ -120,7 +120,7 @@ def _estimate(config: TrainConfig, folds: int, fold: int | None) -> None:
 
     with advising_same_command("nothing was written", "measure again"), ProgressView("Measuring", config.debug) as view:
         found = estimate.estimate_training(config, folds, fold, view.event)
-    display.show_plan(found.what | {"measured": found.rates.words}, found.seconds)
+    display.show_plan(found.what, found.seconds)
 
 
 def _train_once(asked: TrainConfig, open_: bool, track: str | None) -> None:

@@ -70,12 +70,10 @@ class TrainingEstimate:
 
     Attributes:
         what: by name, in words.
-        rates: what was measured.
         seconds: by stage.
     """
 
     what: dict[str, str]
-    rates: Rates
     seconds: dict[str, float]
 
 
@@ -114,10 +112,12 @@ def estimate_training(
     if folds:
         counts = sum(counts) * (folds - 1) // folds, sum(counts) // folds
     probe = bool(folds) and resolved.optimizer.head_first and not resolved.optimizer.epochs and not resolved.run.members
+    missing = "fitting heads and saving models" if resolved.optimizer.head_first else "saving models"
     for run in runs * (1 if probe or only else folds or 1):
         for stage, value in _stages(run, counts, rates, cpus, probe).items():
             seconds[stage] = seconds.get(stage, 0.0) + value
-    return TrainingEstimate(_describe(resolved, plans[0], data, counts, folds, store), rates, seconds)
+    what = _describe(resolved, plans[0], data, counts, folds, store)
+    return TrainingEstimate(what | {"measured": rates.words, "besides": f"{missing}, which were not measured"}, seconds)
 
 
 def _stages(
@@ -184,7 +184,7 @@ def _measure(config: ResolvedConfig, plan: TrainPlan, rows: pa.Table) -> Rates:
     started = time.time()
     with cluster.ray_errors("measuring failed: {cause}"):
         spread = [rows.slice(rows.num_rows * rank // plan.workers, _IMAGES) for rank in range(plan.workers)]
-        found = ray.get([task.remote(config, plan, part, weights, started) for part in spread])
+        found = ray.get([task.remote(config, plan, part, [weights], started) for part in spread])
     if any(isinstance(one, str) for one in found):
         raise CatdogError(next(one for one in found if isinstance(one, str)))
     start, decode, forward, trained = np.array(found).T
@@ -192,9 +192,16 @@ def _measure(config: ResolvedConfig, plan: TrainPlan, rows: pa.Table) -> Rates:
 
 
 def _measure_worker(
-    config: ResolvedConfig, plan: TrainPlan, rows: pa.Table, weights: ray.ObjectRef | None, started: float
+    config: ResolvedConfig, plan: TrainPlan, rows: pa.Table, weights: list[ray.ObjectRef | None], started: float
 ) -> tuple[float, float, float, float] | str:
     """Measures one worker's share of a batch: seconds to start, and images per second decoded, predicted, trained on.
+
+    Args:
+        config: of the run.
+        plan: of the run.
+        rows: of the catalog, at most `_IMAGES`.
+        weights: the backbone's; in a list, in which Ray leaves a reference as it is.
+        started: time at which all were asked for, in seconds since 1970.
 
     Returns:
         These, or what is wrong with the options.
@@ -215,7 +222,7 @@ def _measure_worker(
     config = config.replace("data", batch_size=share).replace("run", members=[])
     group = WorkerGroup(0, 1)
     try:
-        replica = build_replica(_job(config, plan, keys, labels, weights), group, 100)
+        replica = build_replica(_job(config, plan, keys, labels, weights[0]), group, 100)
     except CatdogError as error:
         return str(error)
     batches = ingest.Batches(config, pixels, labels, rng.key_hash(keys), 0, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import keras
 import pytest
 
 from catdog.data.catalog import Catalog
@@ -14,31 +15,28 @@ pytestmark = pytest.mark.usefixtures("two_cpus")
 
 
 def test_it_says_what_the_run_then_does(drawn: Catalog, tmp_path: Path, catdog) -> None:
-    command = ["train", "--data", drawn.root, "--image-size", "48", "--epochs", "2", "--batch-size", "16"]
-    command += ["--runs", str(tmp_path / "runs"), "--name", "new", "--set", "augmentation.rotation=3"]
-    said = catdog(*command, "--dry-run")
+    """With a pretrained backbone, whose weights each measuring process gets."""
+    weights = tmp_path / "mobilenet.weights.h5"
+    keras.applications.MobileNet((32, 32, 3), alpha=0.25, include_top=False, weights=None).save_weights(weights)
+    said = catdog(
+        "train", "--data", drawn.root, "--arch", "mobilenet", "--alpha", 0.25, "--weights", weights, "--image-size", 32,
+        "--epochs", 2, "--batch-size", 16, "--runs", tmp_path / "runs", "--name", "new", "--dry-run",
+    )  # fmt: skip
     assert said.code == 0, said.err
     assert not (tmp_path / "runs").exists()
-    rows = dict(
-        re.split(" {2,}", line, maxsplit=1) if "  " in line[:10] else line.split(" ", 1)
-        for line in said.out.splitlines()
-    )
+    rows = {line[:9].strip(): line[10:] for line in said.out.splitlines()}
     assert rows["run"] == f"{tmp_path}/runs/new"
-    assert rows["recipe"].startswith("plain: ")
-    assert rows["model"] == "small_resnet at 48 px, weights none"
+    assert rows["recipe"].startswith("fine-tune: ")
+    assert rows["model"] == f"mobilenet at 32 px, weights {weights}"
     assert "epochs=2  batch_size=16  optimizer=adamw  learning_rate=" in rows["options"]
-    assert "rotation=3.0" in rows["options"]
+    assert "augmentation={crop=[0.75, 1.0], aspect=1.18" in rows["options"]
     assert rows["data"].startswith(f"{drawn.count('train')} training and {drawn.count('valid')} validation images")
     assert rows["workers"] == "2 with 1 CPU each, 16 images a step"
     assert rows["outputs"].split(", ")[0] == f"{tmp_path}/runs/new/model"
-    decoded, predicted, trained = (
-        float(number)
-        for number in re.findall(
-            r"([\d,]+)(?= images/s decoded| predicted| trained on)", rows["measured"].replace(",", "")
-        )
-    )
-    assert min(decoded, predicted, trained) > 1
-    assert re.match(r"about \d+:\d\d, an estimate: .*starting workers", rows["time"])
+    speeds = re.findall(r"[\d,]+(?= images/s decoded by a CPU| predicted| trained on by all)", rows["measured"])
+    assert len(speeds) == 3
+    assert min(int(speed.replace(",", "")) for speed in speeds) > 1
+    assert re.match(r"about \d+:\d\d, an estimate: .*features .*starting workers", rows["time"])
 
 
 def test_folds_and_members_take_their_share(drawn: Catalog, tmp_path: Path) -> None:
