@@ -110,6 +110,8 @@ def run_search(
     _require_same_search(folder, options, grid)
     # Tune's own handler would first wait for running trials to end.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # Its newer output prints tables whatever the verbosity.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     searching = RunDirectory(folder).hold("tuning")
     with searching, cluster.connect(config.address, config.debug):
         if concurrent is None:

@@ -54,6 +54,7 @@ def test_an_interrupted_search_goes_on_and_ranks_its_runs(
 
     done = catdog(*command)
     assert done.code == 0, done.err
+    assert "Configuration for experiment" not in done.out
     assert first.stat().st_mtime_ns == finished
     ranked = [line.split() for line in done.out.splitlines() if re.match(" +[0-9]+ .*units=", line)]
     assert len(ranked) == 2
