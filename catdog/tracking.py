@@ -3,6 +3,8 @@
 A tracker hears the events that reach the process that started the training, so workers know nothing of it. It talks to
 its server in a thread of its own, and a server that fails ends the tracking, never the training. The tracked run's id
 is kept in the run's folder: a run that is resumed goes on under it, and scoring adds to it.
+
+The tests use MLflow's file store. Those of the other two run where their packages are installed, without their servers.
 """
 
 from __future__ import annotations
@@ -168,7 +170,8 @@ class Tracker:
 def _read_ids(run: str) -> dict[str, str]:
     """Ids of the tracked runs of a run, by where they are tracked."""
     with contextlib.suppress(OSError, ValueError):
-        return dict(json.loads(storage.read_bytes(RunDirectory(run).tracking)))
+        found = json.loads(storage.read_bytes(RunDirectory(run).tracking))
+        return found if isinstance(found, dict) else {}
     return {}
 
 

@@ -57,6 +57,7 @@ def train(where: str, run: Path, epochs: list[int], finished: bool) -> list[str]
 def test_mlflow_has_one_run_with_options_curves_and_files(run: Path, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     where = f"mlflow:file:{tmp_path}/store"
+    (run / "tracking.json").write_text("[1]")  # damaged
     assert train(where, run, [1, 2], finished=False) == []
     client = mlflow.MlflowClient(f"file:{tmp_path}/store")
     (experiment,) = [one for one in client.search_experiments() if one.name == "catdog"]
