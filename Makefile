@@ -6,7 +6,7 @@ BIN := .venv/bin
 unexport RAY_ADDRESS
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo test test-browser check audit install clean
+.PHONY: demo test test-browser test-docs check audit install clean
 
 install: .venv/installed
 
@@ -22,6 +22,10 @@ demo: .venv/installed
 
 test: .venv/installed check
 	$(BIN)/python -m pytest
+
+# The commands of README and docs, on small pictures: five minutes.
+test-docs: .venv/installed
+	$(BIN)/python -m pytest tests/docs
 
 # The page in real Chromium, and the API against its description: two minutes.
 test-browser: .venv/installed
