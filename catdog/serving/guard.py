@@ -148,12 +148,12 @@ class _Answer:
 
     Attributes:
         started: whether the client has received its first one.
-        status: the HTTP status code; 500 without an answer.
+        status: the HTTP status code; 499 without an answer, as nginx counts clients that have gone.
     """
 
     def __init__(self, send: Send, body: _Body) -> None:
         self.started = False
-        self.status = 500
+        self.status = 499
         self._send = send
         self._body = body
 
