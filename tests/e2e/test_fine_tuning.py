@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -100,6 +101,14 @@ def test_fine_tuning_with_everything_on_keeps_workers_equal_and_scores_as_it_val
     assert report["log_loss_plain"] == pytest.approx(said["validation"]["log_loss"], abs=1e-4)
     assert report["log_loss"] == pytest.approx(said["validation"]["log_loss_calibrated"], abs=1e-3)
     assert report["calibration"] == "cross-fitted on halves"
+    # Both pages have the curves of the member that has some, and say the same of the mean of the members.
+    pages = [(tmp_path / "all" / "report.html").read_text(), out.with_suffix(".report.html").read_text()]
+    for page in pages:
+        assert "<h3>Member 1</h3>" in page
+        assert "<h3>Member 2</h3>" not in page
+        assert "members=[" in page
+    shown = [float(re.findall(r"<strong>log loss is\s([\d.]+)</strong>", page)[0]) for page in pages]
+    assert shown == pytest.approx([report["log_loss"]] * 2, abs=2e-3)
 
 
 def test_a_dense_head_is_fitted_to_cached_features(tmp_path: Path) -> None:
