@@ -104,7 +104,7 @@ def test_a_zip_and_a_photo_by_name_as_a_table_and_as_csv(pets: Path, untrained: 
 
 def test_many_files_left_out_are_counted(untrained: str, tmp_path: Path, catdog) -> None:
     write(tmp_path, {"a.jpg": jpeg(1)} | {f"{number}.txt": b"text" for number in range(12)})
-    assert catdog("predict", tmp_path, "--model", untrained).err == "Left out: 12 files: not an image\n"
+    assert catdog("predict", tmp_path, "--model", untrained).err.endswith("Left out: 12 files: not an image\n")
 
 
 def test_a_contact_sheet_shows_photos_of_odd_names_and_what_is_unreadable(
@@ -130,7 +130,10 @@ def test_a_photo_that_cannot_be_read_counts_only_if_there_is_no_other(pets: Path
     assert "is empty" in both.out
     alone = catdog("predict", pets / "empty.jpg", pets / "notes.txt", "--model", untrained)
     assert alone.code == 1
-    assert alone.err == f"catdog: none of the photos could be read: {pets}/empty.jpg: is empty (0 bytes)\n"
+    assert (
+        alone.err.splitlines(True)[-1]
+        == f"catdog: none of the photos could be read: {pets}/empty.jpg: is empty (0 bytes)\n"
+    )
 
 
 @pytest.fixture(scope="module")

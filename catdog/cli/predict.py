@@ -20,6 +20,7 @@ from catdog.cli.display import err
 from catdog.errors import CatdogError, UsageError
 
 if TYPE_CHECKING:
+    from catdog.inference.bundle import SavedBundle
     from catdog.inference.predictor import Predictor
     from catdog.reporting.contact_sheet import Tile
     from catdog.reporting.predictions import PhotoRow
@@ -111,11 +112,28 @@ _PredictGroup = Callable[[list[str], list[bytes | str]], "list[PhotoRow]"]
 
 
 def _with_models(models: list[str]) -> _PredictGroup:
+    from catdog.inference import bundle, novelty
     from catdog.reporting import predictions
 
     predictor = load_predictor(models)
     classes = predictor.info.class_names
-    return lambda names, files: predictions.photo_rows(names, predictor.predict_files(files), classes)
+    saved = [bundle.read_info(model) for model in models]
+    if not all(map(novelty.has_statistics, saved)):
+        err.print(f"Pictures of neither {classes[0]} nor {classes[1]} are not recognised: {_why_not_known(saved)}")
+        return lambda names, files: predictions.photo_rows(names, predictor.predict_files(files), classes)
+    scorer = novelty.NoveltyScorer(saved)
+    return lambda names, files: predictions.photo_rows(
+        names, predictor.predict_files(files), classes, scorer.scores(files)
+    )
+
+
+def _why_not_known(bundles: list[SavedBundle]) -> str:
+    """Why a model cannot tell that a photo is of neither class."""
+    from catdog.inference import bundle
+
+    if any(saved.info.onnx != bundle.VERIFIED for saved in bundles):
+        return "that takes a model with an ONNX file"
+    return "the model has no statistics of its training photos, as it is older or was trained on too few"
 
 
 def _with_imagenet(name: str, weights: str | None, class_names: str | None) -> _PredictGroup:
@@ -260,7 +278,10 @@ def tile_of(row: PhotoRow, pixels: object) -> Tile:
 
     from catdog.reporting.contact_sheet import Tile
 
-    said = "unreadable" if row.probability is None else f"{row.class_name} {row.probability:.1%}"
+    is_novel = row.novelty is not None and row.novelty > 1
+    said = (
+        "unreadable" if row.probability is None else f"{'neither? ' * is_novel}{row.class_name} {row.probability:.1%}"
+    )
     captions = [said, row.file.rpartition("/")[2] or row.file]
     if len(row.probabilities) > 2:
         captions += [f"{name} {share:.1%}" for name, share in row.probabilities.items() if name != row.class_name]

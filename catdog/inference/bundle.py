@@ -1,8 +1,9 @@
 """The model bundle: Keras models, how to read their output, and what they were trained on, in one folder.
 
 `model.keras` (and `model-2.keras` … for further members) are plain Keras files, `model.onnx` … the same for ONNX
-Runtime; `images.parquet` names the images that made it; `bundle.json` says the rest and holds a checksum for each. It
-is written last: a folder without it is not a bundle.
+Runtime; `model.features.npz` … say where the features of known photos lie, for `inference.novelty`; `images.parquet`
+names the images that made it; `bundle.json` says the rest and holds a checksum for each. It is written last: a folder
+without it is not a bundle.
 """
 
 from __future__ import annotations
@@ -248,6 +249,11 @@ def read_provenance(uri: str, info: BundleInfo) -> Provenance:
 def onnx_name(member: str) -> str:
     """The name of a member's ONNX file."""
     return f"{member.removesuffix('.keras')}.onnx"
+
+
+def statistics_name(member: str) -> str:
+    """The name of the file with the statistics of a member's features, which a bundle may lack."""
+    return f"{member.removesuffix('.keras')}.features.npz"
 
 
 def merge_infos(infos: list[BundleInfo]) -> BundleInfo:

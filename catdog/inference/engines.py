@@ -58,7 +58,11 @@ class OnnxEngine:
         """Predicts one batch of at least one image."""
         batch = np.ascontiguousarray(batch)
         chunks = [batch[start : start + CHUNK] for start in range(0, len(batch), CHUNK)]
-        return np.concatenate([self._session.run(None, {self._input: chunk})[0][:, 0] for chunk in chunks])
+        return np.concatenate([self.run(chunk)[:, 0] for chunk in chunks])
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """The model's output as it is, for a batch of `CHUNK` images at most."""
+        return self._session.run(None, {self._input: batch})[0]
 
 
 def set_up(threads: int, gpu: bool) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from catdog import storage
 from catdog.errors import CatdogError, first_line
-from catdog.inference import card
+from catdog.inference import card, novelty
 from catdog.inference.bundle import (
     FILE_NAME,
     IMAGES_NAME,
@@ -25,8 +25,10 @@ from catdog.inference.bundle import (
     read_file,
     read_info,
     read_provenance,
+    statistics_name,
 )
 from catdog.inference.engines import OnnxEngine, TensorFlowEngine
+from catdog.inference.novelty import KnownImages
 from catdog.inference.provenance import Provenance
 from catdog.versions import package_versions
 
@@ -42,6 +44,8 @@ def save_bundle(
     models: list[keras.Model],
     sample: np.ndarray | None = None,
     provenance: Provenance | None = None,
+    known: KnownImages | None = None,
+    threads: int = 1,
     **fields: Any,
 ) -> BundleInfo:
     """Writes a bundle: the members first, `bundle.json` last.
@@ -51,6 +55,8 @@ def save_bundle(
         models: the members, from uint8 N×S×S×3 to one logit.
         sample: uint8, N×S×S×3: real images to verify the members' ONNX files with; without them none are made.
         provenance: the images that made it, where they are known.
+        known: images to fit the statistics of the features on; without them or ONNX files there are none.
+        threads: of ONNX Runtime, for that.
         **fields: what `BundleInfo` holds beyond members, ONNX, images, checksums and versions.
 
     Returns:
@@ -73,7 +79,9 @@ def save_bundle(
                 onnx.append(export_onnx(keras.saving.load_model(path, compile=False), sample))
             except CatdogError as error:
                 why_not = str(error)
-    return _write(uri, files, onnx, why_not, provenance or Provenance(), fields)
+    statistics = [] if known is None or why_not else [novelty.fit_statistics(data, known, threads) for data in onnx]
+    written = [b"" if one is None else one.to_bytes() for one in statistics]
+    return _write(uri, files, onnx, why_not, written, provenance or Provenance(), fields)
 
 
 def assemble_bundle(uri: str, bundles: list[str], **fields: Any) -> BundleInfo:
@@ -92,6 +100,7 @@ def assemble_bundle(uri: str, bundles: list[str], **fields: Any) -> BundleInfo:
     """
     files: list[bytes] = []
     onnx: list[bytes] = []
+    statistics: list[bytes] = []
     why_not = ""
     provenances = []
     for one in bundles:
@@ -100,20 +109,31 @@ def assemble_bundle(uri: str, bundles: list[str], **fields: Any) -> BundleInfo:
         if info.image_size != fields["image_size"]:
             raise CatdogError(f"{place} takes {info.image_size} pixels, expected {fields['image_size']} as the others")
         files += [read_file(place, info, member) for member in info.members]
+        for name in map(statistics_name, info.members):
+            statistics.append(read_file(place, info, name) if name in info.checksums else b"")
         if info.onnx == VERIFIED:
             onnx += [read_file(place, info, onnx_name(member)) for member in info.members]
         else:
             why_not = info.onnx
-    return _write(uri, files, onnx, why_not, Provenance.union(provenances), fields)
+    return _write(uri, files, onnx, why_not, statistics, Provenance.union(provenances), fields)
 
 
 def _write(
-    uri: str, files: list[bytes], onnx: list[bytes], why_not: str, provenance: Provenance, fields: dict[str, Any]
+    uri: str,
+    files: list[bytes],
+    onnx: list[bytes],
+    why_not: str,
+    statistics: list[bytes],
+    provenance: Provenance,
+    fields: dict[str, Any],
 ) -> BundleInfo:
     members = ["model.keras", *(f"model-{number}.keras" for number in range(2, len(files) + 1))]
     content = dict(zip(members, files, strict=True))
     if not why_not:
         content |= {onnx_name(member): data for member, data in zip(members, onnx, strict=True)}
+    for member, data in zip(members, statistics, strict=False):
+        if data:
+            content[statistics_name(member)] = data
     if len(provenance.train) or len(provenance.valid):
         content[IMAGES_NAME] = provenance.to_bytes()
     for name, data in content.items():

@@ -7,6 +7,8 @@ import io
 import json
 from dataclasses import dataclass
 
+import numpy as np
+
 from catdog.inference.imagenet import Likeliest
 from catdog.inference.predictor import Predictions
 
@@ -26,6 +28,7 @@ class PhotoRow:
         logit: plain logit of the second class, before temperature and clip; None likewise, and of ImageNet.
         status: "ok", "recovered" or "unreadable".
         remarks: what is odd about the file, and whether the class is a guess; often none.
+        novelty: as of `novelty.NoveltyScorer.scores`; None where it is not known.
     """
 
     file: str
@@ -35,15 +38,19 @@ class PhotoRow:
     logit: float | None
     status: str
     remarks: list[str]
+    novelty: float | None = None
 
 
-def photo_rows(files: list[str], found: Predictions, class_names: tuple[str, str]) -> list[PhotoRow]:
+def photo_rows(
+    files: list[str], found: Predictions, class_names: tuple[str, str], novelty: np.ndarray | None = None
+) -> list[PhotoRow]:
     """Says what was predicted of each photo.
 
     Args:
         files: N names.
         found: predictions of these N photos.
         class_names: of labels 0 and 1.
+        novelty: float, N: from `novelty.NoveltyScorer`; None where it is not known.
     """
     rows = []
     for at, file in enumerate(files):
@@ -57,9 +64,11 @@ def photo_rows(files: list[str], found: Predictions, class_names: tuple[str, str
         probability = probabilities[class_names[label]]
         if probability < UNSURE_BELOW:
             remarks.append("unsure")
-        rows.append(
-            PhotoRow(file, class_names[label], probability, probabilities, float(found.logits[at]), status, remarks)
-        )
+        score = None if novelty is None else float(novelty[at])
+        if score is not None and score > 1:
+            remarks.append(f"perhaps neither {class_names[0]} nor {class_names[1]}")
+        logit = float(found.logits[at])
+        rows.append(PhotoRow(file, class_names[label], probability, probabilities, logit, status, remarks, score))
     return rows
 
 
@@ -95,6 +104,7 @@ def rows_to_json(rows: list[PhotoRow], models: list[str], skipped: list[tuple[st
                 "probability": row.probability,
                 "probabilities": row.probabilities,
                 "logit": row.logit,
+                "novelty": row.novelty,
                 "status": row.status,
                 "remarks": row.remarks,
             }

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pydantic
+import ray.train
 
-from catdog import storage
+from catdog import rng, storage
 from catdog.evaluation import calibration, selection
-from catdog.inference import export
+from catdog.inference import export, novelty
+from catdog.inference.novelty import KnownImages
 from catdog.run_directory import RunDirectory
 from catdog.training.checkpoint import Progress
 from catdog.training.config import ResolvedConfig, default_options
+from catdog.training.ingest import Pixels
 from catdog.training.job import TrainResult, WorkerJob
 from catdog.training.recipes import get_recipe
 from catdog.training.replica import Replica
@@ -33,6 +36,7 @@ _SAMPLE = 32
 def write_trained_bundle(
     job: WorkerJob,
     replica: Replica,
+    train_pixels: Pixels,
     validator: Validator,
     progress: Progress,
     logits: np.ndarray,
@@ -43,6 +47,7 @@ def write_trained_bundle(
     Args:
         job: what was trained.
         replica: with the weights to keep.
+        train_pixels: of the training images.
         validator: which has the validation images.
         progress: after the last epoch.
         logits: float64, N: the validation images', of these weights in the config's views.
@@ -63,6 +68,9 @@ def write_trained_bundle(
         [replica.validation_model],
         pixels.take(pixels.readable[:_SAMPLE]),
         job.provenance,
+        _known_images(job, train_pixels, pixels),
+        # The other workers of this node have nothing to do any more.
+        ray.train.get_context().get_local_world_size() * job.plan.cpus_per_worker,
         architecture=config.model.arch,
         image_size=config.model.image_size,
         class_names=job.class_names,
@@ -113,6 +121,18 @@ def training_record(config: ResolvedConfig) -> dict[str, Any]:
             for field, of in fields.items():
                 words += ["--set", f"{field}={of if isinstance(of, str) else json.dumps(of)}"]
     return {"options": options, "command": shlex.join(words)}
+
+
+def _known_images(job: WorkerJob, train: Pixels, valid: Pixels) -> KnownImages:
+    """A sample of both splits' images, drawn by their keys, so that it is the same for any number of workers."""
+
+    def sample(pixels: Pixels, keys: list[str], count: int) -> np.ndarray:
+        rows = pixels.readable
+        return np.sort(rows[np.argsort(rng.key_hash(keys)[rows], kind="stable")[:count]])
+
+    chosen = sample(train, job.train.keys, novelty.TRAIN_IMAGES)
+    judged = sample(valid, job.valid.keys, novelty.VALID_IMAGES)
+    return KnownImages(list(train.images(chosen)), job.train.labels[chosen], list(valid.images(judged)))
 
 
 def _was_chosen(job: WorkerJob, progress: Progress) -> bool:

@@ -172,7 +172,9 @@ class Trainer:
         logits = self.validator.logits(self.job.config.validation.views)
         if self.group.rank != 0:
             return None
-        return write_trained_bundle(self.job, self.replica, self.validator, self.progress, logits, digests)
+        return write_trained_bundle(
+            self.job, self.replica, self.train_pixels, self.validator, self.progress, logits, digests
+        )
 
     # --- events, from rank 0 -------------------------------------------------------------------------------------
 

@@ -75,9 +75,10 @@ def test_fine_tuning_with_everything_on_keeps_workers_equal_and_scores_as_it_val
     assert images.chosen_on(drawn.split("valid")["digest"]).all()
     assert not images.trained_on(drawn.split("valid")["digest"]).any()
     assert {name: digest for name, digest in said["checksums"].items() if name != bundle.IMAGES_NAME} == {
-        "model.keras": first["checksums"]["model.keras"], "model.onnx": first["checksums"]["model.onnx"],
-        "model-2.keras": probe["checksums"]["model.keras"], "model-2.onnx": probe["checksums"]["model.onnx"],
-    }  # fmt: skip
+        f"model{number}.{ending}": member["checksums"][f"model.{ending}"]
+        for number, member in (("", first), ("-2", probe))
+        for ending in ("keras", "onnx", "features.npz")
+    }
     assert probe["training"]["history"] == []
     assert said["training"]["options"]["recipe"] == "fine-tune"
     assert said["training"]["options"]["augmentation"]["crop"] == [0.75, 1.0]
