@@ -124,6 +124,13 @@ def test_a_contact_sheet_shows_photos_of_odd_names_and_what_is_unreadable(
     assert is_red.sum() == 4 * 220 * round(220 * 2 / 3)
 
 
+def test_a_sheet_that_cannot_be_written_costs_no_prediction(pets: Path, untrained: str, catdog) -> None:
+    shown = catdog("predict", pets / "a.jpg", "--model", untrained, "--sheet", "/proc/x/sheet.png", "--csv")
+    assert shown.code == 1
+    assert shown.err.splitlines()[-1].startswith("catdog: could not write /proc/x/sheet.png")
+    assert f"{pets}/a.jpg," in shown.out
+
+
 def test_a_photo_that_cannot_be_read_counts_only_if_there_is_no_other(pets: Path, untrained: str, catdog) -> None:
     both = catdog("predict", pets / "empty.jpg", pets / "a.jpg", "--model", untrained)
     assert both.code == 0

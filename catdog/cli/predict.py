@@ -91,9 +91,6 @@ def predict(
                     tiles.append(tile_of(row, pixels))
             rows += made
             status.update(f"{len(rows)} of {found.count} photos")
-        if target is not None:
-            drawn = contact_sheet.draw_sheet(contact_sheet.in_rows(tiles, _COLUMNS), _TILE_SIDE)
-            storage.write_bytes(target, drawn)
     if json_:
         print(predictions.rows_to_json(rows, model or [f"imagenet:{imagenet}"], found.skipped))
     elif csv:
@@ -101,7 +98,8 @@ def predict(
     else:
         display.show_predictions(rows)
     display.show_skipped(found.skipped)
-    if target is not None:
+    if target is not None:  # last: if it cannot be written, the predictions are printed already
+        storage.write_bytes(target, contact_sheet.draw_sheet(contact_sheet.in_rows(tiles, _COLUMNS), _TILE_SIDE))
         rest = f" (the first {len(tiles)} of {len(rows)} photos)" if len(tiles) < len(rows) else ""
         err.print(f"Contact sheet: {target}{rest}")
     _require_one_readable(rows)
