@@ -28,7 +28,7 @@ def test_it_says_what_the_run_then_does(drawn: Catalog, tmp_path: Path, catdog) 
     assert rows["run"] == f"{tmp_path}/runs/new"
     assert rows["recipe"].startswith("fine-tune: ")
     assert rows["model"] == f"mobilenet at 32 px, weights {weights}"
-    assert "epochs=2  batch_size=16  optimizer=adamw  learning_rate=" in rows["options"]
+    assert {"epochs=2", "batch_size=16", "optimizer=adamw"} <= set(rows["options"].split("  "))
     assert "augmentation={crop=[0.75, 1.0], aspect=1.18" in rows["options"]
     assert rows["data"].startswith(f"{drawn.count('train')} training and {drawn.count('valid')} validation images")
     assert rows["workers"] == "2 with 1 CPU each, 16 images a step"

