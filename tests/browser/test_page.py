@@ -152,6 +152,7 @@ def test_the_last_ten(page: Page) -> None:
 def test_by_keyboard_alone(page: Page, tmp_path: Path) -> None:
     """Tab reaches everything in the order of reading, with a visible focus; Enter and Space do what a click does."""
     (tmp_path / "rex.jpg").write_bytes(JPEG)
+    page.on("filechooser", lambda _chooser: None)  # Playwright tells Chromium to report them, which takes a moment
     order = []
     for _ in range(6):
         page.keyboard.press("Tab")
