@@ -72,6 +72,8 @@ def test_a_file_is_chosen(page: Page) -> None:
     expect_answer(page, "rex.jpg", 1)
     expect(page.locator("#verdict")).to_be_in_viewport()
     assert page.locator("#photograph").get_attribute("capture") == "environment"
+    # Where there is a mouse, choosing a file is no worse.
+    assert page.locator("#photograph").is_visible() == (page.evaluate("innerWidth") < 800)
 
 
 def test_a_picture_that_no_browser_shows(page: Page) -> None:
