@@ -274,11 +274,12 @@ def test_listed_images_are_left_out_of_training_and_still_judged(
     found = cross_validation.cross_validate(config.model_copy(update={"name": "fewer", "leave_out": str(listed)}), 3)
     assert found.keys == before.keys
     assert np.abs(found.logits - before.logits).max() > 1e-3
-    # All labels turned by a review: the models say the opposite, and are judged by the labels as they were.
-    listed.write_text(key_list.format_actions(dict.fromkeys(before.keys, key_list.FLIP)))
+    # Most dogs turned by a review: the models say cat more often, and are judged by the labels as they were.
+    dogs = [key for key, label in zip(before.keys, before.labels, strict=True) if label == 1]
+    listed.write_text(key_list.format_actions(dict.fromkeys(dogs[6:], key_list.FLIP)))
     turned = cross_validation.cross_validate(config.model_copy(update={"name": "turned", "leave_out": str(listed)}), 3)
     assert turned.labels.tolist() == before.labels.tolist()
-    assert np.corrcoef(turned.logits, before.logits)[0, 1] < -0.5
+    assert turned.logits.mean() < before.logits.mean() - 0.5
     listed.write_text("train/nobody.jpg\n")
     with pytest.raises(
         UsageError, match="1 unknown keys such as 'train/nobody.jpg'; expected keys of .* such as 'train/"
