@@ -10,10 +10,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import numpy as np
 import uvicorn
+from helpers import save_untrained
 from starlette.types import ASGIApp
 
+from catdog.data import images
+from catdog.data.catalog import Catalog
+from catdog.inference.bundle import read_info
 from catdog.inference.explanation import Explainer
+from catdog.inference.novelty import KnownImages, NoveltyScorer, has_statistics
 from catdog.inference.predictor import Predictor
 from catdog.serving.backend import Predicted, draw
 
@@ -28,6 +34,8 @@ class LocalBackend:
     def __init__(self, model: str) -> None:
         self.predictor = Predictor.load([model])
         self._explainer = Explainer.load([model])
+        known = has_statistics(read_info(model))
+        self._scorer = NoveltyScorer([read_info(model)]) if known else None
         self.gate = threading.Event()
         self.gate.set()
         self._thread = ThreadPoolExecutor(1)
@@ -41,11 +49,25 @@ class LocalBackend:
         rows = zip(found.logits.tolist(), found.probabilities.tolist(), found.statuses, found.details, strict=True)
         return [Predicted(*row, batch=len(files)) for row in rows]
 
+    async def novelty(self, data: bytes) -> float | None:
+        return None if self._scorer is None else float(self._scorer.scores([data])[0])
+
     async def explain(self, data: bytes, label: int) -> bytes:
         return await asyncio.get_running_loop().run_in_executor(self._thread, draw, self._explainer, data, label)
 
     async def require_ready(self) -> None:
         """It is."""
+
+
+def save_knowing(uri: str, data: Catalog) -> str:
+    """Saves an untrained bundle that knows what the photos of a data set look like; returns its URI."""
+    known = KnownImages(
+        images.read_batch(data.split("train")["uri"].to_pylist(), [32]).pixels[32],
+        data.split("train")["label"].to_numpy().astype(np.int64),
+        images.read_batch(data.split("valid")["uri"].to_pylist(), [32]).pixels[32],
+    )
+    save_untrained(uri, data, known=known)
+    return uri
 
 
 @contextmanager

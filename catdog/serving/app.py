@@ -76,16 +76,16 @@ def build_app(
     _add_pages(app, info, limits, pictures is not None)
     read = functools.partial(uploads.read_uploads, limits=limits, fetch=fetch)
 
-    async def predict_all(sent: list[Upload], thumbnail: bool) -> list[Prediction]:
+    async def predict_all(sent: list[Upload], thumbnail: bool, novelty: bool) -> list[Prediction]:
         predicted = await backend.predict([upload.data for upload in sent])
         found = [_prediction(upload, each, info.class_names) for upload, each in zip(sent, predicted, strict=True)]
         for each, prediction in zip(predicted, found, strict=True):
             counted.predicted.labels(each.status, prediction.class_name or "").inc()
             counted.batch.observe(each.batch)
-        if thumbnail:
-            for upload, prediction in zip(sent, found, strict=True):
-                if prediction.class_name is not None:
-                    prediction.thumbnail = await asyncio.to_thread(_thumbnail, upload.data)
+        for upload, prediction in zip(sent, found, strict=True):
+            if prediction.class_name is not None:
+                prediction.novelty = await backend.novelty(upload.data) if novelty else None
+                prediction.thumbnail = await asyncio.to_thread(_thumbnail, upload.data) if thumbnail else None
         return found
 
     @app.post(
@@ -98,6 +98,7 @@ def build_app(
     async def predict(
         request: Request,
         thumbnail: Annotated[bool, Query(description="Whether each picture is sent back, small and upright.")] = False,
+        novelty: Annotated[bool, Query(description="Whether it is measured how new each picture is.")] = False,
     ) -> Answer:
         """Predicts the class of each picture: files of a form, or one on the web.
 
@@ -105,7 +106,7 @@ def build_app(
         """
         started = time.perf_counter()
         sent = await read(request, most=limits.files)
-        found = await predict_all(sent, thumbnail)
+        found = await predict_all(sent, thumbnail, novelty)
         if all(each.class_name is None for each in found):
             raise RefusedError(422, "; ".join(f"{each.name} cannot be read: {each.detail}" for each in found))
         return Answer(predictions=found, seconds=time.perf_counter() - started)
@@ -144,7 +145,7 @@ def build_app(
             raise RefusedError(503, str(error)) from error
         sent = Upload(picture.name, picture.data)
         await asyncio.to_thread(uploads.require_size, [sent], limits)
-        (prediction,) = await predict_all([sent], thumbnail=True)
+        (prediction,) = await predict_all([sent], thumbnail=True, novelty=True)
         return RandomAnswer(
             prediction=prediction,
             picture=_data_url(picture.data, _media_type(picture.data)),

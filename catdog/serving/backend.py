@@ -41,6 +41,16 @@ class Backend(Protocol):
             RefusedError: there is too much to do, or nobody to do it.
         """
 
+    async def novelty(self, data: bytes) -> float | None:
+        """Measures how far a readable file is from the training photos, as `NoveltyScorer.scores`.
+
+        Returns:
+            None if the model has no statistics of them.
+
+        Raises:
+            RefusedError: there is too much to do, or nobody to do it.
+        """
+
     async def explain(self, data: bytes, label: int) -> bytes:
         """Draws over a readable picture what speaks for a class.
 

@@ -14,7 +14,7 @@ from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
 from catdog.data import images
-from catdog.inference import engines
+from catdog.inference import engines, novelty
 from catdog.inference.bundle import SavedBundle, merge_infos
 from catdog.inference.explanation import Explainer
 from catdog.inference.predictor import Predictor
@@ -40,6 +40,8 @@ class Model:
             engines.set_up(replicas.threads, replicas.gpu)
         images.use_one_thread()
         self._predictor = Predictor.load(bundles, replicas.engine, replicas.threads, replicas.batch_size)
+        known = all(map(novelty.has_statistics, bundles))
+        self._scorer = novelty.NoveltyScorer(bundles) if known else None
         # One, because a predictor is for one thread at a time; and not the event loop's, which must stay responsive.
         self._thread = ThreadPoolExecutor(1)
 
@@ -56,6 +58,13 @@ class Model:
         found = await asyncio.get_running_loop().run_in_executor(self._thread, self._predictor.predict_files, files)
         rows = zip(found.logits.tolist(), found.probabilities.tolist(), found.statuses, found.details, strict=True)
         return [Predicted(*row, batch=len(files)) for row in rows]
+
+    async def novelty(self, data: bytes) -> float | None:
+        """Measures how far a readable file is from the training photos; None if nothing is known about them."""
+        if self._scorer is None:
+            return None
+        scores = await asyncio.get_running_loop().run_in_executor(self._thread, self._scorer.scores, [data])
+        return float(scores[0])
 
     async def ready(self) -> bool:
         """Answers once the model is loaded."""
@@ -118,6 +127,15 @@ class RayBackend:
             RefusedError: there is too much to do, or nobody to do it.
         """
         return await _answer_of(asyncio.gather(*(self._model.predict.remote(data) for data in files)))
+
+    async def novelty(self, data: bytes) -> float | None:
+        """Measures how far a readable file is from the training photos.
+
+        Raises:
+            RefusedError: there is too much to do, or nobody to do it.
+        """
+        score: float | None = await _answer_of(self._model.novelty.remote(data))
+        return score
 
     async def explain(self, data: bytes, label: int) -> bytes:
         """Draws over a picture what speaks for a class.

@@ -38,6 +38,9 @@ class Prediction(_Body):
     """Of both classes, calibrated and clipped; empty if the picture is unreadable."""
     logit: float | None
     """Before temperature and clip, to the last bit that of `catdog score`; null if the picture is unreadable."""
+    novelty: float | None = None
+    """Distance from the training photos: above 1 it is farther than 99 % of the validation photos, and so perhaps of
+    neither class; if it was asked for, and the model has statistics of them."""
     thumbnail: str | None = None
     """The picture as the model saw it, upright and shrunk, as a data URL; if it was asked for."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from local_server import LocalBackend, listening
+from local_server import LocalBackend, listening, save_knowing
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from catdog.data.catalog import Catalog
@@ -40,9 +40,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def site(untrained: str, drawn: Catalog) -> Iterator[str]:
+def site(drawn: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page's URL."""
-    backend = LocalBackend(untrained)
+    backend = LocalBackend(save_knowing(str(tmp_path_factory.mktemp("knowing") / "model"), drawn))
     app = build_app(backend, backend.predictor.info, LIMITS, open_folder(drawn.root, LIMITS.bytes))
     with listening(app) as url:
         yield url

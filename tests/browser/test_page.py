@@ -15,6 +15,8 @@ from pictures import saved, smooth
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from catdog.data.catalog import Catalog
+
 JPEG = saved(smooth(300, 200), "JPEG")
 
 
@@ -82,6 +84,17 @@ def test_a_picture_that_no_browser_shows(page: Page) -> None:
     give(page, ("IMG_1.HEIC", out.getvalue()))
     expect_answer(page, "IMG_1.HEIC", 1)
     expect(page.locator("#remark")).to_contain_text("HEIF")
+
+
+def test_a_picture_of_neither_is_not_shown_as_an_answer(page: Page, drawn: Catalog) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).random((32, 32)) < 0.5)
+    give(page, ("noise.png", saved(noise, "PNG")))
+    expect_answer(page, "noise.png", 1)
+    expect(page.locator("#verdict")).to_have_text(re.compile("^Perhaps neither; if one of them, a "))
+    expect(page.locator("#remark")).to_contain_text("unlike the photos that the model learned from")
+    give(page, ("known.jpg", Path(drawn.split("test")["uri"][0].as_py()).read_bytes()))
+    expect_answer(page, "known.jpg", 2)
+    expect(page.locator("#verdict")).not_to_contain_text("neither")
 
 
 def test_several_files_of_which_one_is_no_picture(page: Page) -> None:

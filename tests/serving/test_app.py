@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 import pillow_heif
 import pytest
-from local_server import LocalBackend, listening
+from local_server import LocalBackend, listening, save_knowing
 from pictures import saved, smooth
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -104,6 +104,22 @@ def test_every_file_has_its_own_verdict(client: httpx.Client) -> None:
     refused = client.post("/v1/predict", files=files(b"no picture"))
     assert refused.status_code == 422
     assert refused.json()["error"].startswith("0.jpg cannot be read: is not an image")
+
+
+def test_a_picture_of_neither(client: httpx.Client, drawn: Catalog, tmp_path: Path) -> None:
+    noise = saved(Image.fromarray(np.random.default_rng(0).random((32, 32)) < 0.5), "PNG")
+    known = Path(drawn.split("test")["uri"][0].as_py()).read_bytes()
+    backend = LocalBackend(save_knowing(str(tmp_path / "model"), drawn))
+    sent = {"files": files(noise, known, b"no picture"), "params": {"novelty": True}}
+    with listening(build_app(backend, backend.predictor.info, LIMITS)) as url:
+        scores = [each["novelty"] for each in httpx.post(f"{url}v1/predict", **sent).json()["predictions"]]
+        assert scores[0] > 1 > scores[1]
+        assert scores[2] is None
+        asked_for_less = httpx.post(f"{url}v1/predict", files=files(noise)).json()
+        assert asked_for_less["predictions"][0]["novelty"] is None
+    # A model without statistics answers without.
+    answer = client.post("/v1/predict", **sent)
+    assert [each["novelty"] for each in answer.json()["predictions"]] == [None, None, None]
 
 
 def test_a_browser_gets_a_jpeg_of_what_it_cannot_show(client: httpx.Client) -> None:

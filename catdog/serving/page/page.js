@@ -18,6 +18,7 @@ const percent = (share) => {
 const sentence = (entry) => {
   const share = entry.probabilities[entry.class_name];
   const other = entry.class_name === first ? second : first;
+  if (entry.novelty > 1) return `Perhaps neither; if one of them, a ${entry.class_name}`;
   if (share >= 0.99) return `Almost certainly a ${entry.class_name}`;
   if (share >= 0.9) return `Very likely a ${entry.class_name}`;
   if (share >= 0.75) return `Probably a ${entry.class_name}`;
@@ -104,7 +105,7 @@ function lookAtFiles(list) {
   }
   work(pictures.length > 1 ? `Looking at ${pictures.length} pictures…` : "Looking…", async (last) => {
     const started = performance.now();
-    const answer = await (await ask("v1/predict?thumbnail=true", form(pictures))).json();
+    const answer = await (await ask("v1/predict?thumbnail=true&novelty=true", form(pictures))).json();
     const seconds = (performance.now() - started) / 1000;
     const unreadable = [];
     answer.predictions.forEach((entry, at) => {
@@ -119,7 +120,7 @@ function lookAtFiles(list) {
 function lookAtAddress(url) {
   work("Fetching the picture…", async (last) => {
     const started = performance.now();
-    const answer = await (await ask("v1/predict?thumbnail=true", json(url))).json();
+    const answer = await (await ask("v1/predict?thumbnail=true&novelty=true", json(url))).json();
     const [entry] = answer.predictions;
     const seconds = (performance.now() - started) / 1000;
     keep({ ...entry, seconds, computed: answer.seconds, again: () => json(url) });
@@ -164,6 +165,7 @@ function show(entry) {
   }
   $("bar").setAttribute("aria-label", `${first} ${percent(entry.probabilities[first])}, ${second} ${percent(entry.probabilities[second])}`);
   const remarks = [];
+  if (entry.novelty > 1) remarks.push(`It is unlike the photos that the model learned from, so do not trust the figures.`);
   if (entry.status === "recovered") remarks.push(`The file is unusual or damaged (${entry.detail}); the answer may suffer.`);
   if (entry.label) remarks.push(entry.label === entry.class_name ? `Right: it is labelled ${entry.label}.` : `Wrong: it is labelled ${entry.label}.`);
   $("remark").textContent = remarks.join(" ");
