@@ -19,7 +19,7 @@ def test_it_says_what_the_run_then_does(drawn: Catalog, tmp_path: Path, catdog) 
     weights = tmp_path / "mobilenet.weights.h5"
     keras.applications.MobileNet((32, 32, 3), alpha=0.25, include_top=False, weights=None).save_weights(weights)
     said = catdog(
-        "train", "--data", drawn.root, "--arch", "mobilenet", "--alpha", 0.25, "--weights", weights, "--image-size", 32,
+        "train", "--data", drawn.root, "--arch", "mobilenet", "--alpha", 0.25, "--weights", weights, "--image-size", 48,
         "--epochs", 2, "--batch-size", 16, "--runs", tmp_path / "runs", "--name", "new", "--dry-run",
     )  # fmt: skip
     assert said.code == 0, said.err
@@ -27,7 +27,7 @@ def test_it_says_what_the_run_then_does(drawn: Catalog, tmp_path: Path, catdog) 
     rows = {line[:9].strip(): line[10:] for line in said.out.splitlines()}
     assert rows["run"] == f"{tmp_path}/runs/new"
     assert rows["recipe"].startswith("fine-tune: ")
-    assert rows["model"] == f"mobilenet at 32 px, weights {weights}"
+    assert rows["model"] == f"mobilenet at 48 px, weights {weights}"
     assert {"epochs=2", "batch_size=16", "optimizer=adamw"} <= set(rows["options"].split("  "))
     assert "augmentation={crop=[0.75, 1.0], aspect=1.18" in rows["options"]
     assert rows["data"].startswith(f"{drawn.count('train')} training and {drawn.count('valid')} validation images")
