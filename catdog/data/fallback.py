@@ -43,6 +43,7 @@ def decode_with_pillow(data: bytes, most_pixels: int) -> tuple[np.ndarray, str]:
 
     Raises:
         UnreadableError: no picture could be decoded.
+        MemoryError: there is too little memory.
     """
     kind = formats.sniff(data[: formats.HEAD_BYTES])
     with _lock, warnings.catch_warnings():
@@ -56,6 +57,8 @@ def decode_with_pillow(data: bytes, most_pixels: int) -> tuple[np.ndarray, str]:
             raise UnreadableError(f"{kind} whose structure is truncated, damaged or of a rare kind") from error
         except (OSError, SyntaxError, EOFError) as error:
             raise UnreadableError(f"{kind}, truncated or damaged ({error})") from error
+        except MemoryError:
+            raise
         except Exception as error:  # decoders raise errors of many kinds on broken files
             raise UnreadableError(f"{kind} that cannot be decoded ({type(error).__name__}: {error})") from error
 

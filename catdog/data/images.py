@@ -26,6 +26,9 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 # Prefix of details that are about the storage, not the image; reading the file again may succeed.
 NOT_READ = "could not be read"
 
+# Detail of an image whose decoding asked for more memory than there is, or than a limit allows.
+TOO_MUCH_MEMORY = "needs too much memory to decode"
+
 # Parallel requests to a bucket, which hide its latency, and the number of files held in memory.
 _REQUESTS, _HELD = 16, 64
 
@@ -142,7 +145,10 @@ def decode_image(data: bytes, size: int) -> Decoded:
     whole = decode_whole(data)
     if whole.status == "unreadable":
         return _unreadable(size, whole.detail)
-    return Decoded(squash(whole.pixels, size), whole.status, whole.detail)
+    try:
+        return Decoded(squash(whole.pixels, size), whole.status, whole.detail)
+    except MemoryError:
+        return _unreadable(size, TOO_MUCH_MEMORY)
 
 
 def decode_whole(data: bytes) -> Decoded:
@@ -156,6 +162,15 @@ def decode_whole(data: bytes) -> Decoded:
     """
     if not data:
         return _unreadable(0, "is empty (0 bytes)")
+    try:
+        return _decode_whole(data)
+    except MemoryError:
+        return _unreadable(0, TOO_MUCH_MEMORY)
+    except jpeg.TooManyScansError as error:
+        return _unreadable(0, str(error))
+
+
+def _decode_whole(data: bytes) -> Decoded:
     found = jpeg.decode_jpeg(data, MAX_PIXELS)
     if found:
         pixels, fault = found

@@ -6,6 +6,7 @@ marker decodes to an image whose rest is grey, without an error.
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Literal, NamedTuple
 
@@ -18,9 +19,22 @@ _APP1 = 0xE1
 _NO_FRAMES = (0xC4, 0xC8, 0xCC)
 _FRAME_FIELDS = struct.Struct(">BHHB")
 
+# Markers of frames that are not progressive.
+_SEQUENTIAL = (0xC0, 0xC1, 0xC9)
+# In the data of a scan, FF is followed by 00 or by a restart marker; FF before a marker is padding.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_SCAN, _END = 0xDA, 0xD9
+
+# Encoders make about ten. Each scan is a pass over the whole image, however few bytes it has.
+_MOST_SCANS = 100
+
 _ORIENTATION_TAG = 0x0112
 
 _FAULT = "truncated or damaged ({})"
+
+
+class TooManyScansError(Exception):
+    """Decoding would take far too long for the size of the file; the message says how many scans it has."""
 
 
 class _Frame(NamedTuple):
@@ -52,8 +66,13 @@ def decode_jpeg(data: bytes, most_pixels: int) -> tuple[np.ndarray, str] | None:
     Returns:
         uint8, H×W×3, RGB, upright, and the fault of the file, "" if it is complete. None if this decoder does not
         support the file: another colour space, too large, rare sampling, or too damaged.
+
+    Raises:
+        TooManyScansError: no decoder should try.
     """
     frame = _frame(data)
+    if frame is not None and (scans := _count_scans(data, frame)) > _MOST_SCANS:
+        raise TooManyScansError(f"JPEG with {scans:,} scans, expected at most {_MOST_SCANS}")
     if frame is None or frame.bits != 8 or frame.components not in (1, 3):
         return None
     if not 0 < frame.width * frame.height <= most_pixels:
@@ -106,6 +125,18 @@ def _frame(data: bytes) -> _Frame | None:
             orientation = _orientation(data[at + 10 : end])
         at = end
     return None
+
+
+def _count_scans(data: bytes, frame: _Frame) -> int:
+    """Counts the scans that a decoder would go through (ITU-T T.81, B.1.1.2)."""
+    first = data.find(b"\xff\xda", frame.at)
+    if data[frame.at + 1] in _SEQUENTIAL and data[first + 4 : first + 5] == bytes([frame.components]):
+        return 1  # all components at once, as usual; decoders then read no further
+    scans, at = 0, frame.at
+    while (found := _MARKER.search(data, at)) and (marker := data[found.end() - 1]) != _END:
+        scans += marker == _SCAN
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return scans
 
 
 def _orientation(exif: bytes) -> int:

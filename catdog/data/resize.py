@@ -12,6 +12,9 @@ from scipy import sparse
 # For images with more samples, copying them to floats takes more time than it saves.
 _SMALL = 2**21
 
+# The longest axis whose shares are kept; those of 4,096 pairs then take less than 150 MB.
+_KEPT = 4096
+
 # Smaller overlaps of an old with a new pixel are ignored, as by OpenCV.
 _SLIVER = 1e-3
 
@@ -57,8 +60,12 @@ def _average_areas(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.transpose(cv2.convertScaleAbs(columns.reshape(width, height, 3)))
 
 
-@functools.lru_cache(maxsize=4096)
 def _shares(old: int, new: int) -> sparse.csr_array:
+    """What `_compute_shares` returns, which is kept for lengths that photos have."""
+    return _kept_shares(old, new) if old <= _KEPT else _compute_shares(old, new)
+
+
+def _compute_shares(old: int, new: int) -> sparse.csr_array:
     """The fraction of each new pixel that each old pixel covers, along one axis: float32, new×old."""
     edges = np.arange(new + 1) * (old / new)
     covered = np.floor(edges[:-1, None]).astype(np.int32) + np.arange(old // new + 2, dtype=np.int32)
@@ -66,3 +73,6 @@ def _shares(old: int, new: int) -> sparse.csr_array:
     counts = (overlap > _SLIVER) & (covered < old)
     rows = np.concatenate([[0], np.cumsum(counts.sum(axis=1))])
     return sparse.csr_array(((overlap[counts] * (new / old)).astype(np.float32), covered[counts], rows), (new, old))
+
+
+_kept_shares = functools.lru_cache(maxsize=4096)(_compute_shares)

@@ -6,7 +6,7 @@ compute a logit that differs in its last bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,6 +21,8 @@ from catdog.inference.bundle import ModelBundle, SavedBundle, merge_infos, read_
 from catdog.prefetch import prefetch
 
 Item = TypeVar("Item")
+# The arguments and the result of `images.decode_batch`.
+Decode = Callable[[Iterable[bytes | str], dict[int, np.ndarray]], Batch]
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Predictor:
         """
         return self._predict(images.decode_batch(group, self._pixels) for group in self._groups(files))
 
-    def predict_uris(self, uris: list[str]) -> Predictions:
+    def predict_uris(self, uris: list[str], decode: Decode = images.decode_batch) -> Predictions:
         """Reads and predicts images.
 
         The files of one batch are read ahead, in a thread, so that the model need not wait. They are decoded in the
@@ -106,9 +108,10 @@ class Predictor:
 
         Args:
             uris: N files, all in one place.
+            decode: decodes each batch.
         """
         read = prefetch(lambda group: list(images.fetch_all(group)), self._groups(uris))
-        return self._predict(images.decode_batch(files, self._pixels) for files in read)
+        return self._predict(decode(files, self._pixels) for files in read)
 
     def predict_decoded(self, decoded: Batch) -> Predictions:
         """Predicts images that are decoded already.

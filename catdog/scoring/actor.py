@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pickle
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import ray
 
 from catdog import cluster
 from catdog.choices import EngineName
-from catdog.data import images
+from catdog.data import images, isolation
 from catdog.data.catalog import Catalog
+from catdog.errors import CatdogError
 from catdog.events import EventHandler, PartDone
 from catdog.inference import engines
 from catdog.inference.bundle import SavedBundle
-from catdog.inference.predictor import Predictor
+from catdog.inference.predictor import Decode, Predictor
 from catdog.resources import ScorePlan
 from catdog.scoring import parts
 from catdog.scoring.parts import Part
 from catdog.scoring.plan import ScoringJob
 
 _MEASURED_SECONDS = 3.0
+# How often a part may end its process before it is given up: at first because of an image, later of something else.
+_MOST_DEATHS = 4
 # By split, what `share_rows` put.
 Rows = dict[str, ray.ObjectRef]
 
@@ -40,7 +45,7 @@ def make_parts(missing: list[Part], plan: ScorePlan, job: ScoringJob, on_event: 
         on_event: told of each part that is done.
 
     Raises:
-        CatdogError: an actor failed.
+        CatdogError: an actor failed, or a part killed several.
     """
     from ray.data import ActorPoolStrategy
     from ray.data.read_api import from_blocks
@@ -66,10 +71,13 @@ def make_parts(missing: list[Part], plan: ScorePlan, job: ScoringJob, on_event: 
         batch_format="pyarrow",
         # With a GPU Ray Data wants a number, and could then cut parts in two; there a part is one row.
         batch_size=1 if plan.gpu else None,
-        compute=ActorPoolStrategy(size=plan.actors),
+        # In the thread of the call, which is the only one that Ray tells about the call.
+        compute=ActorPoolStrategy(size=plan.actors, enable_true_multi_threading=True),
         # The tasks that read for a GPU need the CPUs.
         num_cpus=0 if plan.gpu else plan.threads,
         num_gpus=1 if plan.gpu else 0,
+        # By default an actor that always dies, be it while it loads the models, is restarted for ever.
+        max_task_retries=_MOST_DEATHS,
     )
     with cluster.ray_errors(
         "scoring failed ({cause}); finished parts stay, and the same command goes on from them "
@@ -94,8 +102,31 @@ def read_ahead(block: pa.Table, rows: Rows, sizes: list[int]) -> pa.Table:
     """Decodes a part on behalf of an actor elsewhere, which then gets it as one row."""
     (row,) = block.to_pylist()
     uris = ray.get(rows[row["split"]])["uri"][row["start"] : row["stop"]].to_pylist()
-    decoded = pickle.dumps(images.read_batch(uris, sizes), protocol=5)
+    pixels = {size: np.empty((len(uris), size, size, 3), np.uint8) for size in sizes}
+    with _choose_decoder(row["split"], row["start"], row["stop"], sizes) as decode:
+        decoded = pickle.dumps(decode(images.fetch_all(uris), pixels), protocol=5)
     return block.append_column("decoded", pa.array([decoded], pa.large_binary()))
+
+
+@contextlib.contextmanager
+def _choose_decoder(split: str, start: int, stop: int, sizes: list[int]) -> Iterator[Decode]:
+    """What decodes a part in this call: at first the fast way; in isolation once a process died with the part.
+
+    Raises:
+        CatdogError: the part killed too many processes; isolation did not help, so no image is to blame.
+    """
+    # How often Ray started this call before. Parts that only waited behind a deadly one count as well.
+    deaths = ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()
+    if deaths >= _MOST_DEATHS:
+        raise CatdogError(
+            f"part {start}-{stop} of {split} killed its actor {deaths} times, though its images were decoded in "
+            "isolation; is there enough memory for the model?"
+        )
+    if not deaths:
+        yield isolation.decode_batch
+        return
+    with isolation.IsolatedDecoder(sizes) as decoder:
+        yield decoder.decode_batch
 
 
 @dataclass(frozen=True)
@@ -183,7 +214,8 @@ class PartScorer:
         if "decoded" in block.column_names:
             predictions = self._predictor.predict_decoded(pickle.loads(block["decoded"][0].as_buffer()))
         else:
-            predictions = self._predictor.predict_uris(rows["uri"].to_pylist())
+            with _choose_decoder(split, start, stop, self._predictor.sizes) as decode:
+                predictions = self._predictor.predict_uris(rows["uri"].to_pylist(), decode)
         parts.write_part(uri, rows, predictions)
         node = ray.get_runtime_context().get_node_id()
         seconds = time.perf_counter() - started

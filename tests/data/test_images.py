@@ -9,12 +9,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import simplejpeg
 from pictures import named, reference, saved, smooth
 from PIL import Image
 
 from catdog.data import formats, images
+from catdog.data.resize import squash
 from catdog.inference.views import apply_view
 
 
@@ -88,6 +90,28 @@ def test_a_jpeg_cut_between_two_scans_is_told() -> None:
     # Each scan is preceded by its Huffman table.
     cut = whole[: whole.rindex(b"\xff\xc4", 0, scans[-2])] + END
     assert images.decode_image(cut, 64)[1:] == ("recovered", "JPEG, truncated or damaged (its last scans are missing)")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_a_jpeg_of_very_many_scans_is_not_decoded(mode: str) -> None:
+    """Each scan of a few bytes costs a pass over the image: 97 kB took 52 s at 12 megapixels."""
+    # Markers in a comment and after the image are none of it.
+    noise = b"\xff\xda\0\x02" * 200
+    whole = saved(smooth(64, 64).convert(mode), "JPEG", quality=95, progressive=True, comment=noise)
+    body, last = whole.removesuffix(END), whole[whole.rindex(b"\xff\xda") :].removesuffix(END)
+    count = body[body.index(b"\xff\xc2") :].count(b"\xff\xda")
+    few, many = (body + last * (scans - count) + END + noise for scans in (100, 1000))
+    # The repeated scan makes it odd, but a picture.
+    assert images.decode_image(few, 32).status == "recovered"
+    assert images.decode_image(many, 32)[1:] == ("unreadable", "JPEG with 1,000 scans, expected at most 100")
+
+
+def test_images_of_odd_lengths_leave_nothing_in_memory() -> None:
+    before = psutil.Process().memory_info().rss
+    for length in range(600_000, 600_025):
+        assert squash(np.zeros((1, length, 3), np.uint8), 64).shape == (64, 64, 3)
+    # What is kept of the lengths that photos have, so that it need not be computed again, would take 5 MB for each.
+    assert psutil.Process().memory_info().rss - before < 70e6
 
 
 def test_what_libjpeg_warns_of_is_judged() -> None:

@@ -1,0 +1,236 @@
+"""Decoding of images that may crash, spin or eat memory: within limits, or in a process that may die instead.
+
+Native decoders can be stopped only with their process. An image that exceeds a limit of `decode_batch` therefore ends
+the process; whoever starts the next one decodes the same images with an `IsolatedDecoder`, which finds the culprits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import psutil
+
+from catdog.data import images
+from catdog.data.images import Batch
+from catdog.errors import CatdogError
+
+# Of one image. The largest ones that are decoded take 10 to 15 seconds of a core, and up to 5.3 GB. Seconds of the CPU
+# are limited more strictly, because on a busy machine they are few.
+MOST_CPU_SECONDS, MOST_SECONDS = 30.0, 150.0
+MOST_BYTES = 6 * 2**30
+
+# Of what is available, that an isolated decoder may use: at more, Ray would kill the actor instead.
+_SHARE = 0.8
+# Until the process is ready; on a busy machine its imports take long.
+_START_SECONDS = 120.0
+
+_TIMED_OUT = (signal.SIGPROF, signal.SIGALRM)
+_CRASHED = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
+_CHILD = "import sys; from catdog.data import isolation; isolation.serve(int(sys.argv[1]), *map(int, sys.argv[2:]))"
+
+
+def decode_batch(files: Iterable[bytes | str], pixels: dict[int, np.ndarray]) -> Batch:
+    """Decodes files like `images.decode_batch`, but an image that exceeds a limit of time kills this process.
+
+    An image that exceeds the limit of memory is unreadable. Process-wide timers (ITIMER_REAL, ITIMER_PROF) are used.
+
+    Args:
+        files, pixels: as for `images.decode_batch`.
+    """
+    with _limited_memory(MOST_BYTES):
+        try:
+            return images.decode_batch(_timed(files), pixels)
+        finally:
+            _set_timers(0, 0)
+
+
+def _timed(files: Iterable[bytes | str]) -> Iterator[bytes | str]:
+    """Starts the timers anew when the next file is asked for, which is when the last one is decoded."""
+    for data in files:
+        _set_timers(MOST_CPU_SECONDS, MOST_SECONDS)
+        yield data
+
+
+def _set_timers(cpu_seconds: float, seconds: float) -> None:
+    """Has the kernel kill this process after so many seconds, whatever it does then; 0 is never.
+
+    Nobody handles the signals, so no interpreter needs to run; a decoder may hold its lock.
+    """
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+@contextlib.contextmanager
+def _limited_memory(most: float) -> Iterator[None]:
+    """Makes allocations fail in a block that would make this process grow by more than so many bytes."""
+    try:
+        # The sixth field of proc_pid_statm(5): private writable pages, which RLIMIT_DATA counts.
+        used = int(Path("/proc/self/statm").read_bytes().split()[5]) * resource.getpagesize()
+    except OSError:  # not Linux
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [limit for limit in (soft, hard, used + int(most)) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+class IsolatedDecoder:
+    """Decodes images one by one in a process of its own, which is replaced when an image has killed it.
+
+    The pixels are those of `images.decode_batch`, to the last bit.
+
+    Args:
+        sizes: of the images, in pixels.
+
+    Example:
+        with IsolatedDecoder([192]) as decoder:
+            batch = decoder.decode_batch(files, {192: np.empty((len(files), 192, 192, 3), np.uint8)})
+    """
+
+    def __init__(self, sizes: list[int]) -> None:
+        self._sizes = sizes
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+
+    def __enter__(self) -> IsolatedDecoder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end()
+
+    def decode_batch(self, files: Iterable[bytes | str], pixels: dict[int, np.ndarray]) -> Batch:
+        """Decodes files like `images.decode_batch`; an image that kills its process is unreadable.
+
+        Args:
+            files: as for `images.decode_batch`.
+            pixels: likewise, for the sizes of this decoder.
+
+        Raises:
+            CatdogError: the process cannot be started.
+        """
+        statuses: list[images.Status] = []
+        details: list[str] = []
+        for at, data in enumerate(files):
+            row = {size: array[at : at + 1] for size, array in pixels.items()}
+            # What could not be read is no danger.
+            found = images.decode_batch([data], row) if isinstance(data, str) else self._decode(data, row)
+            statuses += found.statuses
+            details += found.details
+        for array in pixels.values():
+            array[len(statuses) :] = 0
+        return Batch(pixels, statuses, details)
+
+    def _decode(self, data: bytes, row: dict[int, np.ndarray]) -> Batch:
+        for last in (False, True):
+            try:
+                return self._ask(data, row)
+            except (EOFError, OSError, ValueError):
+                code = self._end()
+            # The kernel, for want of memory, or a person may have killed it: then the image is not to blame at once.
+            if last or -code in (*_TIMED_OUT, *_CRASHED):
+                break
+        for array in row.values():
+            array[:] = 0
+        return Batch(row, ["unreadable"], [_reason(code)])
+
+    def _ask(self, data: bytes, row: dict[int, np.ndarray]) -> Batch:
+        """Lets the process decode one image.
+
+        Raises:
+            EOFError, OSError, ValueError: it died, or is late, or its answer is no answer.
+        """
+        pipe = self._started()
+        pipe.send_bytes(data)
+        if not pipe.poll(2 * MOST_SECONDS):
+            raise TimeoutError
+        status, detail = json.loads(pipe.recv_bytes())
+        for size in self._sizes:
+            row[size][0] = np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(size, size, 3)
+        return Batch(row, [status], [detail])
+
+    def _started(self) -> Connection:
+        if self._pipe is not None:
+            return self._pipe
+        self._pipe, theirs = Pipe()
+        with theirs:
+            words = [sys.executable, "-P", "-c", _CHILD, *map(str, (theirs.fileno(), *self._sizes))]
+            self._process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+        try:
+            if self._pipe.poll(_START_SECONDS) and self._pipe.recv_bytes() == b"ready":
+                return self._pipe
+            reason = f"not ready after {_START_SECONDS:g} s"
+        except (EOFError, OSError):
+            reason = f"exit code {self._process.wait()}"
+        self._end()
+        raise CatdogError(f"could not start a process to decode images in isolation ({reason})")
+
+    def _end(self) -> int:
+        """Ends the process; returns its exit code, or the negative number of the signal that ended it."""
+        if self._pipe is None or self._process is None:
+            return 0
+        self._pipe.close()
+        try:
+            # With its pipe closed it ends by itself, unless it is busy with an image.
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            code = -signal.SIGALRM
+        self._pipe = self._process = None
+        return code
+
+
+def _reason(code: int) -> str:
+    """Why an image is unreadable whose process ended with this exit code."""
+    if -code in _TIMED_OUT:
+        return f"timed out while decoding ({MOST_CPU_SECONDS if -code == signal.SIGPROF else MOST_SECONDS:g} s)"
+    return images.TOO_MUCH_MEMORY if code == -signal.SIGKILL else "crashed while decoding"
+
+
+def serve(pipe: int, *sizes: int) -> None:
+    """Decodes what comes through a pipe, in the process of an `IsolatedDecoder`, until the pipe is closed.
+
+    Args:
+        pipe: file descriptor of a `Connection`.
+        sizes: of the images, in pixels.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in _TIMED_OUT:
+        signal.signal(number, signal.SIG_DFL)
+    with contextlib.suppress(OSError):  # where memory runs out, the kernel is to end this process, and not the actor
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    pixels = {size: np.empty((1, size, size, 3), np.uint8) for size in sizes}
+    with Connection(pipe) as connection:
+        connection.send_bytes(b"ready")
+        while True:
+            try:
+                data = connection.recv_bytes()
+            except (EOFError, OSError):
+                return
+            with _limited_memory(_SHARE * psutil.virtual_memory().available):
+                found = decode_batch([data], pixels)
+            connection.send_bytes(json.dumps([found.statuses[0], found.details[0]]).encode())
+            for array in found.pixels.values():
+                connection.send_bytes(array.tobytes())
