@@ -25,9 +25,9 @@ from catdog.data import images
 from catdog.data.images import Batch
 from catdog.errors import CatdogError
 
-# Of one image. The largest ones that are decoded take 10 to 15 seconds of a core, and up to 5.3 GB. Seconds of the CPU
-# are limited more strictly, because on a busy machine they are few.
-MOST_CPU_SECONDS, MOST_SECONDS = 30.0, 150.0
+# Of one image. The largest that are decoded take 5 to 10 s of a core, as JPEG 2000 about 30 s, and up to 5.3 GB. Time
+# of the CPU is limited more strictly, because on a busy machine it takes long to get.
+MOST_CPU_SECONDS, MOST_SECONDS = 60.0, 300.0
 MOST_BYTES = 6 * 2**30
 
 # Of what is available, that an isolated decoder may use: at more, Ray would kill the actor instead.
@@ -37,6 +37,7 @@ _START_SECONDS = 120.0
 
 _TIMED_OUT = (signal.SIGPROF, signal.SIGALRM)
 _CRASHED = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
+_NOT_STARTED = "could not start a process to decode images in isolation"
 _CHILD = "import sys; from catdog.data import isolation; isolation.serve(int(sys.argv[1]), *map(int, sys.argv[2:]))"
 
 
@@ -166,25 +167,29 @@ class IsolatedDecoder:
     def _started(self) -> Connection:
         if self._pipe is not None:
             return self._pipe
-        self._pipe, theirs = Pipe()
+        ours, theirs = Pipe()
         with theirs:
             words = [sys.executable, "-P", "-c", _CHILD, *map(str, (theirs.fileno(), *self._sizes))]
-            self._process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            )
+            path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+            nowhere = subprocess.DEVNULL
+            try:
+                self._process = subprocess.Popen(
+                    words, stdin=nowhere, stdout=nowhere, stderr=nowhere, pass_fds=[theirs.fileno()],
+                    env=os.environ | path,
+                )  # fmt: skip
+            except OSError as error:
+                ours.close()
+                raise CatdogError(f"{_NOT_STARTED} ({error.strerror})") from error
+        self._pipe = ours
         try:
-            if self._pipe.poll(_START_SECONDS) and self._pipe.recv_bytes() == b"ready":
-                return self._pipe
+            if ours.poll(_START_SECONDS) and ours.recv_bytes() == b"ready":
+                return ours
             reason = f"not ready after {_START_SECONDS:g} s"
+            self._process.kill()
+            self._end()
         except (EOFError, OSError):
-            reason = f"exit code {self._process.wait()}"
-        self._end()
-        raise CatdogError(f"could not start a process to decode images in isolation ({reason})")
+            reason = f"exit code {self._end()}"
+        raise CatdogError(f"{_NOT_STARTED} ({reason})")
 
     def _end(self) -> int:
         """Ends the process; returns its exit code, or the negative number of the signal that ended it."""
