@@ -64,7 +64,7 @@ def test_links_within_the_project_lead_somewhere(page: Path) -> None:
 
 def test_modules_that_are_named_exist() -> None:
     for page in PAGES:
-        for name in re.findall(r"`(catdog/[\w/]+\.py)`", page.read_text()):
+        for name in re.findall(r"\b(catdog/[\w/]+\.py)\b", page.read_text()):
             assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 
