@@ -6,6 +6,7 @@ import contextlib
 import functools
 import pickle
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -49,6 +50,7 @@ def make_parts(missing: list[Part], plan: ScorePlan, job: ScoringJob, on_event: 
     """
     from ray.data import ActorPoolStrategy
     from ray.data.read_api import from_blocks
+    from ray.util.annotations import RayDeprecationWarning
 
     rows = share_rows(job.catalog, {part.split for part in missing})
     # One block a part. Blocks that exist need no task to read them, so actors may take every CPU; and of these Ray Data
@@ -58,27 +60,30 @@ def make_parts(missing: list[Part], plan: ScorePlan, job: ScoringJob, on_event: 
         sizes = sorted({saved.info.image_size for saved in job.bundles})
         read = functools.partial(read_ahead, rows=rows, sizes=sizes)
         dataset = dataset.map_batches(read, batch_format="pyarrow", batch_size=None, num_cpus=1)
-    done = dataset.map_batches(
-        PartScorer,
-        fn_constructor_kwargs={
-            "bundles": job.bundles,
-            "rows": rows,
-            "engine": plan.engine,
-            "batch_size": job.batch_size,
-            "threads": plan.threads,
-            "gpu": plan.gpu,
-        },
-        batch_format="pyarrow",
-        # With a GPU Ray Data wants a number, and could then cut parts in two; there a part is one row.
-        batch_size=1 if plan.gpu else None,
-        # In the thread of the call, which is the only one that Ray tells about the call.
-        compute=ActorPoolStrategy(size=plan.actors, enable_true_multi_threading=True),
-        # The tasks that read for a GPU need the CPUs.
-        num_cpus=0 if plan.gpu else plan.threads,
-        num_gpus=1 if plan.gpu else 0,
-        # By default an actor that always dies, be it while it loads the models, is restarted for ever.
-        max_task_retries=_MOST_DEATHS,
-    )
+    with warnings.catch_warnings():
+        # Ray Data deprecates `max_task_retries` without having anything else that limits restarts.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        done = dataset.map_batches(
+            PartScorer,
+            fn_constructor_kwargs={
+                "bundles": job.bundles,
+                "rows": rows,
+                "engine": plan.engine,
+                "batch_size": job.batch_size,
+                "threads": plan.threads,
+                "gpu": plan.gpu,
+            },
+            batch_format="pyarrow",
+            # With a GPU Ray Data wants a number, and could then cut parts in two; there a part is one row.
+            batch_size=1 if plan.gpu else None,
+            # In the thread of the call, which is the only one that Ray tells about the call.
+            compute=ActorPoolStrategy(size=plan.actors, enable_true_multi_threading=True),
+            # The tasks that read for a GPU need the CPUs.
+            num_cpus=0 if plan.gpu else plan.threads,
+            num_gpus=1 if plan.gpu else 0,
+            # By default an actor that always dies, be it while it loads the models, is restarted for ever.
+            max_task_retries=_MOST_DEATHS,
+        )
     with cluster.ray_errors(
         "scoring failed ({cause}); finished parts stay, and the same command goes on from them "
         "(--debug shows why it failed)"
