@@ -81,7 +81,7 @@ def make_parts(missing: list[Part], plan: ScorePlan, job: ScoringJob, on_event: 
             # The tasks that read for a GPU need the CPUs.
             num_cpus=0 if plan.gpu else plan.threads,
             num_gpus=1 if plan.gpu else 0,
-            # By default an actor that always dies, be it while it loads the models, is restarted for ever.
+            # By default the call of an actor that dies is repeated for ever.
             max_task_retries=_MOST_DEATHS,
         )
     with cluster.ray_errors(
