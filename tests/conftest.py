@@ -72,6 +72,8 @@ def photos() -> Path:
     return SHARED / "kaggle"
 
 
+# Before pytest-xdist reads the marks.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps the tests that start Ray in one process: two clusters at a time would share two cores."""
     for item in items:

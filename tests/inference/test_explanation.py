@@ -12,6 +12,7 @@ import pytest
 from helpers import jpeg, write
 from PIL import Image
 
+from catdog.cli import display
 from catdog.errors import CatdogError, UsageError
 from catdog.inference import bundle, export
 from catdog.inference.explanation import Explainer, grad_cam, overlay_heat
@@ -157,7 +158,7 @@ def test_an_overlay_colours_what_is_hot_and_leaves_what_is_cold() -> None:
 def test_the_command_writes_one_picture_or_a_folder(
     red_finder: str, tmp_path: Path, catdog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(display.out, "width", 200)
     red, blue = (png(with_corners(top_left=colour)) for colour in ((255, 0, 0), (0, 0, 255)))
     files = {"a/rex.png": red, "b/rex.png": blue, "broken.jpg": b"\xff\xd8\xff"}
     pets = write(tmp_path / "pets", files)
