@@ -70,12 +70,3 @@ def photos() -> Path:
     if not (SHARED / "kaggle").is_dir():
         pytest.skip("the real photos are absent")
     return SHARED / "kaggle"
-
-
-# Before pytest-xdist reads the marks.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests that start Ray in one process: two clusters at a time would share two cores."""
-    for item in items:
-        if "e2e" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("ray"))
