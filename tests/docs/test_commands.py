@@ -41,10 +41,10 @@ CANNOT = {
 }
 # Added to a command that begins so: the first that fits.
 SMALLER = {
-    "catdog train --data data/kaggle --recipe scratch": "--image-size 32 --epochs 1",
-    "catdog train --data data/kaggle --recipe linear-probe": "--weights none --image-size 32",
-    "catdog train": "--weights none --image-size 32 --epochs 1",
-    "catdog tune": "--set weights=none --set image_size=32 --set epochs=1 --set alpha=0.25",
+    "catdog train --data data/kaggle --recipe scratch": "--image-size 48 --epochs 1",
+    "catdog train --data data/kaggle --recipe linear-probe": "--weights none --image-size 48",
+    "catdog train": "--weights none --image-size 48 --epochs 1",
+    "catdog tune": "--set weights=none --set image_size=48 --set epochs=1 --set alpha=0.25",
     "catdog predict rex.jpg --imagenet": "--weights vgg.h5",
 }
 URL = "https://example.org/rex.jpg"
