@@ -281,19 +281,7 @@ def _probe(
     folds = fold_of[fold_of >= 0]
     waiting.wait_for([{"CPU": 1}], on_event, config.resources.wait)
     weights = train.load_weights(config)
-    folder = feature_cache.cache_folder(config.run.features, data, config.model.spec, weights, config.run.seed)
-    feature_cache.compute_features(
-        rows,
-        config.model.spec,
-        weights,
-        config.run.seed,
-        config.validation.views,
-        folder,
-        on_event,
-        config.resources.gpu,
-        may_grow,
-        config.resources.wait,
-    )
+    folder = train.cache_features(config, data, rows, weights, config.validation.views, on_event, may_grow)
     on_event(Progress("fitting", 0, rows.num_rows))
     changes = train.corrections(config.data.leave_out, data)
     fitted = ~np.isin(rows["key"].to_pylist(), list(changes.left_out))

@@ -152,6 +152,35 @@ def _split_data(rows: pa.Table, decoded: list[ray.ObjectRef]) -> SplitData:
     return SplitData(decoded, rows["key"].to_pylist(), rows["label"].to_numpy().astype(np.int64))
 
 
+def cache_features(
+    config: ResolvedConfig,
+    data: Catalog,
+    rows: pa.Table,
+    weights: ray.ObjectRef | None,
+    views: list[str],
+    on_event: EventHandler,
+    may_grow: bool,
+) -> str:
+    """Computes the features of a run's frozen backbone that are not in its cache yet.
+
+    Args:
+        config: of the run.
+        data: the catalog.
+        rows: of the catalog, the images.
+        weights: the backbone's, from `load_weights`.
+        views: how each image is shown.
+        on_event: as for `train_model`.
+        may_grow: the cluster may start more nodes.
+
+    Returns:
+        URI of the folder of the cache.
+    """
+    spec, seed, asked = config.model.spec, config.run.seed, config.resources
+    folder = feature_cache.cache_folder(config.run.features, data, spec, weights, seed)
+    feature_cache.compute_features(rows, spec, weights, seed, views, folder, on_event, asked.gpu, may_grow, asked.wait)
+    return folder
+
+
 def _fit_head(
     config: ResolvedConfig,
     data: Catalog,
@@ -162,20 +191,7 @@ def _fit_head(
 ) -> list[np.ndarray]:
     """Fits the head to the frozen backbone's features of the training images; returns its variables' values."""
     views = ["identity"] if config.optimizer.epochs else config.validation.views
-    folder = feature_cache.cache_folder(config.run.features, data, config.model.spec, weights, config.run.seed)
-    feature_cache.compute_features(
-        rows,
-        config.model.spec,
-        weights,
-        config.run.seed,
-        views,
-        folder,
-        on_event,
-        config.resources.gpu,
-        may_grow,
-        config.resources.wait,
-    )
-    on_event(Progress("fitting", 0, rows.num_rows))
+    folder = cache_features(config, data, rows, weights, views, on_event, may_grow)
     return feature_cache.fit_head(folder, rows, config.model.spec, config.run.seed, views, config.optimizer.epochs > 0)
 
 
