@@ -15,3 +15,7 @@ Duplicates = Literal["keep", "drop", "refuse"]
 # The name of a view as `catdog.inference.views.apply_view` takes it.
 View = Annotated[str, pydantic.Field(pattern=r"^(identity|mirror|crop-[5-9][0-9](-mirror)?)$")]
 ArchiveName = Literal["kaggle", "microsoft", "fastai"]
+# URIs of runs or of bundles; one alone may be given as it is.
+ModelUris = Annotated[
+    list[str], pydantic.BeforeValidator(lambda m: [m] if isinstance(m, str) else m), pydantic.Field(min_length=1)
+]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import pydantic
 
-from catdog.choices import EngineChoice, SplitChoice
+from catdog.choices import EngineChoice, ModelUris, SplitChoice
 
 
 class ScoreConfig(pydantic.BaseModel):
@@ -28,9 +28,7 @@ class ScoreConfig(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
-    model: Annotated[
-        list[str], pydantic.BeforeValidator(lambda m: [m] if isinstance(m, str) else m), pydantic.Field(min_length=1)
-    ]
+    model: ModelUris
     data: str
     split: SplitChoice = "all"
     out: str = "submissions/results.csv"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import pydantic
 
-from catdog.choices import EngineChoice, EngineName
+from catdog.choices import EngineChoice, EngineName, ModelUris
 from catdog.errors import UsageError
 
 
@@ -77,9 +77,7 @@ class ServeConfig(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
-    model: Annotated[
-        list[str], pydantic.BeforeValidator(lambda m: [m] if isinstance(m, str) else m), pydantic.Field(min_length=1)
-    ]
+    model: ModelUris
     pictures: str | None = None
     host: Annotated[str, pydantic.Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, pydantic.Field(ge=1, le=65535)] = 8000
