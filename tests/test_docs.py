@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import re
 import shlex
 from pathlib import Path
 
-import pydantic
 import pytest
 import typer.main
-import yaml
-from ray import serve
-from ray.serve.schema import ServeDeploySchema
 
 from catdog.cli.main import app
 from catdog.data.catalog import SCHEMA
 from catdog.reporting.result_set import REJECTED_COLUMNS
 from catdog.scoring.parts import PART_SCHEMA
-from catdog.serving.config import ServeConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -84,17 +78,6 @@ def test_messages_of_the_troubleshooting_page_are_the_programs_own() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "kubernetes").glob("*.yaml")), ids=lambda path: path.name)
-def test_manifests_of_kubernetes_name_only_what_is_there(path: Path) -> None:
-    manifest = yaml.safe_load(path.read_text())
-    assert {"apiVersion", "kind", "metadata", "spec"} <= manifest.keys()
-    for script in re.findall(r"jobs/\w+\.py", path.read_text()):
-        assert (ROOT / script).exists()
-    for line in re.findall(r"jobs/(\w+)\.py ([^|;']*)", path.read_text().replace("\n", " ")):
-        command = typer.main.get_command(app).commands[line[0]]  # type: ignore[attr-defined]
-        command.make_context("catdog", shlex.split(line[1])).close()
-
-
 def test_the_columns_of_the_artifacts_page_are_those_that_are_written() -> None:
     text = (ROOT / "docs" / "artifacts.md").read_text()
     for file, names in (
@@ -105,15 +88,3 @@ def test_the_columns_of_the_artifacts_page_are_those_that_are_written() -> None:
         (row,) = [line for line in text.splitlines() if line.startswith(f"| `{file}` |")]
         named = re.findall(r"`([^`]+)`", row)[1:]
         assert [name for name in named if name in names] == names, file
-
-
-def test_the_manifest_of_the_page_names_a_builder_and_its_arguments(untrained: str) -> None:
-    service = yaml.safe_load((ROOT / "docs" / "kubernetes" / "rayservice.yaml").read_text())
-    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
-    (application,) = config.applications
-    module, _, name = application.import_path.partition(":")
-    build = getattr(importlib.import_module(module), name)
-    assert ServeConfig.model_validate(application.args).model == ["s3://my-bucket/runs/first"]
-    assert isinstance(build(application.args | {"model": [untrained]}), serve.Application)
-    with pytest.raises(pydantic.ValidationError, match="modle"):
-        build({"modle": [untrained]})
