@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import threading
 import warnings
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from catdog.data import formats, jpeg
+from catdog.data import formats, jpeg, orientation
 
-# Tolerance of truncated files and warning filters are global, so only one thread at a time may change them.
+# Tolerance of truncated files, the TIFF decoder and warning filters are global: one thread at a time may change them.
 _lock = threading.Lock()
 
-_SAMPLE_FORMAT, _PHOTOMETRIC = 339, 262  # tags of TIFF 6.0
-_UNSIGNED, _WHITE_IS_ZERO = 1, 0
+_SAMPLE_FORMAT, _PHOTOMETRIC, _PLANAR, _CHANNELS = 339, 262, 284, 277  # tags of TIFF 6.0
+_UNSIGNED, _WHITE_IS_ZERO, _BY_CHANNEL = 1, 0, 2
 
 
 class UnreadableError(Exception):
@@ -57,7 +58,7 @@ def decode_with_pillow(data: bytes, most_pixels: int) -> tuple[np.ndarray, str]:
             raise UnreadableError(f"{kind} whose structure is truncated, damaged or of a rare kind") from error
         except (OSError, SyntaxError, EOFError) as error:
             raise UnreadableError(f"{kind}, truncated or damaged ({error})") from error
-        except MemoryError:
+        except (MemoryError, UnreadableError):
             raise
         except Exception as error:  # decoders raise errors of many kinds on broken files
             raise UnreadableError(f"{kind} that cannot be decoded ({type(error).__name__}: {error})") from error
@@ -95,6 +96,8 @@ def _register_plugins() -> None:
     # One thread, because the other cores belong to other workers.
     pillow_heif.register_heif_opener(decode_threads=1)
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    # Where each channel is stored by itself, Pillow's own decoder takes 16 bits for twice 8.
+    TiffImagePlugin.READ_LIBTIFF = True
 
 
 def _decode_whole_or_part(data: bytes, most_pixels: int) -> tuple[np.ndarray, str]:
@@ -114,19 +117,22 @@ def _decode_whole_or_part(data: bytes, most_pixels: int) -> tuple[np.ndarray, st
 
 
 def _decode(data: bytes, most_pixels: int, whole: bool) -> tuple[np.ndarray, str]:
-    with Image.open(io.BytesIO(data), formats=formats.PILLOW_FORMATS) as image:
+    with _opened(data) as image:
         width, height = image.size
         if width * height > most_pixels:
             raise ValueError(f"{width}×{height} pixels, more than {most_pixels}")
+        for name in ("xmp", "XML:com.adobe.xmp"):  # in which Pillow would look for an orientation
+            image.info.pop(name, None)
         image.load()
         detail = f"{image.format} {image.mode}"
-        upright = ImageOps.exif_transpose(image)
         if image.mode == "F" or image.mode.startswith("I"):
-            pixels, note = _from_grey(upright, image)
-        elif upright.has_transparency_data:
-            pixels, note = _from_transparent(upright, _transparent_value(image, data))
+            pixels, note = _from_grey(image)
+        elif image.has_transparency_data:
+            pixels, note = _from_transparent(image, _transparent_value(image, data))
         else:
-            pixels, note = np.asarray(upright.convert("RGB")), ""
+            pixels, note = np.asarray(image.convert("RGB")), ""
+        # Of a TIFF this is empty, and the image upright already.
+        pixels = orientation.turn_upright(pixels, orientation.read_orientation(image.info.get("exif") or b""))
     if not whole:
         note += ", truncated or damaged"
     elif image.format in ("JPEG", "MPO"):
@@ -136,9 +142,30 @@ def _decode(data: bytes, most_pixels: int, whole: bool) -> tuple[np.ndarray, str
     return pixels, detail + note
 
 
-def _from_grey(upright: Image.Image, image: ImageFile.ImageFile) -> tuple[np.ndarray, str]:
+def _opened(data: bytes) -> ImageFile.ImageFile:
+    """Opens a file so that Pillow takes its samples for what they are."""
+    image = Image.open(io.BytesIO(data), formats=formats.PILLOW_FORMATS)
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image
+    if image.tag_v2.get(_PLANAR) == _BY_CHANNEL and image.tag_v2.get(_CHANNELS, 1) > 1:
+        if image.mode not in ("RGB", "RGBA", "CMYK"):  # of others Pillow confuses the channels
+            raise UnreadableError(f"TIFF {image.mode} with each channel stored by itself, expected them together")
+    elif image.info.get("compression") == "raw":
+        TiffImagePlugin.READ_LIBTIFF = False  # without it, there is a picture in a truncated file
+        try:
+            return TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+        finally:
+            TiffImagePlugin.READ_LIBTIFF = True
+    for at, tile in enumerate(image.tile):
+        # libtiff gives samples in this machine's order; for signed ones and floats, Pillow believes in the file's.
+        if tile.codec_name == "libtiff" and isinstance(tile.args, tuple):
+            image.tile[at] = tile._replace(args=(re.sub("B([SF])$", r"N\1", tile.args[0]), *tile.args[1:]))
+    return image
+
+
+def _from_grey(image: ImageFile.ImageFile) -> tuple[np.ndarray, str]:
     """Scales grey of more than 8 bits, as described in `decode_with_pillow`."""
-    values = np.asarray(upright)
+    values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     if image.format == "TIFF" and image.mode == "I" and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED:
         values = values.view(np.uint32)

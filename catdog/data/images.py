@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from catdog import storage
-from catdog.data import fallback, jpeg
+from catdog.data import fallback, jpeg, orientation
 from catdog.data.resize import squash
 
 Status = Literal["ok", "recovered", "unreadable"]
@@ -194,28 +194,33 @@ def _unreadable(size: int, detail: str) -> Decoded:
 
 
 def _decode_plain_png(data: bytes) -> np.ndarray | None:
-    if not _is_plain_png(data):
+    exif = _exif_of_plain_png(data)
+    if exif is None:
         return None
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         return None
+    return None if pixels is None else orientation.turn_upright(pixels, orientation.read_orientation(exif))
 
 
-def _is_plain_png(data: bytes) -> bool:
-    """Returns whether the chunks are those of a complete 8-bit grey or RGB PNG without transparency (W3C PNG)."""
+def _exif_of_plain_png(data: bytes) -> bytes | None:
+    """The EXIF of a complete 8-bit grey or RGB PNG without transparency, which may be empty (W3C PNG); else None."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n") or len(data) < 33 or data[24] != 8 or data[25] not in (0, 2):
-        return False
+        return None
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     if not 0 < width * height <= MAX_PIXELS:
-        return False
-    at = 8
+        return None
+    at, exif = 8, b""
     while at + 12 <= len(data):
-        kind = data[at + 4 : at + 8]
+        kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
         if kind in (b"IEND", b"tRNS", b"acTL"):
-            return kind == b"IEND"
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
-    return False
+            return exif if kind == b"IEND" else None
+        if kind == b"eXIf":
+            exif = data[at + 8 : end - 4]
+        at = end
+    return None
 
 
 def use_one_thread() -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 import simplejpeg
+
+from catdog.data import orientation
 
 _APP1 = 0xE1
 # Markers from C0 to CF that do not begin a frame.
@@ -27,8 +28,6 @@ _SCAN, _END = 0xDA, 0xD9
 
 # Encoders make about ten. Each scan is a pass over the whole image, however few bytes it has.
 _MOST_SCANS = 100
-
-_ORIENTATION_TAG = 0x0112
 
 _FAULT = "truncated or damaged ({})"
 
@@ -83,7 +82,7 @@ def decode_jpeg(data: bytes, most_pixels: int) -> tuple[np.ndarray, str] | None:
         return None
     if not fault and not _has_all_scans(data, frame):
         fault = _FAULT.format("its last scans are missing")
-    return _upright(pixels, frame.orientation), fault
+    return orientation.turn_upright(pixels, frame.orientation), fault
 
 
 def cmyk_fault(data: bytes) -> str:
@@ -111,7 +110,7 @@ def _frame(data: bytes) -> _Frame | None:
     """Parses the markers up to the frame header (ITU-T T.81, annex B)."""
     if not data.startswith(b"\xff\xd8\xff"):
         return None
-    at, orientation = 2, 1
+    at, turn = 2, 1
     while at + 9 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # padding
@@ -119,10 +118,10 @@ def _frame(data: bytes) -> _Frame | None:
             continue
         if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
             bits, height, width, components = _FRAME_FIELDS.unpack_from(data, at + 4)
-            return _Frame(at, bits, width, height, components, orientation)
+            return _Frame(at, bits, width, height, components, turn)
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if marker == _APP1 and data.startswith(b"Exif\0\0", at + 4):
-            orientation = _orientation(data[at + 10 : end])
+            turn = orientation.read_orientation(data[at + 4 : end])
         at = end
     return None
 
@@ -137,29 +136,6 @@ def _count_scans(data: bytes, frame: _Frame) -> int:
         scans += marker == _SCAN
         at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
     return scans
-
-
-def _orientation(exif: bytes) -> int:
-    """The orientation in the first directory of EXIF's TIFF structure (TIFF 6.0, section 2); 1 if it is missing."""
-    order: Literal["little", "big"] = "little" if exif.startswith(b"II") else "big"
-    at = int.from_bytes(exif[4:8], order)
-    for entry in range(at + 2, at + 2 + 12 * int.from_bytes(exif[at : at + 2], order), 12):
-        if int.from_bytes(exif[entry : entry + 2], order) == _ORIENTATION_TAG:
-            found = int.from_bytes(exif[entry + 8 : entry + 10], order)
-            return found if 1 <= found <= 8 else 1
-        if entry > len(exif):
-            break
-    return 1
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Rotates and mirrors an image so that it is upright (Exif 2.32, section 4.6.4)."""
-    if orientation >= 5:
-        pixels = cv2.transpose(pixels)
-    mirrored, upside_down = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
-    if mirrored or upside_down:
-        pixels = cv2.flip(pixels, -1 if mirrored and upside_down else int(mirrored))
-    return pixels
 
 
 def _has_all_scans(data: bytes, frame: _Frame) -> bool:
