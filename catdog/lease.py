@@ -1,8 +1,9 @@
 """Leases: a lock file that lets one process at a time work on a folder.
 
-The file names the process and the time of its last heartbeat. A lease ends with its process: on the same machine the
-process table shows that, on another machine the heartbeat stops. After a crash the next start therefore takes over
-without manual cleanup.
+The file names the process, and its heartbeats change the time at which it was last written. A lease ends with its
+process: on the same machine the process table shows that, on another machine the heartbeat stops. After a crash the
+next start therefore takes over without manual cleanup. The age of a heartbeat is judged by the clock of the storage,
+because those of the machines may differ.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from catdog import storage
 from catdog.errors import CatdogError
 
 BEAT_SECONDS = 10.0
-# Long enough for clock differences of some seconds between machines, and for slow buckets.
+# Long enough for slow buckets.
 STALE_SECONDS = 60.0
 
 
@@ -41,7 +42,7 @@ class Lease:
         pid: process id.
         process_started: start time of the process, in seconds since 1970; tells it from a later process with the same
             id.
-        beat: time of the last heartbeat, in seconds since 1970.
+        beat: time at which the content was written, by the holder's clock, in seconds since 1970.
     """
 
     uri: str
@@ -59,22 +60,46 @@ class Lease:
         Raises:
             CatdogError: another process took over, because there was no heartbeat for `STALE_SECONDS`.
         """
-        holder = _read(self.uri)
-        if holder is None or holder.token != self.token:
+        if not self._is_held():
             raise CatdogError(
                 f"{self.what}: another process took over {storage.parent(self.uri)} while this one was suspended; "
                 "nothing more was written"
             )
 
+    def _is_held(self) -> bool:
+        try:
+            holder = _parse(storage.read_bytes(self.uri))
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise CatdogError(
+                f"could not read {self.uri}: {error.strerror or error}; run the same command again"
+            ) from error
+        return holder is not None and holder.token == self.token
+
     @property
-    def seconds_left(self) -> float:
-        """Seconds for which the holder may still be alive; 0 if it is known to be dead."""
-        if self.space == _process_space():
-            with contextlib.suppress(psutil.Error):
-                if abs(psutil.Process(self.pid).create_time() - self.process_started) < 1:
-                    return STALE_SECONDS
-            return 0.0
-        return max(0.0, self.beat + STALE_SECONDS - time.time())
+    def is_here(self) -> bool:
+        """Whether the holder is, or was, a process of this machine, so that the process table tells if it is alive."""
+        return self.space == _process_space()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the holder, a process of this machine, is alive."""
+        with contextlib.suppress(psutil.Error):
+            return abs(psutil.Process(self.pid).create_time() - self.process_started) < 1
+        return False
+
+    def beat_once(self) -> bool:
+        """Shows that the holder is alive; returns False if another process took over."""
+        if storage.is_local(self.uri):
+            # A new content could replace that of a process which took over in this moment.
+            if held := self._is_held():
+                os.utime(storage.absolute(self.uri))
+            return held
+        content = storage.read_bytes(self.uri)
+        found = _parse(content)
+        held = found is not None and found.token == self.token
+        return held and storage.replace_text(self.uri, content, self._text())
 
     def _text(self) -> str:
         return json.dumps(asdict(self) | {"beat": time.time()}, indent=2) + "\n"
@@ -110,10 +135,8 @@ def hold(uri: str, what: str, patience: float = 0.0) -> Iterator[Lease]:
     def beat() -> None:
         while not over.wait(BEAT_SECONDS):
             with contextlib.suppress(CatdogError, OSError):  # the next heartbeat may succeed
-                holder = _read(uri)
-                if holder is None or holder.token != lease.token:
+                if not lease.beat_once():
                     return
-                storage.write_text(uri, lease._text())
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -122,53 +145,80 @@ def hold(uri: str, what: str, patience: float = 0.0) -> Iterator[Lease]:
     finally:
         over.set()
         thread.join(timeout=BEAT_SECONDS)
-        holder = _read(uri)
-        if holder is not None and holder.token == lease.token:
-            storage.delete_file(uri)
+        # If the storage is out of reach, the lease ends with the process, and an error of the block is worth more.
+        with contextlib.suppress(CatdogError, OSError):
+            if lease._is_held():
+                storage.delete_file(uri)
 
 
 def holder(uri: str) -> Lease | None:
     """The lease in a file if its process may be alive; None otherwise."""
-    found = _read(uri)
-    return found if found is not None and found.seconds_left else None
+    found = _parse(_content(uri))
+    if found is None or found.is_here:
+        return found if found is not None and found.runs else None
+    written = storage.modified(uri)
+    # For a table the clocks of this machine and of the storage are near enough.
+    return found if written is not None and time.time() - written < STALE_SECONDS else None
 
 
 def _take(lease: Lease) -> None:
     if storage.create_text(lease.uri, lease._text()):
         return
-    holder = _read(lease.uri)
-    if holder is not None and (left := holder.seconds_left):
-        here = holder.space == _process_space()
-        where = "on this machine" if here else f"on {holder.host}"
-        rest = "" if here else f" (if that process is dead, its lease expires within {left:.0f} s)"
+    content = _content(lease.uri)
+    holder = _parse(content)
+    if holder is not None and (holder.runs if holder.is_here else (left := _seconds_left(lease)) > 0):
+        where = "on this machine" if holder.is_here else f"on {holder.host}"
+        rest = "" if holder.is_here else f" (if that process is dead, its lease expires within {left:.0f} s)"
         raise CatdogError(
             f"{storage.parent(lease.uri)} is in use: {holder.what}, process {holder.pid} {where}; wait until it has "
             f"ended, or end it{rest}"
         )
-    # Several processes may find that the holder is dead; renaming lets exactly one of them remove the file.
-    if storage.is_local(lease.uri):
-        path = Path(storage.absolute(lease.uri))
-        aside = path.with_name(f"{path.name}.{lease.token}")
-        with contextlib.suppress(FileNotFoundError):
-            path.rename(aside)
-            moved = _read(str(aside))
-            if moved is not None and (holder is None or moved.token != holder.token):
-                aside.rename(path)  # another process was faster, and this is its new lease
-            else:
-                aside.unlink()
-    else:
-        storage.delete_file(lease.uri)
-    if not storage.create_text(lease.uri, lease._text()):
+    if not _replace(lease, content):
         raise CatdogError(
             f"{storage.parent(lease.uri)} has just been taken by another process; wait until it has ended"
         )
 
 
-def _read(uri: str) -> Lease | None:
-    """The lease in a file; None if the file is absent or unreadable."""
+def _seconds_left(lease: Lease) -> float:
+    """Seconds until the heartbeat in the file of a lease is too old, by the clock of the storage."""
+    probe = storage.join(storage.parent(lease.uri), f".{storage.name(lease.uri)}.{os.getpid()}-{lease.token[:8]}.tmp")
+    storage.write_text(probe, "")
     try:
-        return Lease(**json.loads(storage.read_bytes(uri)))
-    except (OSError, ValueError, TypeError):
+        now, written = storage.modified(probe), storage.modified(lease.uri)
+    finally:
+        storage.delete_file(probe)
+    return 0.0 if now is None or written is None else max(0.0, written + STALE_SECONDS - now)
+
+
+def _replace(lease: Lease, content: bytes | None) -> bool:
+    """Replaces the lease of a dead holder; of several processes that find it dead, one succeeds."""
+    if content is not None and not storage.is_local(lease.uri):
+        return storage.replace_text(lease.uri, content, lease._text())
+    if content is not None:
+        path = Path(storage.absolute(lease.uri))
+        aside = path.with_name(f"{path.name}.{lease.token}")
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(aside)
+            if _content(str(aside)) != content:
+                aside.rename(path)  # another process was faster, and this is its new lease
+            else:
+                aside.unlink()
+    return storage.create_text(lease.uri, lease._text())
+
+
+def _content(uri: str) -> bytes | None:
+    """The bytes of a lease's file; None if it is absent or unreadable."""
+    try:
+        return storage.read_bytes(uri)
+    except OSError:
+        return None
+
+
+def _parse(content: bytes | None) -> Lease | None:
+    """The lease that bytes describe; None if they describe none."""
+    try:
+        return Lease(**json.loads(content or b""))
+    except (ValueError, TypeError):
         return None
 
 

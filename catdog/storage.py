@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
+from catdog import buckets
 from catdog.errors import CatdogError, UsageError
 
 # Set by Ray in the process of a submitted job (ray._private.runtime_env.constants.RAY_JOB_CONFIG_JSON_ENV_VAR).
@@ -50,11 +51,15 @@ def absolute(uri: str) -> str:
 
     Returns:
         An absolute local path, or the URI without a trailing slash.
+
+    Raises:
+        UsageError: the URI has credentials.
     """
     if uri.startswith("file://"):
         uri = uri.removeprefix("file://")
     if is_local(uri):
         return str(Path(uri).expanduser().absolute())
+    buckets.require_no_secrets(uri)
     base, mark, query = uri.partition("?")
     return base.rstrip("/") + mark + query
 
@@ -110,20 +115,19 @@ def name(uri: str) -> str:
     return base.rstrip("/").rpartition("/")[2]
 
 
-@functools.lru_cache(maxsize=32)
 def _bucket_filesystem(scheme: str, bucket: str, query: str) -> pafs.FileSystem:
-    options = f"?{query}" if query else ""
-    return pafs.FileSystem.from_uri(f"{scheme}://{bucket}/{options}")[0]
+    return buckets.open_filesystem(scheme, bucket, query)
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow file system of a URI, and the path within it.
 
     Raises:
-        UsageError: pyarrow has no file system for the URI.
+        UsageError: pyarrow has no file system for the URI, or it has credentials.
     """
     if is_local(uri):
         return pafs.LocalFileSystem(), absolute(uri)
+    buckets.require_no_secrets(uri)
     # `urlsplit` would cut the key at a "#".
     scheme, _, rest = uri.partition("://")
     path, _, query = rest.partition("?")
@@ -144,6 +148,13 @@ def kind(uri: str) -> str:
 def exists(uri: str) -> bool:
     """Returns whether a file or folder exists."""
     return kind(uri) != "absent"
+
+
+def modified(uri: str) -> float | None:
+    """When a file was last written by the storage's own clock, in seconds since 1970; None if it is absent."""
+    filesystem, path = resolve(uri)
+    stamp = filesystem.get_file_info(path).mtime_ns
+    return None if stamp is None else stamp / 1e9
 
 
 def list_names(uri: str) -> list[str]:
@@ -305,12 +316,22 @@ def table_to_bytes(table: pa.Table, compression: str = "zstd") -> bytes:
 
 
 def create_text(uri: str, text: str) -> bool:
-    """Creates a text file unless it exists; of several callers on one machine, exactly one succeeds.
+    """Creates a text file unless it exists; of several callers, exactly one succeeds.
+
+    Args:
+        uri: of the file.
+        text: its content, different for each caller.
 
     Returns:
         False if the file existed.
+
+    Raises:
+        CatdogError: the file could not be written.
     """
     if not is_local(uri):
+        filesystem, path = resolve(uri)
+        if filesystem.type_name in buckets.CONDITIONAL:
+            return buckets.create(uri, path, text.encode())
         if exists(uri):
             return False
         write_text(uri, text)
@@ -335,6 +356,29 @@ def create_text(uri: str, text: str) -> bool:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+    return True
+
+
+def replace_text(uri: str, before: bytes, text: str) -> bool:
+    """Replaces a text file in a bucket if its content is still the expected one; of several callers one succeeds.
+
+    Args:
+        uri: of the file.
+        before: the expected content.
+        text: the new content, different for each caller.
+
+    Returns:
+        False if its content was another, or it was gone.
+
+    Raises:
+        CatdogError: the file could not be written.
+    """
+    filesystem, path = resolve(uri)
+    if filesystem.type_name in buckets.CONDITIONAL:
+        return buckets.replace(uri, path, before, text.encode())
+    if not exists(uri) or read_bytes(uri) != before:
+        return False
+    write_text(uri, text)
     return True
 
 

@@ -22,6 +22,7 @@ os.environ.pop("RAY_ADDRESS", None)
 
 import pytest
 from helpers import SHARED, Outcome, save_untrained
+from s3_server import S3Server
 
 from catdog.data import synthetic
 from catdog.data.catalog import Catalog
@@ -62,6 +63,35 @@ def short_tmp() -> Iterator[Path]:
     """A folder with a path short enough for Ray's sockets (107 bytes)."""
     with tempfile.TemporaryDirectory(prefix="cd-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    """An S3 server that `s3://bucket` leads to."""
+    import s3_server
+
+    from catdog import buckets
+
+    with s3_server.running() as s3, pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.environment.items():
+            patch.setenv(name, value)
+        yield s3
+    buckets.open_filesystem.cache_clear()
+    buckets._store.cache_clear()
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> Iterator[S3Server]:
+    """The S3 server with an empty bucket, without faults."""
+    from catdog import storage
+
+    s3.set_faults()
+    for name in storage.list_names("s3://bucket"):
+        uri = storage.join("s3://bucket", name)
+        (storage.delete_folder if storage.kind(uri) == "folder" else storage.delete_file)(uri)
+    s3.take_counts()
+    yield s3
+    s3.set_faults()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from catdog import lease
+from catdog import lease, storage
 from catdog.errors import CatdogError
 
 HOLD = """
 import sys, time
-from catdog import lease
+from catdog import lease, storage
 with lease.hold(sys.argv[1], "a test"):
     print("held", flush=True)
     time.sleep(60)
@@ -52,18 +53,20 @@ def test_a_killed_holder_is_followed_at_once(tmp_path: Path) -> None:
 def test_elsewhere_the_heartbeat_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lease.json"
     elsewhere = lease.Lease(str(path), "scoring", host="node-2", space="another machine")
-    path.write_text(elsewhere._text())
+    # Its clock is an hour behind this one's.
+    path.write_text(json.dumps(json.loads(elsewhere._text()) | {"beat": time.time() - 3600}))
     with (
         pytest.raises(CatdogError, match=r"scoring, process \d+ on node-2; .* expires within [56]\d s"),
         lease.hold(str(path), "x"),
     ):
         pass
-    path.write_text(json.dumps(json.loads(elsewhere._text()) | {"beat": time.time() - 61}))
+    assert storage.list_names(str(tmp_path)) == ["lease.json"]
+    os.utime(path, (time.time() - 61,) * 2)
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.02)
     with lease.hold(str(path), "mine") as held:
-        first = json.loads(path.read_text())["beat"]
+        first = path.stat().st_mtime_ns
         end = time.monotonic() + 10
-        while json.loads(path.read_text())["beat"] == first:
+        while path.stat().st_mtime_ns == first:
             assert time.monotonic() < end, "no heartbeat"
             time.sleep(0.02)
         # A process that was suspended for too long, such as on a sleeping laptop, has lost its lease.

@@ -11,7 +11,7 @@ import pydantic
 import typer
 import typer.exceptions
 
-from catdog import __version__, imports, interruption
+from catdog import __version__, buckets, imports, interruption
 from catdog.cli import data, kaggle, predict, score, serve, train
 from catdog.cli.display import err, out
 from catdog.cli.options import add_command
@@ -77,17 +77,17 @@ def run(command: Callable[[], object]) -> NoReturn:
         # Of an option that is mistyped; of a command Typer itself says which one may be meant.
         near = getattr(error, "possibilities", None)
         message = f"{error.message} Did you mean '{near[0]}'?" if near else error.format_message()
-        err.print(f"catdog: {message} (see --help)")
+        _complain(f"catdog: {message} (see --help)")
         sys.exit(error.exit_code)
     except CatdogError as error:
         if debug:
             raise
-        err.print(f"catdog: {error}")
+        _complain(f"catdog: {error}")
         sys.exit(error.exit_code)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
-        err.print(f"catdog: {option} received {first['input']!r}: {first['msg']}")
+        _complain(f"catdog: {option} received {first['input']!r}: {first['msg']}")
         sys.exit(UsageError.exit_code)
     except (KeyboardInterrupt, typer.Abort):  # without a signal, such as Ctrl-D at a prompt
         err.print("catdog: interrupted")
@@ -96,9 +96,14 @@ def run(command: Callable[[], object]) -> NoReturn:
         if debug:
             raise
         text = (str(error).strip() or "no message").splitlines()[0]
-        err.print(f"catdog: {type(error).__name__}: {text} (--debug shows where)")
+        _complain(f"catdog: {type(error).__name__}: {text} (--debug shows where)")
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str) -> None:
+    """Prints an error without the credentials that a URI may have."""
+    err.print(buckets.without_secrets(message))
 
 
 def _show_version(wanted: bool) -> None:

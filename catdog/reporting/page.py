@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from catdog import buckets
 from catdog.inference.bundle import BundleInfo, SavedBundle
 from catdog.reporting import details, pictures
 from catdog.reporting.pictures import Scores
@@ -21,10 +22,6 @@ _MAX_LISTED, _MAX_TEXT, _MAX_KEY = 200, 300, 50
 # Characters that HTML forbids, or UTF-8.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 _SPACE = "\N{NO-BREAK SPACE}"
-# Of a bucket's URI: user and password, or an option that is one.
-_SECRETS = re.compile(
-    r"(?<=://)[^/@\s]*(?=@)|(?<=[?&])[\w-]*(?:key|secret|token|password)[\w-]*=[^&\s'\"]*", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def render_page(source: Source) -> str:
         "percent": percent,
         "short": lambda text: text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…",
         "ending": lambda text: text if len(text) <= _MAX_KEY else f"…{text[1 - _MAX_KEY :]}",
-        "public": lambda text: _SECRETS.sub("…", text),
+        "public": buckets.without_secrets,
         "svg": markupsafe.Markup,  # from `figures`, which escapes what it is given
     }
     text = environment.get_template("report.html").render(_content(source))
