@@ -181,7 +181,7 @@ def _take(lease: Lease) -> None:
 
 def _seconds_left(lease: Lease) -> float:
     """Seconds until the heartbeat in the file of a lease is too old, by the clock of the storage."""
-    probe = storage.join(storage.parent(lease.uri), f".{storage.name(lease.uri)}.{os.getpid()}-{lease.token[:8]}.tmp")
+    probe = storage.join(storage.parent(lease.uri), storage.temporary_name(storage.name(lease.uri)))
     storage.write_text(probe, "")
     try:
         now, written = storage.modified(probe), storage.modified(lease.uri)
@@ -194,16 +194,18 @@ def _replace(lease: Lease, content: bytes | None) -> bool:
     """Replaces the lease of a dead holder; of several processes that find it dead, one succeeds."""
     if content is not None and not storage.is_local(lease.uri):
         return storage.replace_text(lease.uri, content, lease._text())
-    if content is not None:
-        path = Path(storage.absolute(lease.uri))
-        aside = path.with_name(f"{path.name}.{lease.token}")
-        with contextlib.suppress(FileNotFoundError):
-            path.rename(aside)
-            if _content(str(aside)) != content:
-                aside.rename(path)  # another process was faster, and this is its new lease
-            else:
-                aside.unlink()
-    return storage.create_text(lease.uri, lease._text())
+    if content is None:
+        return storage.create_text(lease.uri, lease._text())
+    # At every moment there is a file of the old lease or of the new one, which shows that work was begun here.
+    path = Path(storage.absolute(lease.uri))
+    aside = path.with_name(storage.temporary_name(path.name))
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)
+        if _content(str(aside)) != content:
+            aside.rename(path)  # another process was faster, and this is its new lease
+    is_taken = storage.create_text(lease.uri, lease._text())
+    aside.unlink(missing_ok=True)
+    return is_taken
 
 
 def _content(uri: str) -> bytes | None:

@@ -23,11 +23,8 @@ _CONFIG, _LEASE, _MODEL, _CURVES, _VALID = "config.json", "lease.json", "model",
 _PAGE, _TRACKING = "report.html", "tracking.json"
 # Options that `config.json` has in every version of catdog.
 _ALWAYS = frozenset({"recipe", "arch", "image_size", "batch_size", "seed"})
-# Files of a run, of cross-validation (in its folder and in each fold's), and temporary files of interrupted writes.
-_FILES = re.compile(
-    r"valid\.parquet|report\.html|(seconds|tracking)\.json|oof\.([a-z]+\.)?(csv|json|html|parquet)"
-    r"|\..+\.\d+-[0-9a-f]{8}\.tmp"
-)
+# Files of a run and of cross-validation (in its folder and in each fold's).
+_FILES = re.compile(r"valid\.parquet|report\.html|(seconds|tracking)\.json|oof\.([a-z]+\.)?(csv|json|html|parquet)")
 _RUNS = re.compile(r"(member|fold)-\d+")
 
 
@@ -106,14 +103,18 @@ class RunDirectory:
             with lease.hold(storage.join(self.uri, _LEASE), what, patience) as held:
                 yield held
         finally:
-            if not before and not storage.list_names(self.uri):
+            if not before and not storage.list_names(self.uri, temporary=True):
                 storage.delete_folder(self.uri)
 
     def read(self) -> dict[str, Any] | None:
-        """Content of `config.json`; None if it is absent or not written by catdog."""
+        """Content of `config.json`; None if it is absent or not written by catdog.
+
+        Raises:
+            CatdogError: it could not be read.
+        """
         try:
-            content = json.loads(storage.read_bytes(self.config))
-        except (OSError, ValueError):
+            content = json.loads(storage.read_if_there(self.config) or b"")
+        except ValueError:
             return None
         known = isinstance(content, dict) and isinstance(content.get("options"), dict)
         if not known or "catalog_fingerprint" not in content or not content["options"].keys() >= _ALWAYS:
@@ -186,10 +187,10 @@ class RunDirectory:
     def _clear(self) -> list[str]:
         """Deletes the files of catdog except `config.json` and the lease; returns the names of all others."""
         grid = self._search_grid()
-        for name in storage.list_names(self.uri):
+        for name in storage.list_names(self.uri, temporary=True):
             place = storage.join(self.uri, name)
             if storage.kind(place) != "folder":
-                if _FILES.fullmatch(name) or (name == SEARCH and grid):
+                if _FILES.fullmatch(name) or storage.is_temporary(name) or (name == SEARCH and grid):
                     storage.delete_file(place)
             elif name in (CHECKPOINTS, _CURVES) or (name == _MODEL and _is_model(place)) or (name == TUNE and grid):
                 _delete_folder(place)
@@ -212,9 +213,9 @@ class RunDirectory:
     def _search_grid(self) -> list[str]:
         """Options of the search grid in this folder; trial folders are named after them. Empty without a search."""
         try:
-            content = json.loads(storage.read_bytes(storage.join(self.uri, SEARCH)))
+            content = json.loads(storage.read_if_there(storage.join(self.uri, SEARCH)) or b"")
             return list(content["grid"]) if "catalog_fingerprint" in content else []
-        except (OSError, ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError):
             return []
 
 
@@ -230,6 +231,8 @@ def _delete_folder(uri: str) -> None:
     if path is not None and path.is_symlink():
         path.unlink()
     else:
+        # First, so that what a kill leaves of a model is none.
+        storage.delete_file(storage.join(uri, BUNDLE))
         storage.delete_folder(uri)
 
 

@@ -16,6 +16,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,6 +33,8 @@ _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # Images in a row group of a shard; a group, a few megabytes, is read at once.
 PACKED_GROUP = 128
 _PACKED = re.compile(r"(.+\.parquet)#(\d+)(\?.*)?")
+# Of `temporary_name`.
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 
 
 class NotPackedError(OSError):
@@ -157,11 +160,26 @@ def modified(uri: str) -> float | None:
     return None if stamp is None else stamp / 1e9
 
 
-def list_names(uri: str) -> list[str]:
-    """Sorted names of the files and folders directly in a folder; empty for an absent folder."""
+def list_names(uri: str, temporary: bool = False) -> list[str]:
+    """Sorted names of the files and folders directly in a folder; empty for an absent folder.
+
+    Args:
+        uri: of the folder.
+        temporary: list temporary files as well, which a killed process leaves behind.
+    """
     filesystem, path = resolve(uri)
     found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in found)
+    return sorted(info.base_name for info in found if temporary or not is_temporary(info.base_name))
+
+
+def temporary_name(name: str) -> str:
+    """A name for a file that becomes another one, or is to be deleted; no two are equal."""
+    return f".{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Returns whether `temporary_name` made a name."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def names_beside(uri: str) -> list[str]:
@@ -196,6 +214,20 @@ def read_bytes(uri: str) -> bytes:
     filesystem, path = resolve(uri)
     with filesystem.open_input_file(path) as stream:
         return stream.read()
+
+
+def read_if_there(uri: str) -> bytes | None:
+    """Reads a file; None if there is none.
+
+    Raises:
+        CatdogError: it could not be read, which says nothing about whether it is there.
+    """
+    try:
+        return read_bytes(uri)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except OSError as error:
+        raise CatdogError(f"could not read {uri}: {error.strerror or error}; run the same command again") from error
 
 
 @functools.lru_cache(maxsize=1)
@@ -259,13 +291,14 @@ def writing(uri: str) -> Iterator[BinaryIO]:
             yield spool
             spool.seek(0)
             try:
-                with filesystem.open_output_stream(path) as stream:
-                    shutil.copyfileobj(spool, stream, 1 << 20)
+                # In a thread, which Ctrl-C cannot interrupt: closing the stream would make a whole object of a half.
+                with ThreadPoolExecutor(1) as thread:
+                    thread.submit(_upload, spool, filesystem, path).result()
             except OSError as error:
                 raise CatdogError(f"could not write {uri}: {error}") from error
         return
     target = Path(absolute(uri))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(temporary_name(target.name))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as stream:
@@ -278,6 +311,11 @@ def writing(uri: str) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):  # so that an error here does not hide the first one
             temporary.unlink()
+
+
+def _upload(spool: BinaryIO, filesystem: pafs.FileSystem, path: str) -> None:
+    with filesystem.open_output_stream(path) as stream:
+        shutil.copyfileobj(spool, stream, 1 << 20)
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
@@ -337,7 +375,7 @@ def create_text(uri: str, text: str) -> bool:
         write_text(uri, text)
         return True
     target = Path(absolute(uri))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(temporary_name(target.name))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text)

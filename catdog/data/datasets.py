@@ -29,7 +29,7 @@ from catdog.events import EventHandler, Progress
 
 # Files that are written at the same time, and the memory that they may take, in bytes.
 _WRITE_BATCH, _WRITE_BYTES = 64, 64 << 20
-# The lease in DEST during preparation. A folder with a lease but no catalog was interrupted.
+# The lease in DEST during preparation. A folder with one, or a temporary file of one, and no catalog was interrupted.
 _LEASE_NAME = "preparing.json"
 
 
@@ -159,14 +159,19 @@ def creating_dataset(dest: str, names: list[str], what: str) -> Iterator[lease.L
     """
     if storage.kind(dest) == "file":
         raise CatdogError(f"DEST {dest} is a file; give a new or empty folder")
-    there = storage.list_names(dest)
-    if there and _LEASE_NAME not in there:
+    begun = any(name.lstrip(".").startswith(_LEASE_NAME) for name in storage.list_names(dest, temporary=True))
+    if storage.list_names(dest) and not begun:
         raise CatdogError(f"DEST {dest} is not empty and holds no data set; give a new or empty folder")
 
     def delete() -> None:
+        if catalog.has_catalog(dest):  # it is complete: by another process, or just before an interruption
+            return
         for name in names:
             uri = storage.join(dest, name)
             (storage.delete_folder if storage.kind(uri) == "folder" else storage.delete_file)(uri)
+        for name in filter(storage.is_temporary, storage.list_names(dest, temporary=True)):
+            with contextlib.suppress(OSError):  # another process, which waits for the lease, may have deleted it
+                storage.delete_file(storage.join(dest, name))
 
     with lease.hold(storage.join(dest, _LEASE_NAME), what) as held:
         delete()
@@ -287,7 +292,7 @@ def _copy(
                 )
         elif data is None and storage.is_local(target):
             Path(target).mkdir(parents=True, exist_ok=True)
-        elif data is not None and storage.is_local(target):
+        elif data is not None and storage.is_local(target) and key not in known:
             # No sync: the data set counts as complete only with its catalog, which is written last and synced.
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             Path(target).write_bytes(data)

@@ -155,8 +155,8 @@ class KagglePath:
 
     def _require_same_source(self, source: str) -> None:
         try:
-            before = json.loads(storage.read_bytes(storage.join(self.folder, _ORIGIN)))
-        except (OSError, ValueError):
+            before = json.loads(storage.read_if_there(storage.join(self.folder, _ORIGIN)) or b"")
+        except ValueError:
             return
         now = _identity(source)
         if self.is_prepared and (before.get("name"), before.get("bytes")) != (now["name"], now["bytes"]):

@@ -94,11 +94,14 @@ def read_receipt(path: str, competition: str = COMPETITION) -> Receipt | None:
     Args:
         path: the CSV.
         competition: its name in Kaggle's URL.
+
+    Raises:
+        CatdogError: what is known could not be read.
     """
     out = storage.absolute(path)
     try:
-        found = Receipt(**json.loads(storage.read_bytes(result_set.sidecar(out, _ENDING))))
-    except (OSError, ValueError, TypeError):
+        found = Receipt(**json.loads(storage.read_if_there(result_set.sidecar(out, _ENDING)) or b""))
+    except (ValueError, TypeError):
         return None
     same = (found.sha256, found.competition) == (_sha256(out), competition)
     return dataclasses.replace(found, again=True) if same else None

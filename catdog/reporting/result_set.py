@@ -62,10 +62,14 @@ def write_rejected(out: str, tables: dict[str, pa.Table]) -> str:
 
 
 def read_meta(out: str) -> dict[str, Any]:
-    """Content of the `meta.json` of a CSV; empty where there is none that can be read."""
+    """Content of the `meta.json` of a CSV; empty where there is none, or a damaged one.
+
+    Raises:
+        CatdogError: it could not be read.
+    """
     try:
-        found = json.loads(storage.read_bytes(sidecar(out, "meta.json")))
-    except (OSError, ValueError):
+        found = json.loads(storage.read_if_there(sidecar(out, "meta.json")) or b"")
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
