@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import ray
 
 from catdog.errors import CatdogError
-from catdog.training import checkpoint
+from catdog.training import checkpoint, collectives
+from catdog.training.collectives import Collectives
 
 
 class CommonError(CatdogError):
@@ -17,28 +21,35 @@ class CommonError(CatdogError):
 
 
 class WorkerGroup:
-    """All workers of a run, as one of them sees them.
+    """All workers of a run, as one of them sees them; this class is a group of one.
 
     Attributes:
         rank: of this worker.
         size: how many there are.
-        strategy: TensorFlow's, in whose scope models are built.
     """
 
-    def __init__(self, rank: int, size: int) -> None:
-        """Joins the group that TF_CONFIG describes.
+    rank, size = 0, 1
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which models and optimizers are built."""
+        return contextlib.nullcontext()
+
+    def run(self, step: Callable[..., Any], batch: tuple[Any, ...]) -> Any:
+        """Runs a training step in this worker, within a `tf.function`.
 
         Args:
-            rank: of this worker.
-            size: how many there are.
+            step: takes the tensors of `batch`.
+            batch: this worker's share.
         """
-        import tensorflow as tf
+        return step(*batch)
 
-        self.rank, self.size = rank, size
-        self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        # One signature for all that is gathered, or TensorFlow traces anew for each.
-        numbers = tf.TensorSpec([1, None], tf.int64)
-        self._gather = tf.function(self._gather_in_replicas, input_signature=[numbers], autograph=False)
+    def sum_gradients(self, gradients: list[Any]) -> list[Any]:
+        """Adds up the workers' gradients, within a step.
+
+        Args:
+            gradients: tensors, of the same shapes in all workers.
+        """
+        return gradients
 
     def gather(self, value: np.ndarray) -> np.ndarray:
         """Every worker's array, stacked by rank; the same on all workers.
@@ -49,10 +60,7 @@ class WorkerGroup:
         Returns:
             The group's size × the shape of `value`.
         """
-        import tensorflow as tf
-
-        bits = np.ascontiguousarray(value).reshape(1, -1).view(np.int64)
-        return self._gather(tf.constant(bits)).numpy().view(value.dtype).reshape(-1, *value.shape)
+        return value[None]
 
     def all_true(self, value: bool) -> bool:
         """Tells whether something is so in every worker."""
@@ -66,10 +74,10 @@ class WorkerGroup:
     def average_moving_statistics(self, model: Any) -> None:
         """Averages batch-norm's statistics over the workers.
 
-        They are the one thing that the strategy does not keep equal, because each worker saw other images.
+        They are the one thing that equal gradients do not keep equal, because each worker saw other images.
 
         Args:
-            model: of Keras, built in the strategy's scope; its floating non-trainable variables are overwritten.
+            model: of Keras, built in `scope`; its floating non-trainable variables are overwritten.
         """
         moving = [variable for variable in model.non_trainable_variables if str(variable.dtype).startswith("float")]
         if not moving:
@@ -100,6 +108,62 @@ class WorkerGroup:
             raise CommonError(f"the workers' models have drifted apart ({digests}); nothing more was saved")
         return digests
 
+
+class ConnectedGroup(WorkerGroup):
+    """Workers that exchange arrays over connections of their own."""
+
+    def __init__(self, collectives: Collectives) -> None:
+        """Takes the connections.
+
+        Args:
+            collectives: this worker's.
+        """
+        self.rank, self.size, self._collectives = collectives.rank, collectives.size, collectives
+
+    def sum_gradients(self, gradients: list[Any]) -> list[Any]:
+        import tensorflow as tf
+
+        flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], 0)
+        total = tf.numpy_function(self._collectives.all_reduce, [flat], flat.dtype)
+        total.set_shape(flat.shape)
+        parts = tf.split(total, [gradient.shape.num_elements() for gradient in gradients])
+        return [tf.reshape(part, gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]
+
+    def gather(self, value: np.ndarray) -> np.ndarray:
+        return self._collectives.all_gather(value)
+
+
+class StrategyGroup(WorkerGroup):
+    """Workers with GPUs, whose gradients TensorFlow's strategy adds up by NCCL."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        """Joins the group that TF_CONFIG describes.
+
+        Args:
+            rank: of this worker.
+            size: how many there are.
+        """
+        import tensorflow as tf
+
+        self.rank, self.size = rank, size
+        self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        # One signature for all that is gathered, or TensorFlow traces anew for each.
+        numbers = tf.TensorSpec([1, None], tf.int64)
+        self._gather = tf.function(self._gather_in_replicas, input_signature=[numbers], autograph=False)
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        return self._strategy.scope()
+
+    def run(self, step: Callable[..., Any], batch: tuple[Any, ...]) -> Any:
+        # Keras's optimizer finds the strategy, and adds up the gradients itself.
+        return self._strategy.run(step, args=batch)
+
+    def gather(self, value: np.ndarray) -> np.ndarray:
+        import tensorflow as tf
+
+        bits = np.ascontiguousarray(value).reshape(1, -1).view(np.int64)
+        return self._gather(tf.constant(bits)).numpy().view(value.dtype).reshape(-1, *value.shape)
+
     def _gather_in_replicas(self, value: Any) -> Any:
         import tensorflow as tf
 
@@ -107,4 +171,52 @@ class WorkerGroup:
             # Only a tensor made in the replica has a device to gather to.
             return tf.distribute.get_replica_context().all_gather(tf.identity(value), axis=0)
 
-        return self.strategy.run(gather, args=(value,))
+        return self._strategy.run(gather, args=(value,))
+
+
+_listener: socket.socket | None = None
+_connected: Collectives | CatdogError | None = None
+
+
+def listen() -> tuple[str, int]:
+    """Makes this process ready for the others to connect; returns host and port."""
+    global _listener
+    _listener = collectives.free_listener(ray.util.get_node_ip_address())
+    return _listener.getsockname()[:2]
+
+
+def connect(rank: int, addresses: list[tuple[str, int]], key: bytes) -> None:
+    """Connects this process to the others; `join` raises what goes wrong.
+
+    Args:
+        rank: of this process.
+        addresses: what `listen` returned, by rank.
+        key: a secret that all processes were given.
+    """
+    global _connected
+    assert _listener is not None
+    try:
+        _connected = Collectives(rank, addresses, _listener, key)
+    except CatdogError as error:
+        _connected = error
+
+
+def join(rank: int, size: int, gpu: bool) -> WorkerGroup:
+    """The group of this process's worker.
+
+    Args:
+        rank: of this worker.
+        size: how many there are.
+        gpu: whether each has a GPU.
+
+    Raises:
+        CatdogError: `connect` did not reach the others.
+    """
+    if size == 1:
+        return WorkerGroup()
+    if gpu:
+        return StrategyGroup(rank, size)
+    if isinstance(_connected, CatdogError):
+        raise _connected
+    assert _connected is not None
+    return ConnectedGroup(_connected)

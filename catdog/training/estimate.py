@@ -220,13 +220,13 @@ def _measure_worker(
     pixels = ingest.Pixels([decoded.pixels[config.model.image_size][readable]], _places(rows.num_rows, readable), [])
     share = max(1, config.data.batch_size // plan.workers)
     config = config.replace("data", batch_size=share).replace("run", members=[])
-    group = WorkerGroup(0, 1)
+    group = WorkerGroup()
     try:
         replica = build_replica(_job(config, plan, keys, labels, weights[0]), group, 100)
     except CatdogError as error:
         return str(error)
     batches = ingest.Batches(config, pixels, labels, rng.key_hash(keys), 0, 1)
-    step = training_step(config, replica, group.strategy, batches.size)
+    step = training_step(config, replica, group, batches.size)
     predict = tf.function(replica.predict, autograph=False)
     batch = pixels.take(readable[: batches.size])
     predict(batch)

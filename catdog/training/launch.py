@@ -1,13 +1,15 @@
-"""The training workers: Ray Train starts them, TensorFlow finds them, and their events come back to this process."""
+"""The training workers: Ray Train starts them, they find each other, and their events come back to this process."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import secrets
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,7 +21,7 @@ from catdog import cluster, run_directory
 from catdog.errors import CatdogError
 from catdog.events import EventHandler
 from catdog.resources import TrainPlan
-from catdog.training import trainer
+from catdog.training import distributed, trainer
 from catdog.training.job import Failure, TrainResult, WorkerJob
 
 _MAX_RESTARTS = 3
@@ -27,23 +29,35 @@ _MAX_RESTARTS = 3
 _GRPC_EXEMPT = "no_grpc_proxy"
 
 
-class _TensorFlowBackend(Backend):
-    """Tells each worker the addresses of the others, which is all that TensorFlow's strategy needs.
+class _WorkersBackend(Backend):
+    """Makes the workers known to each other.
 
-    Ray's own backend does so too, but importing it imports TensorFlow, here and in the controller: 10 s of CPU.
+    Ray's own backend for TensorFlow imports it, here and in the controller: 10 s of CPU.
     """
 
-    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002
-        addresses = worker_group.execute(_free_address)
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, _WorkersConfig)
+        if backend_config.plan.workers == 1:
+            return
+        gpu = backend_config.plan.gpu
+        addresses = worker_group.execute(_free_address if gpu else distributed.listen)
+        introduce: Callable[..., None] = _introduce if gpu else distributed.connect
+        key = {} if gpu else {"key": secrets.token_bytes(32)}
         ray.get(
-            [worker_group.execute_single_async(rank, _introduce, addresses, rank) for rank in range(len(addresses))]
+            [
+                worker_group.execute_single_async(rank, introduce, rank, addresses, **key)
+                for rank in range(len(addresses))
+            ]
         )
 
 
-class _TensorFlowConfig(BackendConfig):
+@dataclass
+class _WorkersConfig(BackendConfig):
+    plan: TrainPlan
+
     @property
     def backend_cls(self) -> type[Backend]:
-        return _TensorFlowBackend
+        return _WorkersBackend
 
 
 class _Trainer(DataParallelTrainer):
@@ -59,7 +73,8 @@ def _free_address() -> str:
         return f"{ray.util.get_node_ip_address()}:{listener.getsockname()[1]}"
 
 
-def _introduce(addresses: list[str], rank: int) -> None:
+def _introduce(rank: int, addresses: list[str]) -> None:
+    """Tells TensorFlow's strategy where the others are."""
     task = {"type": "worker", "index": rank}
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
     # Behind a proxy, which knows nothing of workers, they would wait for each other forever.
@@ -87,7 +102,7 @@ def run_workers(job: WorkerJob) -> TrainResult:
     ray_trainer = _Trainer(
         _run_worker,
         train_loop_config={"job": job},  # Ray takes a dict only
-        backend_config=_TensorFlowConfig(),
+        backend_config=_WorkersConfig(plan),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.workers,
             use_gpu=plan.gpu,

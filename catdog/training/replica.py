@@ -83,7 +83,7 @@ def build_replica(job: WorkerJob, group: WorkerGroup, steps: int) -> Replica:
     """
     config = job.config
     weights = ray.get(job.weights) if job.weights is not None else None
-    with group.strategy.scope():
+    with group.scope():
         built = _build(dataclasses.replace(config.model.spec, image_size=config.train_size), weights, group)
         model = built if config.model.spec.pretrained else batch_norm.fuse_batch_norm(built)
         validation_model = (

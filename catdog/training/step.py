@@ -10,18 +10,19 @@ import numpy as np
 from catdog.models import batch_norm, surgery
 from catdog.training import augmentation
 from catdog.training.config import ResolvedConfig
+from catdog.training.distributed import WorkerGroup
 from catdog.training.replica import Replica
 
 
 def training_step(
-    config: ResolvedConfig, replica: Replica, strategy: Any, batch_size: int
+    config: ResolvedConfig, replica: Replica, group: WorkerGroup, batch_size: int
 ) -> Callable[[list[np.ndarray]], float]:
     """Makes the function that trains on one batch.
 
     Args:
         config: its loss and MixUp.
         replica: whose model and optimizer are updated.
-        strategy: TensorFlow's, which adds up the workers' gradients.
+        group: adds up the workers' gradients.
         batch_size: of the global batch, in images.
 
     Returns:
@@ -49,9 +50,9 @@ def training_step(
             # Gradients are summed over the workers, so each divides by the whole batch.
             loss = tf.reduce_sum(each) / batch_size
         gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
-        optimizer.apply(gradients, model.trainable_variables)
+        optimizer.apply(group.sum_gradients(gradients), model.trainable_variables)
         return loss
 
     # There is no control flow on tensors, and AutoGraph's search for it takes a third of the tracing.
-    traced = tf.function(lambda *batch: strategy.run(step, args=batch), autograph=False)
+    traced = tf.function(lambda *batch: group.run(step, batch), autograph=False)
     return lambda batch: float(traced(*map(tf.constant, batch)))

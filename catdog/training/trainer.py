@@ -18,9 +18,9 @@ from catdog.errors import CatdogError
 from catdog.events import EpochDone, Progress, StepDone, TrainingEvent, TrainingStarted
 from catdog.inference import engines
 from catdog.run_directory import RunDirectory
-from catdog.training import checkpoint, ingest
+from catdog.training import checkpoint, distributed, ingest
 from catdog.training.bundle_writer import write_trained_bundle
-from catdog.training.distributed import CommonError, WorkerGroup
+from catdog.training.distributed import CommonError
 from catdog.training.early_stopping import EarlyStopping
 from catdog.training.job import Failure, SplitData, TrainResult, WorkerJob
 from catdog.training.replica import build_replica
@@ -80,7 +80,7 @@ class Trainer:
         self.job = job
         context = ray.train.get_context()
         keras.utils.set_random_seed(config.run.seed)
-        self.group = group = WorkerGroup(context.get_world_rank(), context.get_world_size())
+        self.group = group = distributed.join(context.get_world_rank(), context.get_world_size(), job.plan.gpu)
         self.train_pixels = _fetch_pixels(job.train, config.model.image_size, "training")
         valid_pixels = _fetch_pixels(job.valid, config.model.image_size, "validation")
         hashes = rng.key_hash(job.train.keys)
@@ -89,7 +89,7 @@ class Trainer:
         if batch_size < group.size:
             raise CommonError(f"{batch_size} training images for {group.size} workers, expected one each at least")
         self.replica = build_replica(job, group, self.batches.steps * config.optimizer.epochs)
-        self.train_step = training_step(config, self.replica, group.strategy, batch_size)
+        self.train_step = training_step(config, self.replica, group, batch_size)
         self.validator = Validator(valid_pixels, job.valid.labels, job.prior, self.replica.predict, group, batch_size)
         self.stopping = EarlyStopping(config.optimizer.epochs, config.validation.keep, config.validation.patience)
         self.board: TensorBoardWriter | None = None  # rank 0 has one

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from typing import Any
@@ -12,25 +11,45 @@ from typing import Any
 import numpy as np
 import pytest
 
+from catdog.training.collectives import free_listener
+
 SCRIPT = """
-import json, sys
+import json, socket, sys
 import numpy as np
 from catdog.inference import engines
 
 engines.set_up(1, gpu=False)
 import keras
 import tensorflow as tf
-from catdog.training.distributed import CommonError, WorkerGroup
+from catdog.training.collectives import Collectives
+from catdog.training.distributed import CommonError, ConnectedGroup, StrategyGroup
 from catdog.training.ingest import Pixels
 from catdog.training.validation import Validator
 
-rank = int(sys.argv[1])
-group = WorkerGroup(rank, 2)
+rank, listener, addresses = json.loads(sys.argv[1])
+if listener is None:
+    group = StrategyGroup(rank, 2)
+else:
+    group = ConnectedGroup(Collectives(rank, list(map(tuple, addresses)), socket.socket(fileno=listener), b"key"))
 found = {
     "gathered": group.gather(np.array([[rank + 0.5], [-1.0]])).tolist(),
     "all": [group.all_true(True), group.all_true(rank == 0)],
 }
-with group.strategy.scope():
+with group.scope():
+    line = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones", use_bias=True)])
+    optimizer = keras.optimizers.SGD(0.5)
+    optimizer.build(line.trainable_variables)
+
+def step(inputs):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(line(inputs))
+    gradients = tape.gradient(loss, [variable.value for variable in line.trainable_variables])
+    optimizer.apply(group.sum_gradients(gradients), line.trainable_variables)
+    return loss
+
+tf.function(lambda *batch: group.run(step, batch), autograph=False)(tf.constant([[rank + 1.0, 10.0 * rank]]))
+found["stepped"] = [np.asarray(variable).ravel().tolist() for variable in line.weights]
+with group.scope():
     model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
 found["equal"] = group.require_equal_variables(model)
 model.layers[0].moving_mean.assign([rank, 2.0, 4.0 * rank])
@@ -52,19 +71,23 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def workers() -> list[dict[str, Any]]:
-    """What each of two workers found."""
-    with socket.socket() as first, socket.socket() as second:
-        for listener in (first, second):
-            listener.bind(("127.0.0.1", 0))
-        addresses = [f"127.0.0.1:{listener.getsockname()[1]}" for listener in (first, second)]
+@pytest.fixture(scope="module", params=["connections", "strategy"])
+def workers(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """What each of two workers found: those of CPUs, and those of GPUs, which run on the CPU here."""
+    listeners = [free_listener("127.0.0.1") for _ in range(2)]
+    addresses = [listener.getsockname()[:2] for listener in listeners]
     started = []
-    for rank in range(2):
-        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
-        environment = os.environ | {"TF_CONFIG": json.dumps(task), "no_proxy": "*", "no_grpc_proxy": "127.0.0.1"}
-        command = [sys.executable, "-c", SCRIPT, str(rank)]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+    for rank, listener in enumerate(listeners):
+        number, environment = listener.fileno(), dict(os.environ)
+        if request.param == "strategy":
+            number = None
+            cluster = {"worker": [f"{host}:{port}" for host, port in addresses]}
+            task = {"cluster": cluster, "task": {"type": "worker", "index": rank}}
+            environment |= {"TF_CONFIG": json.dumps(task), "no_proxy": "*", "no_grpc_proxy": "127.0.0.1"}
+        command = [sys.executable, "-c", SCRIPT, json.dumps([rank, number, addresses])]
+        kept = [] if number is None else [number]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=kept, env=environment))
+        listener.close()
     try:
         printed = [process.communicate(timeout=120)[0] for process in started]
     finally:
@@ -77,6 +100,12 @@ def test_arrays_are_gathered_by_rank(workers: list[dict[str, Any]]) -> None:
     for found in workers:
         assert found["gathered"] == [[[0.5], [-1.0]], [[1.5], [-1.0]]]
         assert found["all"] == [True, False]
+
+
+def test_a_step_applies_the_sum_of_the_gradients(workers: list[dict[str, Any]]) -> None:
+    for found in workers:
+        # Inputs (1, 0) and (2, 10): the sum of the gradients is (3, 10), and 2 for the bias.
+        assert found["stepped"] == [[1 - 0.5 * 3, 1 - 0.5 * 10], [-0.5 * 2]]
 
 
 def test_models_that_differ_are_found_and_averaged_statistics_are_equal(workers: list[dict[str, Any]]) -> None:
