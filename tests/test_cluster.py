@@ -1,4 +1,4 @@
-"""The cluster file, and the plan: what is asked of a cluster and what is refused."""
+"""The cluster files, and the plan: what is asked of a cluster and what is refused."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from catdog.errors import CatdogError, UsageError
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def config() -> dict[str, Any]:
-    """What Ray makes of the cluster file: checked against its schema, with its defaults and merged commands."""
+def prepared(name: str) -> dict[str, Any]:
+    """What Ray makes of a cluster file: checked against its schema, with its defaults and merged commands."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    prepared = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
-    validate_config(prepared)
-    return prepared
+    config = prepare_config(yaml.safe_load((ROOT / name).read_text()))
+    validate_config(config)
+    return config
 
 
-def test_cluster_yaml_has_a_cpu_head_and_gpu_workers_from_zero(config: dict[str, Any]) -> None:
+def test_cluster_yaml_has_a_cpu_head_and_gpu_workers_from_zero() -> None:
+    config = prepared("cluster.yaml")
     types = config["available_node_types"]
     head, workers = types[config["head_node_type"]], types["gpu_worker"]
     assert "GPU" not in head["resources"]
@@ -42,14 +42,36 @@ def test_cluster_yaml_has_a_cpu_head_and_gpu_workers_from_zero(config: dict[str,
     assert "IamInstanceProfile" not in head["node_config"]
     assert workers["node_config"]["IamInstanceProfile"]
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+
+
+def test_cluster_local_yaml_keeps_every_machine_that_it_names() -> None:
+    config = prepared("cluster.local.yaml")
+    (machines,) = config["available_node_types"].values()
+    assert machines["min_workers"] == machines["max_workers"] == len(config["provider"]["worker_ips"]) == 2
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "cluster.local.yaml"])
+def test_cluster_files_copy_what_is_installed_and_no_more(name: str) -> None:
+    config = prepared(name)
     mounts = {remote: local for remote, local in config["file_mounts"].items() if not local.startswith("~")}
     assert all((ROOT / local).exists() for local in mounts.values())
     # Ray reads every file below a mount; the folder itself holds data, runs and environments.
     assert all((ROOT / local).resolve() != ROOT for local in mounts.values())
 
 
-@pytest.mark.parametrize("node_type", ["head", "gpu_worker"])
-def test_the_commands_of_cluster_yaml_run_and_run_again(node_type: str, config: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "installed"),
+    [
+        ("cluster.yaml", "head", ["/catdog", "boto3"]),
+        ("cluster.yaml", "worker", ["/catdog", "/catdog[gpu]"]),
+        ("cluster.local.yaml", "head", ["/catdog"]),
+        ("cluster.local.yaml", "worker", ["/catdog"]),
+    ],
+)
+def test_the_commands_of_cluster_files_run_and_run_again(
+    name: str, kind: str, installed: list[str], tmp_path: Path
+) -> None:
     """In a shell as Ray's; uv, which would go to the internet, and ray only note how they were called."""
     log, uv = tmp_path / "log", tmp_path / ".local" / "bin" / "uv"
     uv.parent.mkdir(parents=True)
@@ -57,10 +79,10 @@ def test_the_commands_of_cluster_yaml_run_and_run_again(node_type: str, config: 
     ray_ = f"printf '%s' '{note}' > ~/catdog-env/bin/ray; chmod +x ~/catdog-env/bin/ray"
     uv.write_text(f'{note}if [ "$1" = venv ]; then mkdir -p ~/catdog-env/bin; {ray_}; fi\n')
     uv.chmod(0o755)
-    kind = "head" if node_type == "head" else "worker"
+    config = prepared(name)
     # A node type's own commands would stand in place of all others (ray.autoscaler._private.autoscaler).
-    commands = config["available_node_types"][node_type].get("worker_setup_commands", config[f"{kind}_setup_commands"])
-    for command in [*commands, *config[f"{kind}_start_ray_commands"]] * 2:
+    assert not any("worker_setup_commands" in node for node in config["available_node_types"].values())
+    for command in [*config[f"{kind}_setup_commands"], *config[f"{kind}_start_ray_commands"]] * 2:
         subprocess.run(
             ["bash", "-c", f"export OMP_NUM_THREADS=1 && ({command})"],
             env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"},
@@ -72,11 +94,10 @@ def test_the_commands_of_cluster_yaml_run_and_run_again(node_type: str, config: 
     venv, *installs, stop, start = called[:half]
     assert re.search(r"--allow-existing --python 3\.1[123] ", venv)
     assert all(f"--python {tmp_path}/catdog-env/bin/python" in install for install in installs)
-    wanted = {"head": ["/catdog", "boto3"], "gpu_worker": ["/catdog", "/catdog[gpu]"]}[node_type]
-    assert [install.split()[-1].removeprefix(str(tmp_path)) for install in installs] == wanted
+    assert [install.split()[-1].removeprefix(str(tmp_path)) for install in installs] == installed
     # A second `ray start` on a node would be a second Ray.
     assert stop == "ray stop"
-    assert start.startswith("ray start --head" if node_type == "head" else "ray start --address=10.0.0.1:6379")
+    assert start.startswith("ray start --head" if kind == "head" else "ray start --address=10.0.0.1:6379")
     assert (tmp_path / ".bashrc").read_text().count("RAY_AUTH_MODE=token") == 1
 
 
