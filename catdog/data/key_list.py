@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from catdog import spreadsheets
+
 KEEP, FLIP, LEAVE_OUT = "keep", "flip", "leave out"
 ACTIONS = (KEEP, FLIP, LEAVE_OUT)
 COLUMNS = ("key", "action")
@@ -61,7 +63,8 @@ def parse_actions(text: str) -> dict[str, str] | None:
         header = next(csv.reader(io.StringIO(text, newline=""), strict=True), [])
         if set(header) >= set(COLUMNS):
             found: dict[str, str] = {}
-            for key, action in zip(*(_column(text, header, name) for name in COLUMNS), strict=True):
+            for cell, action in zip(*(_column(text, header, name) for name in COLUMNS), strict=True):
+                key = spreadsheets.unescape_cell(cell)
                 if action not in ACTIONS:
                     raise ValueError(f"{key} has the action {action!r}, expected {', '.join(ACTIONS)}")
                 if found.setdefault(key, action) != action:
@@ -76,11 +79,7 @@ def format_actions(actions: Mapping[str, str]) -> str:
     Args:
         actions: by key, each of `ACTIONS`.
     """
-    text = io.StringIO()
-    rows = csv.writer(text)  # with the default line ends, so that it quotes keys that contain one
-    rows.writerow(COLUMNS)
-    rows.writerows(actions.items())
-    return text.getvalue()
+    return spreadsheets.csv_text([COLUMNS, *actions.items()])
 
 
 def parse_keys(text: str, known: set[str]) -> set[str]:
@@ -96,7 +95,10 @@ def parse_keys(text: str, known: set[str]) -> set[str]:
     with contextlib.suppress(csv.Error):  # not a CSV
         header = next(csv.reader(io.StringIO(text, newline=""), strict=True), [])
         if "key" in header:
-            return set(_column(text, header, "key"))
+            cells = _column(text, header, "key")
+            read = {cell: spreadsheets.unescape_cell(cell) for cell in cells}
+            # A list that catdog did not write may have the key as it is.
+            return {cell if cell in known and key not in known else key for cell, key in read.items()}
     return _lines(text, known)
 
 

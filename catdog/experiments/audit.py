@@ -7,8 +7,6 @@ The audit only lists and draws; `catdog train --leave-out` excludes listed keys.
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +14,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from catdog import cluster, storage
+from catdog import cluster, spreadsheets, storage
 from catdog.data import images, thumbnails
 from catdog.data.catalog import Catalog
 from catdog.errors import UsageError
@@ -177,11 +175,8 @@ def near_duplicates(hashes: np.ndarray, distance: int) -> list[tuple[int, int, i
 
 def write_findings(findings: list[Finding], uri: str) -> None:
     """Writes the findings as CSV with the columns `COLUMNS`."""
-    text = io.StringIO()
-    rows = csv.writer(text)  # with the default line ends, so that it quotes keys that contain one
-    rows.writerow(COLUMNS)
-    rows.writerows([[getattr(finding, column) for column in COLUMNS] for finding in findings])
-    storage.write_text(uri, text.getvalue())
+    rows = [[getattr(finding, column) for column in COLUMNS] for finding in findings]
+    storage.write_text(uri, spreadsheets.csv_text([COLUMNS, *rows]))
 
 
 def draw_findings(findings: list[Finding], data: Catalog, uri: str, each: int = 20) -> None:

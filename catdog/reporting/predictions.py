@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from dataclasses import dataclass
 
 import numpy as np
 
+from catdog import spreadsheets
 from catdog.inference.imagenet import Likeliest
 from catdog.inference.predictor import Predictions
 
@@ -121,14 +120,12 @@ def rows_to_csv(rows: list[PhotoRow]) -> str:
     Its columns are file, class and its probability, status and remarks; between them the probability of each of two
     classes, or the next of ImageNet's likeliest classes.
     """
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
     known = next((row.probabilities for row in rows if row.probabilities), {})
     if len(known) > 2:
         others = [f"{what}_{rank}" for rank in range(2, len(known) + 1) for what in ("class", "probability")]
     else:
         others = [f"probability_{name}" for name in known]
-    lines.writerow(["file", "class", "probability", *others, "status", "remarks"])
+    lines: list[list[str | float]] = [["file", "class", "probability", *others, "status", "remarks"]]
     for row in rows:
         each: list[str | float] = [""] * len(others)
         if len(row.probabilities) > 2:
@@ -136,5 +133,5 @@ def rows_to_csv(rows: list[PhotoRow]) -> str:
         elif row.probabilities:
             each = [row.probabilities[name] for name in known]
         said = ["" if value is None else value for value in (row.class_name, row.probability)]
-        lines.writerow([row.file, *said, *each, row.status, "; ".join(row.remarks)])
-    return text.getvalue()
+        lines.append([row.file, *said, *each, row.status, "; ".join(row.remarks)])
+    return spreadsheets.csv_text(lines, line_end="\n")

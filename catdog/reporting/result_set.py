@@ -12,16 +12,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
 
-from catdog import storage
+from catdog import spreadsheets, storage
 from catdog.errors import CatdogError, UsageError
 
 REJECTED_COLUMNS = ("split", "id", "key", "reason")
@@ -58,7 +55,7 @@ def write_rejected(out: str, tables: dict[str, pa.Table]) -> str:
         for split, table in tables.items()
         for row in table.select(["id", "key", "detail"]).to_pylist()
     ]
-    return write_sidecar(out, "rejected.csv", csv_text([REJECTED_COLUMNS, *rows]))
+    return write_sidecar(out, "rejected.csv", spreadsheets.csv_text([REJECTED_COLUMNS, *rows], line_end="\n"))
 
 
 def read_meta(out: str) -> dict[str, Any]:
@@ -130,10 +127,3 @@ def read_origin(path: str) -> str:
         meta = sidecar(out, "meta.json")
         raise UsageError(f"FILE received {path!r} without a readable {meta}; give its data set with --data DIR")
     return data
-
-
-def csv_text(rows: Iterable[tuple[str, ...]]) -> str:
-    """Rows as the text of a CSV file, its lines ended by LF."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -7,7 +7,7 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,12 +52,19 @@ def write_submission(out: str, ids: pa.ChunkedArray, probabilities: np.ndarray) 
 
 
 def _pieces(ids: pa.ChunkedArray, probabilities: np.ndarray, order: np.ndarray) -> Iterator[str]:
-    yield result_set.csv_text([faults.COLUMNS])
+    yield _csv_text([faults.COLUMNS])
     for start in range(0, len(order), _PIECE):
         piece = order[start : start + _PIECE]
         # Twelve digits: the last bits of a float do not show. None may round to 0 or 1, which can cost most.
         written = [f"{p:.12g}" for p in np.clip(probabilities[piece], _LEAST, 1 - _LEAST)]
-        yield result_set.csv_text(zip(ids.take(pa.array(piece)).to_pylist(), written, strict=True))
+        yield _csv_text(zip(ids.take(pa.array(piece)).to_pylist(), written, strict=True))
+
+
+def _csv_text(rows: Iterable[tuple[str, ...]]) -> str:
+    """Rows as Kaggle wants them, which compares the ids: nothing is escaped for spreadsheets."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 @dataclass(frozen=True)

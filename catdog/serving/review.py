@@ -21,7 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from starlette.types import ASGIApp
 
-from catdog import storage
+from catdog import spreadsheets, storage
 from catdog.data import images, key_list, thumbnails
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
@@ -254,6 +254,7 @@ def _read_audit(uri: str, known: dict[str, int], root: str) -> list[dict[str, st
         complete = set(rows.fieldnames or ()) >= _COLUMNS
         for line in lines if complete else []:
             float(line["score"])
+            line |= {name: spreadsheets.unescape_cell(text) for name, text in line.items() if isinstance(text, str)}
     except (csv.Error, ValueError, TypeError) as error:
         raise UsageError(f"--audit received {uri}, which is damaged: {error}") from error
     if not complete:

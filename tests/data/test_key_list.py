@@ -8,7 +8,7 @@ import io
 import pyarrow as pa
 import pytest
 
-from catdog.data import catalog
+from catdog.data import catalog, key_list
 from catdog.data.catalog import Catalog
 from catdog.errors import UsageError
 from catdog.experiments import audit
@@ -18,6 +18,7 @@ from catdog.training import train
 KEYS = (
     "train/plain.jpg", "train/a, b.jpg", 'train/say "hi".jpg', "train/two\nlines.jpg", "train/old\rmac.jpg",
     '"quoted".jpg', " space ", "train/\u2028.jpg", "train/\x0b.jpg", "# no comment", "é,\n\"",
+    "=1+1.jpg", "+.jpg", "-rf.jpg", "@x.jpg", "\tx.jpg", "\rx.jpg", "'=x.jpg", "''-x.jpg", "'plain'.jpg", '="x".jpg',
 )  # fmt: skip
 
 
@@ -45,6 +46,17 @@ def test_an_audits_csv_round_trips(data: Catalog, tmp_path) -> None:
     kept = io.StringIO()
     csv.writer(kept, quoting=csv.QUOTE_ALL).writerows([rows[0], *rows[3:6]])
     assert left_out(data, "\ufeff" + kept.getvalue(), tmp_path) == set(KEYS[2:5])
+
+
+def test_a_review_round_trips_and_a_list_of_ones_own_is_taken_as_it_is(data: Catalog, tmp_path) -> None:
+    actions = {key: key_list.ACTIONS[at % 3] for at, key in enumerate(KEYS)}
+    text = key_list.format_actions(actions)
+    assert key_list.parse_actions(text) == actions
+    cells = [cell for row in csv.reader(io.StringIO(text, newline="")) for cell in row]
+    assert not [cell for cell in cells if cell[0] in "=+-@\t\r"]
+    own = io.StringIO()
+    csv.writer(own).writerows([["key"], ["-rf.jpg"], ["''-x.jpg"], ["'plain'.jpg"]])
+    assert left_out(data, own.getvalue(), tmp_path) == {"-rf.jpg", "''-x.jpg", "'plain'.jpg"}
 
 
 def test_a_key_a_line_is_the_key_quoted_or_not(data: Catalog, tmp_path) -> None:

@@ -17,7 +17,7 @@ from catdog.reporting import result_set
 def out(tmp_path: Path) -> str:
     """The URI of a CSV, written with its sidecars."""
     uri = str(tmp_path / "results.csv")
-    row = {"id": "7", "key": "test/a,b.jpg", "detail": "is empty (0 bytes)"}
+    row = {"id": "7", "key": "=HYPERLINK(1),b.jpg", "detail": "is empty (0 bytes)"}
     columns = {name: pa.string() for name in row}
     empty, unreadable = (pa.Table.from_pylist(rows, pa.schema(columns)) for rows in ([], [row]))
     digests = {
@@ -32,7 +32,7 @@ def test_a_whole_set_is_intact_and_says_where_it_is_from(out: str) -> None:
     assert result_set.require_intact(out) == []
     assert result_set.read_origin(out) == "/data/set"
     rejected = Path(out).with_name("results.rejected.csv").read_bytes()
-    assert rejected == b'split,id,key,reason\ntest,7,"test/a,b.jpg",is empty (0 bytes)\n'
+    assert rejected == b"""split,id,key,reason\ntest,7,"'=HYPERLINK(1),b.jpg",is empty (0 bytes)\n"""
     written = json.loads(Path(out).with_name("results.meta.json").read_text())["sha256"]
     expected = {"csv": Path(out).read_bytes(), "rejected.csv": rejected}
     assert written == {ending: hashlib.sha256(content).hexdigest() for ending, content in expected.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import signal
 import subprocess
@@ -156,6 +157,17 @@ def test_what_is_no_audit_is_refused(drawn: Catalog, keys: dict[str, list[str]],
         Review(drawn, found, found)
     with pytest.raises(UsageError, match="--audit received .*no.csv, which could not be read"):
         Review(drawn, str(tmp_path / "no.csv"), str(tmp_path / "out.csv"))
+
+
+def test_photos_whose_names_a_spreadsheet_would_run(drawn: Catalog, tmp_path: Path) -> None:
+    names = dict(zip(drawn.split("train")["key"].to_pylist(), ("=1+1.jpg", "'-rf.jpg"), strict=False))
+    column = [names.get(key, key) for key in drawn.table["key"].to_pylist()]
+    data = dataclasses.replace(drawn, table=drawn.table.set_column(0, "key", [column]))
+    first, second = names.values()
+    audit.write_findings([Finding(first, "train", "=cat", "duplicate", 3, second)], str(tmp_path / "audit.csv"))
+    review = Review(data, str(tmp_path / "audit.csv"), str(tmp_path / "out.csv"))
+    assert [item.key for item in review.items] == [first]
+    assert [other["key"] for other in review.others.values()] == [second]
 
 
 def test_the_command_ends_by_a_signal_and_keeps_everything(drawn: Catalog, found: str, tmp_path: Path) -> None:
