@@ -6,14 +6,16 @@ paths.
 
 from __future__ import annotations
 
+import itertools
 import re
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from catdog.errors import CatdogError, first_line
 
@@ -23,6 +25,11 @@ FOREIGN_SUFFIXES = (".7z", ".rar", ".gz", ".bz2", ".xz", ".zst", ".tzst", ".lz4"
 
 # Limits against archive bombs; images are compressed already, so an archive of photos expands little.
 _BOMB_RATIO, _BOMB_FLOOR = 200, 64 << 20
+_MOST_MEMBERS, _MOST_BYTES = 5_000_000, 4 << 40
+# Of a tar's entry that describes the next one, such as its long name, which is read into memory whole.
+_MOST_DESCRIPTION = 1 << 20
+# Bytes before a zip member's own: its header, without its name.
+_ZIP_HEADER = 30
 _DEFLATE64 = 9
 # First bytes of gzip, bzip2 and xz; offset and magic number of an uncompressed tar (POSIX.1-1988, ustar).
 _COMPRESSED, _TAR_MARK = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ"), (257, b"ustar")
@@ -30,12 +37,15 @@ _BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,
     zlib.error,
-    RuntimeError,  # an encrypted member of a zip
+    RuntimeError,  # an encrypted member of a zip, and a tar's description (below)
     NotImplementedError,
     EOFError,
     UnicodeError,
     OSError,
 )
+_DESCRIPTIONS = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
+)  # fmt: skip
 _UNPACK = "unpack it with the system's own tool, and give the folder"
 
 
@@ -70,7 +80,7 @@ def iter_members(stream: BinaryIO, name: str) -> Iterator[Member]:
 
     Raises:
         CatdogError: the archive is damaged, encrypted or of another kind, or it has a link, a path that leads outside,
-            a duplicate path, or expands implausibly.
+            two paths that some disks take for one, members that share bytes, too many of them, or expands implausibly.
     """
     try:
         head = stream.read(_TAR_MARK[0] + len(_TAR_MARK[1]))
@@ -81,11 +91,16 @@ def iter_members(stream: BinaryIO, name: str) -> Iterator[Member]:
             found = _tar_members(stream, name)
         else:
             raise CatdogError(f"{name} is neither a zip nor a tar: download it again, or {_UNPACK}")
-        seen: set[str] = set()
+        seen: dict[str, str] = {}
         for member in found:
-            if member.path in seen:
-                raise CatdogError(f"{name} holds {member.path} twice; expected every path once")
-            seen.add(member.path)
+            # As disks of Windows and macOS compare names; they would write both into one file.
+            plain = unicodedata.normalize("NFC", member.path).casefold()
+            if plain in seen:
+                also = "twice" if seen[plain] == member.path else f"and {seen[plain]}, the same name to many disks"
+                raise CatdogError(f"{name} holds {member.path} {also}; expected every path once")
+            if len(seen) == _MOST_MEMBERS:
+                raise CatdogError(f"{name} holds more than {_MOST_MEMBERS:,} files; {_UNPACK}")
+            seen[plain] = member.path
             yield member
     except _BROKEN as error:
         raise CatdogError(
@@ -125,7 +140,10 @@ def _damaged(member: Member, name: str, error: BaseException) -> CatdogError:
 
 
 def _zip_members(stream: BinaryIO, name: str) -> Iterator[Member]:
+    stream.seek(0, 2)
+    size, total = stream.tell(), 0
     with zipfile.ZipFile(stream) as archive:
+        _require_apart(archive, name)
         for info in archive.infolist():
             is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
             path = _safe_path(info.filename, is_link, name)
@@ -135,8 +153,21 @@ def _zip_members(stream: BinaryIO, name: str) -> Iterator[Member]:
                 raise CatdogError(f"{name} holds {path}, which is encrypted; {_UNPACK}")
             if info.compress_type == _DEFLATE64:
                 raise CatdogError(f"{name} is compressed with Deflate64, which Python does not read; {_UNPACK}")
-            _require_plausible(name, path, info.file_size, info.compress_size)
+            total += info.file_size
+            require_plausible(name, path, info.file_size, info.compress_size)
+            require_plausible(name, path, total, size)
             yield Member(path, info.file_size, True, _opener(archive, info))
+
+
+def _require_apart(archive: zipfile.ZipFile, name: str) -> None:
+    """Checks that no two members share bytes, by which a small zip becomes petabytes (Fifield, 2019)."""
+    order = sorted(archive.infolist(), key=lambda info: info.header_offset)
+    for before, after in itertools.pairwise(order):
+        if before.header_offset + _ZIP_HEADER + before.compress_size > after.header_offset:
+            raise CatdogError(
+                f"{name} holds {before.filename!r} and {after.filename!r} in the same bytes, as archive bombs do; "
+                f"nothing was unpacked. If it is intended, {_UNPACK}"
+            )
 
 
 def _opener(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], BinaryIO]:
@@ -147,14 +178,26 @@ def _tar_members(stream: BinaryIO, name: str) -> Iterator[Member]:
     stream.seek(0, 2)
     size, total = stream.tell(), 0
     stream.seek(0)
-    with tarfile.open(fileobj=stream, mode="r:*") as archive:
+    with tarfile.open(fileobj=stream, mode="r:*", tarinfo=_BoundedTarInfo) as archive:
         for info in archive:
             path = _safe_path(info.name, info.issym() or info.islnk(), name)
             if info.isdir() or not path:
                 continue
             total += info.size
-            _require_plausible(name, path, total, size)
+            require_plausible(name, path, total, size)
             yield Member(path, info.size, info.isfile(), _tar_opener(archive, info))
+
+
+class _BoundedTarInfo(tarfile.TarInfo):
+    """An entry whose description is of a size that one has."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.size < 0 or (info.type in _DESCRIPTIONS and info.size > _MOST_DESCRIPTION):
+            # No error of tarfile's own, which it would take for another kind of compression.
+            raise RuntimeError(f"an entry has {info.size:,} bytes of description")
+        return info
 
 
 def _tar_opener(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], BinaryIO]:
@@ -167,7 +210,20 @@ def _tar_opener(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[],
     return opened
 
 
-def _require_plausible(name: str, path: str, size: int, packed: int) -> None:
+def require_plausible(name: str, path: str, size: int, packed: int) -> None:
+    """Checks that an archive does not expand beyond all measure, up to one of its members.
+
+    Args:
+        name: of the archive.
+        path: of the member.
+        size: bytes, unpacked.
+        packed: the bytes that they take in the archive.
+
+    Raises:
+        CatdogError: it does.
+    """
+    if size > _MOST_BYTES:
+        raise CatdogError(f"{name}: up to {path} it holds {size:,} bytes, expected {_MOST_BYTES:,} at most; {_UNPACK}")
     if size > _BOMB_FLOOR and size > _BOMB_RATIO * max(packed, 1):
         raise CatdogError(
             f"{name}: {path} would grow from {packed:,} to {size:,} bytes, more than {_BOMB_RATIO} times, which is "

@@ -228,6 +228,8 @@ def _local_reader(place: Path) -> Callable[[int], bytes]:
 def _bucket_entries(source: str) -> Iterator[Entry]:
     for path, info in storage.list_files(source).items():
         if info.is_file:
+            if ".." in path.split("/"):  # a bucket's keys are plain text
+                raise CatdogError(f"{source} holds {path!r}, a path that leads outside: expected plain relative paths")
             yield Entry(path, info.size, "", _bucket_reader(storage.join(source, path)))
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from catdog import lease, storage
 from catdog.choices import ArchiveName
+from catdog.data import archives
 from catdog.errors import CatdogError, UsageError, first_line
 from catdog.kaggle import transfer
 from catdog.kaggle.client import COMPETITION, explain, open_client, site
@@ -109,20 +110,25 @@ def require_sound(path: Path) -> None:
     """Reads an archive to its end and compares the checksums in it.
 
     Raises:
-        CatdogError: it is damaged, or no archive.
+        CatdogError: it is damaged, unsafe (`archives.iter_members`), or no archive.
     """
+    size, total = path.stat().st_size, 0
     try:
         with open(path, "rb") as stream:
             head = stream.read(2)
         if head == b"PK":
+            with open(path, "rb") as stream:
+                for _member in archives.iter_members(stream, path.name):
+                    pass
             with zipfile.ZipFile(path) as archive:
                 wrong = archive.testzip()
             if wrong is not None:
                 raise CatdogError(f"{path.name} is damaged at {wrong}; download it again")
         elif head == b"\x1f\x8b":
             with gzip.open(path) as unpacked:
-                while unpacked.read(1 << 20):
-                    pass
+                while piece := unpacked.read(1 << 20):
+                    total += len(piece)
+                    archives.require_plausible(path.name, "its tar", total, size)
         else:
             raise CatdogError(f"{path.name} is neither a zip nor a gzipped tar (it begins with {head!r})")
     except (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile, NotImplementedError, RuntimeError) as error:

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image
 from pyarrow import fs
 
 from catdog import storage
-from catdog.data import datasets, images, sources
+from catdog.data import archives, datasets, images, sources
 from catdog.errors import CatdogError
 
 
@@ -135,6 +136,83 @@ def test_archives_that_grow_beyond_all_measure_are_refused(tmp_path: Path, endin
     (tmp_path / f"bomb{ending}").write_bytes(out.getvalue() if ending == ".zip" else tarred(zeros))
     with pytest.raises(CatdogError, match=r"would grow from [\d,]+ to 68,[\d,]+ bytes, more than 200 times"):
         datasets.prepare_dataset(str(tmp_path / f"bomb{ending}"), str(tmp_path / "set"))
+
+
+def zip_of(files: list[tuple[str, bytes]]) -> bytearray:
+    """A compressed zip in which names may come again."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, data in files:
+            archive.writestr(name, data)
+    return bytearray(out.getvalue())
+
+
+def overlapping() -> bytes:
+    """Two members whose bytes are the same, as in Fifield's bomb, whose millions are."""
+    data = zip_of([("train/cat.0.jpg", jpeg()), ("train/dog.0.jpg", jpeg())])
+    second = data.rindex(b"PK\x01\x02")
+    data[second + 42 : second + 46] = struct.pack("<I", 0)
+    return bytes(data)
+
+
+def encrypted() -> bytes:
+    data = zip_of([("train/cat.0.jpg", jpeg())])
+    for signature, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + at] |= 1
+    return bytes(data)
+
+
+def described(size: int) -> bytes:
+    """A tar whose first entry is a description of that size, of which there is nothing."""
+    info = tarfile.TarInfo("train/cat.0.jpg")
+    info.type, info.size = tarfile.XHDTYPE, max(size, 0)
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    if size < 0:
+        block[124:136] = b"\xff" * 12
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + bytes(10_240)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.zip", overlapping(), r"holds 'train/cat.0.jpg' and 'train/dog.0.jpg' in the same bytes, as archive bombs"),
+        ("b.zip", encrypted(), "holds train/cat.0.jpg, which is encrypted; unpack it with the system's own tool"),
+        (
+            "c.zip",
+            bytes(zip_of([(f"train/{n}.bmp", bytes(24 << 20)) for n in range(3)])),
+            "would grow from .* 200 times",
+        ),
+        (
+            "d.zip",
+            bytes(zip_of([("train/A.jpg", b"1"), ("train/a.jpg", b"2")])),
+            "a.jpg and train/A.jpg, the same name",
+        ),
+        ("e.zip", bytes(zip_of([("caf\xe9.jpg", b"1"), ("cafe\u0301.jpg", b"2")])), "the same name to many disks"),
+        ("f.zip", bytes(zip_of([("a.jpg", b"1"), ("a.jpg", b"2")])), "holds a.jpg twice"),
+        ("g.tgz", tarred({"train/A.jpg": b"1", "train/a.jpg": b"2"}), "the same name to many disks"),
+        ("h.tar", described(1 << 40), "damaged zip or tar .an entry has 1,099,511,627,776 bytes of description"),
+        ("i.tar", described(-1), "damaged zip or tar .an entry has -1 bytes of description"),
+    ],
+)
+def test_archives_made_to_do_harm(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(CatdogError, match=message) as error:
+        datasets.prepare_dataset(str(tmp_path / name), str(tmp_path / "set"))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("ending", [".zip", ".tgz"])
+def test_an_archive_of_more_files_than_any_set_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr(archives, "_MOST_MEMBERS", 50)
+    (tmp_path / f"many{ending}").write_bytes(zipped(kaggle_files()) if ending == ".zip" else tarred(kaggle_files()))
+    with pytest.raises(CatdogError, match="holds more than 50 files; unpack it"):
+        datasets.prepare_dataset(str(tmp_path / f"many{ending}"), str(tmp_path / "set"))
 
 
 def test_a_file_that_no_photo_is_as_large_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
