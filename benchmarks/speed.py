@@ -34,6 +34,7 @@ from catdog.data import catalog, datasets, images, layouts
 from catdog.data.catalog import Catalog
 from catdog.inference import bundle, export
 from catdog.models import registry
+from catdog.models.spec import register_architecture
 
 app = typer.Typer(pretty_exceptions_enable=False)
 RIVALS = Path(__file__).with_name("rivals.py")
@@ -93,8 +94,9 @@ def save(folder: Path, alpha: float, weights: str, sample: np.ndarray) -> str:
     spec = registry.ModelSpec("mobilenet", sample.shape[1], alpha, pretrained=weights != "none")
     model = registry.build_model(spec, storage.read_bytes(weights) if weights != "none" else None)
     info = export.save_bundle(
-        str(folder), [model], sample, architecture="mobilenet", image_size=sample.shape[1], **_PLAIN
-    )
+        str(folder), [model], sample, architecture="mobilenet", image_size=sample.shape[1],
+        **_PLAIN | {"training": {"options": {"alpha": alpha}}},
+    )  # fmt: skip
     if info.onnx != bundle.VERIFIED:
         sys.exit(f"no ONNX: {info.onnx}")
     return str(folder)
@@ -245,16 +247,20 @@ def plumbing(images_: Annotated[int, typer.Option("--images")] = 1_000_000, fold
     root = workplace(folder)
     root.mkdir(exist_ok=True)
     Image.fromarray(np.full((16, 16, 3), 128, np.uint8)).save(root / "tiny.jpg")
-    inputs = keras.Input((16, 16, 3), dtype="uint8")
-    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
-    stub = keras.Model(inputs, keras.layers.Dense(1)(pooled))
+
+    def pool(inputs: Any, spec: registry.ModelSpec) -> Any:  # noqa: ARG001
+        pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+        return keras.layers.Dense(1)(pooled)
+
+    register_architecture(registry.Architecture("stub", pool, 16, 1, None, ""))
+    stub = registry.build_model(registry.ModelSpec("stub", 16))
     sample = np.zeros((4, 16, 16, 3), np.uint8)
     export.save_bundle(str(root / "model"), [stub], sample, architecture="stub", image_size=16, **_PLAIN)
     names = pa.array([str(number) for number in range(1, images_ + 1)])
     uris, splits = pa.array([str(root / "tiny.jpg")] * images_), pa.array(["test"] * images_)
     unknown = pa.nulls(images_, pa.int8()), splits, pa.nulls(images_, pa.uint64())
     table = pa.table([names, names, uris, *unknown], schema=catalog.SCHEMA)
-    made = Catalog(table, ("cat", "dog"), str(root / "set"), {})
+    made = Catalog(table, ("cat", "dog"), str(root), {})
     made.write()
     seconds, peak, row = drive(str(root / "model"), made, root / "out" / "results.csv")
     say(

@@ -32,9 +32,9 @@ _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 # Images in a row group of a shard; a group, a few megabytes, is read at once.
 PACKED_GROUP = 128
-_PACKED = re.compile(r"(.+\.parquet)#(\d+)(\?.*)?")
 # Of `temporary_name`.
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+_PACKED = re.compile(r"(.+\.parquet)#(\d{1,18})(\?.*)?")
 
 
 class NotPackedError(OSError):
@@ -197,22 +197,29 @@ def list_files(uri: str) -> dict[str, pafs.FileInfo]:
     return {info.path.lstrip("/").removeprefix(path.lstrip("/")).lstrip("/"): info for info in found}
 
 
-def read_bytes(uri: str) -> bytes:
+def read_bytes(uri: str, most: int | None = None) -> bytes:
     """Reads a file, or an image packed in a shard (`SHARD.parquet#ROW`).
 
+    Args:
+        uri: of the file.
+        most: bytes that it may have, of a file that is not packed; None is no limit.
+
     Raises:
-        OSError: the file is absent, a folder, or unreadable.
+        OSError: the file is absent, a folder, too large, or unreadable.
     """
     if "#" in uri and (found := _PACKED.fullmatch(uri)):
         return _read_packed(found[1] + (found[3] or ""), int(found[2]))
     if is_local(uri):
         place = Path(absolute(uri))
-        if not stat.S_ISREG(mode := place.stat().st_mode) and not stat.S_ISDIR(mode):
+        status = place.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             # Reading a FIFO could block forever, and a device may have no end.
             raise OSError(errno.EINVAL, "is not a regular file")
+        _require_size(status.st_size, most)
         return place.read_bytes()
     filesystem, path = resolve(uri)
     with filesystem.open_input_file(path) as stream:
+        _require_size(stream.size(), most)
         return stream.read()
 
 
@@ -230,6 +237,11 @@ def read_if_there(uri: str) -> bytes | None:
         raise CatdogError(f"could not read {uri}: {error.strerror or error}; run the same command again") from error
 
 
+def _require_size(size: int, most: int | None) -> None:
+    if most is not None and size > most:
+        raise OSError(errno.EFBIG, f"has {size:,} bytes, expected {most:,} at most")
+
+
 @functools.lru_cache(maxsize=1)
 def _row_group(shard: str, group: int) -> pa.Array:
     """Reads a row group; the last one is cached, because shards are read in order."""
@@ -241,10 +253,12 @@ def _row_group(shard: str, group: int) -> pa.Array:
 def _read_packed(shard: str, row: int) -> bytes:
     try:
         data = _row_group(shard, row // PACKED_GROUP)[row % PACKED_GROUP].as_py()
-    except (pa.ArrowException, IndexError, KeyError) as error:
+    except (pa.ArrowException, IndexError, KeyError, OverflowError) as error:
         raise OSError(f"{name(shard)} is damaged: {error}") from error
     if data is None:
         raise NotPackedError("was not there when the data set was packed")
+    if not isinstance(data, bytes):
+        raise OSError(f"{name(shard)} is damaged: its images are no bytes")
     return data
 
 

@@ -1,16 +1,14 @@
 """The model bundle: Keras models, how to read their output, and what they were trained on, in one folder.
 
-`model.keras` (and `model-2.keras` … for further members) are plain Keras files, `model.onnx` … the same for ONNX
-Runtime; `model.features.npz` … say where the features of known photos lie, for `inference.novelty`; `images.parquet`
-names the images that made it; `bundle.json` says the rest and holds a checksum for each. It is written last: a folder
-without it is not a bundle.
+`model.keras` (and `model-2.keras` … for further members) are plain Keras files, of which catdog reads the weights only;
+`model.onnx` … the same for ONNX Runtime; `model.features.npz` … say where the features of known photos lie, for
+`inference.novelty`; `images.parquet` names the images that made it; `bundle.json` says the rest and holds a checksum
+for each. It is written last: a folder without it is not a bundle.
 """
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,11 +18,12 @@ from catdog import run_directory, storage
 from catdog.choices import EngineName, View
 from catdog.errors import CatdogError, UsageError, did_you_mean, first_line
 from catdog.evaluation import metrics
-from catdog.inference import engines
+from catdog.inference import engines, onnx_files
 from catdog.inference.engines import Engine
 from catdog.inference.provenance import Provenance
 from catdog.inference.views import apply_view
-from catdog.models.spec import use_keras_defaults
+from catdog.models import registry, weight_files
+from catdog.models.spec import ModelSpec
 from catdog.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ SCHEMA_VERSION = 3
 # Version 2 names no images.
 _READABLE = (2, 3)
 VERIFIED = "verified"
+# Of one file; a VGG16 has half a gigabyte.
+_MOST_BYTES = 2 << 30
 
 
 class BundleInfo(pydantic.BaseModel):
@@ -101,6 +102,20 @@ class BundleInfo(pydantic.BaseModel):
         """Engines that can predict with it, the fastest on a CPU first."""
         return ("onnx", "tensorflow") if self.onnx == VERIFIED else ("tensorflow",)
 
+    @property
+    def spec(self) -> ModelSpec:
+        """What its members are built from; raises CatdogError as `spec_of`."""
+        return spec_of(self.architecture, self.image_size, self.training)
+
+
+class _Layers(pydantic.BaseModel):
+    """The options of a training run that decide the shapes of weights."""
+
+    alpha: Annotated[float, pydantic.Field(gt=0)] = 1.0
+    conv_layers: Annotated[int, pydantic.Field(ge=1, le=6)] = 3
+    units: Annotated[int, pydantic.Field(ge=1)] = 64
+    dense_layers: Annotated[int, pydantic.Field(ge=0, le=6)] = 0
+
 
 class SavedBundle(NamedTuple):
     """A bundle that is not loaded.
@@ -129,7 +144,7 @@ class ModelBundle:
 
     @classmethod
     def load(cls, model: str, engine: EngineName | None = None, threads: int = 1) -> ModelBundle:
-        """Loads a bundle and its members, checksums verified, in Keras's safe mode: no code in a file is run.
+        """Loads a bundle and its members, checksums verified; of a Keras file, the weights only.
 
         Args:
             model: URI of a run or of a bundle.
@@ -160,7 +175,7 @@ class ModelBundle:
         if engine not in info.engines:
             raise UsageError(f"--engine received {engine}, but {uri} has no ONNX model: {info.onnx}")
         if engine == "onnx":
-            files = [read_file(uri, info, onnx_name(member)) for member in info.members]
+            files = [read_onnx(uri, info, member) for member in info.members]
             return cls(info, [engines.OnnxEngine(data, threads) for data in files], uri)
         return cls(info, [engines.TensorFlowEngine(load_member(uri, info, member)) for member in info.members], uri)
 
@@ -213,7 +228,10 @@ def read_info(model: str) -> SavedBundle:
         raise UsageError(
             f"--model received {model}, which holds no {FILE_NAME}, nor does its model/ folder; {hint}{near}"
         )
-    raw = storage.read_bytes(path)
+    try:
+        raw = storage.read_bytes(path, _MOST_BYTES)
+    except OSError as error:
+        raise CatdogError(f"could not read {path}: {error.strerror or error}") from error
     try:
         header = pydantic.TypeAdapter(dict[str, Any]).validate_json(raw)
         version = header.get("schema_version")
@@ -332,7 +350,7 @@ def read_file(uri: str, info: BundleInfo, name: str) -> bytes:
     """
     path = storage.join(uri, name)
     try:
-        data = storage.read_bytes(path)
+        data = storage.read_bytes(path, _MOST_BYTES)
     except OSError as error:
         raise CatdogError(f"could not read the bundle's {path}: {error.strerror or error}") from error
     if hashlib.sha256(data).hexdigest() != info.checksums[name]:
@@ -340,8 +358,8 @@ def read_file(uri: str, info: BundleInfo, name: str) -> bytes:
     return data
 
 
-def load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
-    """Loads one of a bundle's Keras models, checksum verified, in Keras's safe mode.
+def read_onnx(uri: str, info: BundleInfo, member: str) -> bytes:
+    """Reads a member's ONNX file, and makes sure that it is no more than a model of images.
 
     Args:
         uri: of the bundle.
@@ -349,21 +367,68 @@ def load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
         member: one of `info.members`.
 
     Raises:
-        CatdogError: the file is absent, damaged or no such model.
+        CatdogError: it is absent or damaged, or could reach beyond itself.
     """
-    import keras
+    name = onnx_name(member)
+    data = read_file(uri, info, name)
+    try:
+        onnx_files.require_plain_onnx(data, info.image_size)
+    except ValueError as error:
+        raise CatdogError(f"{storage.join(uri, name)} {error}") from error
+    return data
 
-    use_keras_defaults()
-    path, data = storage.join(uri, member), read_file(uri, info, member)
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / member
-        local.write_bytes(data)
-        try:
-            model = keras.saving.load_model(local, compile=False, safe_mode=True)
-        except Exception as error:  # Keras, zipfile and h5py each have their own
-            reason = first_line(error)
-            raise CatdogError(f"{path} cannot be loaded in Keras's safe mode: {reason}") from error
-    expected = (None, info.image_size, info.image_size, 3)
-    if tuple(model.input_shape) != expected:
-        raise CatdogError(f"{path} takes images of shape {model.input_shape}, expected {expected}")
-    return model
+
+def load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
+    """Builds one of a bundle's Keras models from the registry, and loads its weights, checksum verified.
+
+    Args:
+        uri: of the bundle.
+        info: what `bundle.json` holds.
+        member: one of `info.members`.
+
+    Raises:
+        CatdogError: the file is absent or damaged, or holds another model.
+    """
+    data = read_file(uri, info, member)
+    try:
+        return rebuild_model(info.spec, data)
+    except CatdogError as error:
+        raise CatdogError(f"{storage.join(uri, member)}: {error}") from error
+
+
+def rebuild_model(spec: ModelSpec, data: bytes) -> keras.Model:
+    """Builds a model from the registry, and loads the weights of a `.keras` file of which nothing else is read.
+
+    Args:
+        spec: from `spec_of`.
+        data: the bytes of the file.
+
+    Returns:
+        As `registry.build_model`; its logits are those of the model that was saved, to the bit.
+
+    Raises:
+        CatdogError: the registry has no such architecture, or the file's arrays are not its.
+    """
+    try:
+        return weight_files.load_saved_model(lambda: registry.build_model(spec), data)
+    except (ValueError, OSError, MemoryError) as error:
+        raise CatdogError(
+            f"it is not the {spec.arch} for {spec.image_size} pixels that bundle.json describes: {first_line(error)}"
+        ) from error
+
+
+def spec_of(architecture: str, image_size: int, training: dict[str, Any]) -> ModelSpec:
+    """What decides the layers of a saved model, as far as it matters to one that is not trained any more.
+
+    Args:
+        architecture, image_size, training: as of `BundleInfo`.
+
+    Raises:
+        CatdogError: an option is none that training takes.
+    """
+    try:
+        layers = _Layers.model_validate(training.get("options", {}))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise CatdogError(f"training.options: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return ModelSpec(architecture, image_size, **layers.model_dump())

@@ -25,10 +25,13 @@ from catdog.inference.bundle import (
     read_file,
     read_info,
     read_provenance,
+    rebuild_model,
+    spec_of,
     statistics_name,
 )
 from catdog.inference.engines import OnnxEngine, TensorFlowEngine
 from catdog.inference.novelty import KnownImages
+from catdog.inference.onnx_files import require_plain_onnx
 from catdog.inference.provenance import Provenance
 from catdog.versions import package_versions
 
@@ -61,9 +64,11 @@ def save_bundle(
 
     Returns:
         What was written to `bundle.json`.
-    """
-    import keras
 
+    Raises:
+        CatdogError: a model is not the one that the registry builds for these fields.
+    """
+    spec = spec_of(fields["architecture"], fields["image_size"], fields["training"])
     files: list[bytes] = []
     onnx: list[bytes] = []
     why_not = "" if sample is not None and len(sample) else "no image to verify it with"
@@ -74,9 +79,10 @@ def save_bundle(
             files.append(path.read_bytes())
             if sample is None or why_not:
                 continue
+            # As it will be loaded; and a model built for several workers cannot be translated.
+            rebuilt = rebuild_model(spec, files[-1])
             try:
-                # Loaded anew, because a model built for several workers cannot be translated.
-                onnx.append(export_onnx(keras.saving.load_model(path, compile=False), sample))
+                onnx.append(export_onnx(rebuilt, sample))
             except CatdogError as error:
                 why_not = str(error)
     statistics = [] if known is None or why_not else [novelty.fit_statistics(data, known, threads) for data in onnx]
@@ -196,6 +202,7 @@ def export_onnx(model: keras.Model, sample: np.ndarray) -> bytes:
         try:
             model.export(path, format="onnx", verbose=False, input_signature=signature)
             data = path.read_bytes()
+            require_plain_onnx(data, sample.shape[1])
             found = OnnxEngine(data, threads=1).logits(sample)
         except Exception as error:  # Keras, tf2onnx and ONNX Runtime each have their own
             reason = first_line(error)

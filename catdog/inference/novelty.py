@@ -18,7 +18,7 @@ import numpy as np
 
 from catdog.data import images
 from catdog.errors import CatdogError
-from catdog.inference.bundle import VERIFIED, SavedBundle, onnx_name, read_file, statistics_name
+from catdog.inference.bundle import VERIFIED, SavedBundle, read_file, read_onnx, statistics_name
 from catdog.inference.engines import CHUNK, OnnxEngine
 
 # More than these make the score little better, and the end of a training run longer.
@@ -26,6 +26,8 @@ TRAIN_IMAGES, VALID_IMAGES = 1000, 500
 _FEWEST = 20
 _DIRECTIONS = 128
 _QUANTILE = 0.99
+# Of the file, unpacked; the widest features, VGG16's, take a fifth.
+_MOST_BYTES = 64 << 20
 
 
 class KnownImages(NamedTuple):
@@ -129,11 +131,18 @@ class FeatureStatistics:
             CatdogError: it is something else.
         """
         try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                if sum(info.file_size for info in archive.infolist()) > _MOST_BYTES:
+                    raise ValueError(f"more than {_MOST_BYTES:,} bytes")
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                return cls(
+                read = cls(
                     file["means"], file["directions"], file["variances"], float(file["rest"]), float(file["limit"])
                 )
-        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+            width, kept = read.directions.shape
+            if read.means.shape != (2, width) or read.variances.shape != (kept,):
+                raise ValueError("shapes that do not fit each other")
+            return read
+        except (OSError, ValueError, KeyError, EOFError, TypeError, MemoryError, zipfile.BadZipFile) as error:
             raise CatdogError("the bundle's statistics of features are damaged; train the model again") from error
 
 
@@ -208,7 +217,7 @@ class NoveltyScorer:
                 if not has_statistics(SavedBundle(uri, info)):
                     raise CatdogError(f"{uri} has no statistics of its features; train the model again")
                 statistics = FeatureStatistics.from_bytes(read_file(uri, info, statistics_name(member)))
-                extractor = FeatureExtractor(read_file(uri, info, onnx_name(member)))
+                extractor = FeatureExtractor(read_onnx(uri, info, member))
                 self._members.append((info.image_size, extractor, statistics))
 
     def scores(self, files: Sequence[bytes | str]) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catdog.errors import CatdogError, first_line
+from catdog.models import weight_files
 from catdog.models.spec import BACKBONE, ModelSpec, registered, use_keras_defaults
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def _load_file(model: keras.Model, weights: bytes, what: str, expected: str) -> 
 
     try:
         with h5py.File(io.BytesIO(weights)) as file:
+            weight_files.plain_arrays(file, weight_files.MOST_GROWTH * len(weights))
             # Keras tells its two file layouts apart by the file name's ending.
             ending = ".h5" if "layer_names" in file.attrs else ".weights.h5"
         with tempfile.TemporaryDirectory() as folder:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from catdog import storage
-from catdog.data import catalog, packing
+from catdog.data import catalog, images, packing
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 
@@ -41,6 +42,14 @@ def test_a_packed_set_is_the_same_set_in_fewer_files(
     shutil.move(tmp_path / "packed", tmp_path / "moved")
     moved = catalog.read_catalog(str(tmp_path / "moved"))
     assert storage.read_bytes(moved.table["uri"][100].as_py()) == Path(drawn.table["uri"][100].as_py()).read_bytes()
+
+
+def test_rows_that_a_shard_does_not_have_are_unreadable_images(tmp_path: Path) -> None:
+    shard = str(tmp_path / "a.parquet")
+    storage.write_table(shard, pa.table({"bytes": [1, 2]}))
+    for row in (0, 5, 200, 10**9 * storage.PACKED_GROUP, 10**17):
+        assert str(images.fetch(f"{shard}#{row}")).startswith("could not be read: a.parquet is damaged: ")
+    assert str(images.fetch(f"{shard}#{'9' * 5000}")).startswith("could not be read: ")
 
 
 def test_packing_again_is_harmless_and_other_folders_are_left_alone(drawn: Catalog, tmp_path: Path, catdog) -> None:

@@ -118,15 +118,3 @@ def test_a_damaged_file_and_an_absent_one(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(UsageError, match="--resume"):
         bundle.read_info(str(tmp_path))
-
-
-def test_loading_never_runs_code_from_the_file(copy: Path) -> None:
-    inputs = keras.Input((32, 32, 3), dtype="uint8")
-    outputs = keras.layers.Lambda(lambda x: x)(keras.layers.Dense(1)(keras.layers.Flatten()(inputs)))
-    keras.Model(inputs, outputs).save(copy / "model.keras")
-    import hashlib
-
-    digest = hashlib.sha256((copy / "model.keras").read_bytes()).hexdigest()
-    edit(copy, lambda c: c["checksums"].update({"model.keras": digest}))
-    with pytest.raises(CatdogError, match="cannot be loaded in Keras's safe mode"):
-        ModelBundle.load(str(copy), "tensorflow")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -17,7 +18,8 @@ from catdog.errors import CatdogError, UsageError
 from catdog.inference import bundle, export
 from catdog.inference.explanation import Explainer, grad_cam, overlay_heat
 from catdog.models import registry
-from catdog.models.registry import ModelSpec
+from catdog.models.registry import Architecture, ModelSpec
+from catdog.models.spec import registered
 from catdog.models.surgery import split_at_feature_map
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -83,23 +85,28 @@ def test_behind_average_pooling_it_is_the_class_activation_map(name: str) -> Non
         assert found == pytest.approx(expected / expected.max(), abs=1e-4)
 
 
-@pytest.fixture(scope="module")
-def red_finder(tmp_path_factory: pytest.TempPathFactory, untrained: str) -> str:
-    """A bundle whose logit grows with what is red and falls with what is blue, made by hand."""
-    inputs = keras.Input((64, 64, 3), dtype="uint8", name="image")
+def red_and_blue(inputs: object, spec: ModelSpec) -> object:  # noqa: ARG001
     x = keras.layers.AveragePooling2D(8)(keras.layers.Rescaling(1 / 255)(inputs))
-    convolution = keras.layers.Conv2D(2, 1, activation="relu")
-    x = convolution(x)
-    head = keras.layers.Dense(1, name="logit")
-    model = keras.Model(inputs, head(keras.layers.GlobalAveragePooling2D()(x)))
-    red, blue = [1, -1, -1], [-1, -1, 1]
-    convolution.set_weights([np.float32([red, blue]).T.reshape(1, 1, 3, 2), np.zeros(2, np.float32)])
-    head.set_weights([np.float32([[8], [-8]]), np.zeros(1, np.float32)])
-    uri = str(tmp_path_factory.mktemp("red") / "model")
-    info = bundle.read_info(untrained).info
-    fields = info.model_dump(exclude={"schema_version", "members", "onnx", "checksums", "versions", "images_known"})
-    export.save_bundle(uri, [model], PIXELS[None], **(fields | {"image_size": 64, "temperature": 1.0}))
-    return uri
+    x = keras.layers.Conv2D(2, 1, activation="relu", name="colours")(x)
+    return keras.layers.Dense(1, name="logit")(keras.layers.GlobalAveragePooling2D()(x))
+
+
+@pytest.fixture(scope="module")
+def red_finder(tmp_path_factory: pytest.TempPathFactory, untrained: str) -> Iterator[str]:
+    """A bundle whose logit grows with what is red and falls with what is blue, its weights set by hand."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registered, "red_and_blue", Architecture("red_and_blue", red_and_blue, 64, 1, None, ""))
+        model = registry.build_model(ModelSpec("red_and_blue", 64))
+        red, blue = [1, -1, -1], [-1, -1, 1]
+        colours = np.float32([red, blue]).T.reshape(1, 1, 3, 2)
+        model.get_layer("colours").set_weights([colours, np.zeros(2, np.float32)])
+        model.get_layer("logit").set_weights([np.float32([[8], [-8]]), np.zeros(1, np.float32)])
+        uri = str(tmp_path_factory.mktemp("red") / "model")
+        info = bundle.read_info(untrained).info
+        fields = info.model_dump(exclude={"schema_version", "members", "onnx", "checksums", "versions", "images_known"})
+        changed = {"architecture": "red_and_blue", "image_size": 64, "temperature": 1.0}
+        export.save_bundle(uri, [model], PIXELS[None], **(fields | changed))
+        yield uri
 
 
 def with_corners(**colours: tuple[int, int, int]) -> np.ndarray:

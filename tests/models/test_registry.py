@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import tensorflow as tf
 from helpers import SHARED
 
 from catdog.errors import CatdogError, UsageError
-from catdog.models import pretrained, registry, surgery
+from catdog.models import pretrained, registry, surgery, weight_files
 from catdog.models.registry import ModelSpec
 from catdog.training import optimizers
 from catdog.training.config import resolve
@@ -161,6 +162,12 @@ def test_every_kind_of_model_takes_uint8_gives_one_logit_and_loads_without_catdo
         assert loader.wait(timeout=240) == 0
     for name, logits in expected.items():
         assert np.load(tmp_path / f"{name}.npy") == pytest.approx(logits, abs=1e-5)
+    # Built here, with the file's weights and nothing else of it; tests/stress has all others.
+    for name in ("small_resnet", "mobilenet", "mobilenetv3small"):
+        spec = ModelSpec(name, 72, alpha=0.25 if name == "mobilenet" else 1.0)
+        data = (tmp_path / f"{name}.keras").read_bytes()
+        rebuilt = weight_files.load_saved_model(functools.partial(registry.build_model, spec), data)
+        assert np.array_equal(np.asarray(rebuilt(batch, training=False)), expected[name])
 
 
 @pytest.mark.parametrize(
