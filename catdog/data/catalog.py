@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -27,6 +28,9 @@ _READABLE, _FINGERPRINT_VERSION = (1, 2), 1
 _PIECE = 65_536
 # What the content's digest of a drawn data set begins with.
 DRAWN = "drawn: "
+# Environment variable: 1 accepts catalogs that name files anywhere, as a program may write them.
+ALLOW_OUTSIDE = "CATDOG_ALLOW_OUTSIDE"
+_OUTSIDE = r"^/|://|(^|/)\.\.(/|$)|\x00"
 SPLITS = ("train", "valid", "test")
 SCHEMA = pa.schema(
     [
@@ -138,7 +142,7 @@ def read_catalog(data: str) -> Catalog:
 
     Raises:
         UsageError: the data set does not exist.
-        CatdogError: the catalog is damaged or has another version.
+        CatdogError: the catalog is damaged, has another version, or names a file outside of the data set's folder.
     """
     root = storage.absolute(data)
     path = storage.join(root, FILE_NAME)
@@ -162,8 +166,23 @@ def read_catalog(data: str) -> Catalog:
     if not table.schema.equals(SCHEMA):
         raise CatdogError(f"{path} has columns {table.column_names}, expected {SCHEMA.names}; prepare it again")
     uris = table["uri"]
+    _require_inside(uris, root, path)
     before, _, after = storage.join(root, "\0").partition("\0")
     is_absolute = pc.or_(pc.match_substring(uris, "://"), pc.starts_with(uris, "/"))
     places = pc.if_else(is_absolute, uris, pc.binary_join_element_wise(before, uris, after, ""))
     table = table.set_column(2, SCHEMA.field("uri"), places)
     return Catalog(table, (class_names[0], class_names[1]), root, options)
+
+
+def _require_inside(uris: pa.ChunkedArray, root: str, path: str) -> None:
+    """Checks that a catalog, which anybody may have made, names no other file, bucket or server."""
+    if os.environ.get(ALLOW_OUTSIDE) == "1":
+        return
+    # In a bucket, what follows a "?" is options, which may name another server.
+    outside = pc.match_substring_regex(uris, _OUTSIDE if storage.is_local(root) else rf"{_OUTSIDE}|\?")
+    if pc.any(outside).as_py():
+        example = uris.filter(outside)[0].as_py()
+        raise CatdogError(
+            f"{path} names {example!r}, which is not in the data set's folder; prepare the data set again, or set "
+            f"{ALLOW_OUTSIDE}=1 if you trust whoever made it"
+        )

@@ -1,0 +1,67 @@
+"""A catalog names files of its own folder: one that anybody may have made reaches no other."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pytest
+from pyarrow import fs
+
+from catdog import storage
+from catdog.data import catalog
+from catdog.data.catalog import Catalog
+from catdog.errors import CatdogError
+
+
+def with_uri(folder: str, uri: str) -> None:
+    """Makes a catalog name another file for its first image."""
+    place = storage.join(folder, catalog.FILE_NAME)
+    table = storage.read_table(place)
+    uris = pa.array([uri, *table["uri"].to_pylist()[1:]], pa.string())
+    storage.write_table(place, table.set_column(2, catalog.SCHEMA.field("uri"), uris))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "/etc/passwd", "file:///etc/passwd", "../secret.jpg", "images/../../secret.jpg", "images/..", "..",
+        "s3://another/secret.jpg", "http://127.0.0.1/secret.jpg", "/etc/secret.parquet#0", "images/a\0.jpg",
+    ],
+)  # fmt: skip
+def test_files_outside_of_the_folder_are_refused(drawn: Catalog, tmp_path: Path, catdog, uri: str) -> None:
+    folder = shutil.copytree(drawn.root, tmp_path / "set")
+    with_uri(str(folder), uri)
+    shown = catdog("data", "pack", folder, tmp_path / "packed")
+    assert (shown.code, shown.err.count("\n")) == (1, 1)
+    assert f"names {uri!r}, which is not in the data set's folder" in shown.err
+    assert not (tmp_path / "packed").exists()
+
+
+def test_who_trusts_a_catalog_can_say_so(drawn: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = Catalog(drawn.table, drawn.class_names, str(tmp_path / "set"), drawn.options)
+    elsewhere.write()
+    with pytest.raises(CatdogError, match=f"set {catalog.ALLOW_OUTSIDE}=1 if you trust"):
+        catalog.read_catalog(elsewhere.root)
+    monkeypatch.setenv(catalog.ALLOW_OUTSIDE, "1")
+    assert catalog.read_catalog(elsewhere.root).table.equals(drawn.table)
+
+
+def test_names_that_only_look_like_it_are_files(drawn: Catalog, tmp_path: Path) -> None:
+    folder = str(shutil.copytree(drawn.root, tmp_path / "set"))
+    for uri in ("images/a..b.jpg", "..images/x.jpg", "images/x../y.jpg", "images/what?.jpg", "C:/x.jpg", "~/x.jpg"):
+        with_uri(folder, uri)
+        assert catalog.read_catalog(folder).table["uri"][0].as_py() == f"{folder}/{uri}"
+
+
+def test_a_buckets_catalog_names_no_other_server(drawn: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem("memory")))
+    monkeypatch.setattr(storage, "_bucket_filesystem", lambda _scheme, _bucket, _query: bucket)
+    root = "s3://safe/set?region=x"
+    Catalog(drawn.table, drawn.class_names, root, {}).write()
+    for uri in ("images/a.jpg?endpoint_override=127.0.0.1:9", "s3://safe/other/a.jpg", "../other/a.jpg"):
+        with_uri(root, uri)
+        with pytest.raises(CatdogError, match="which is not in the data set's folder"):
+            catalog.read_catalog(root)
