@@ -34,6 +34,8 @@ _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 PACKED_GROUP = 128
 # Of `temporary_name`.
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+# Rows of a table to the bytes of its file: of columns without content, a small file declares billions.
+_MOST_ROWS_A_BYTE = 8
 _PACKED = re.compile(r"(.+\.parquet)#(\d{1,18})(\?.*)?")
 
 
@@ -355,6 +357,8 @@ def table_from_bytes(data: bytes, columns: list[str] | None = None) -> pa.Table:
     """Reads the bytes of a Parquet file; arguments and errors as for `read_table`."""
     # `pq.read_table` would import pandas first.
     file = pq.ParquetFile(pa.BufferReader(data))
+    if file.metadata.num_rows > _MOST_ROWS_A_BYTE * len(data):  # each of ours has a row's own key or digest
+        raise pa.ArrowInvalid(f"{file.metadata.num_rows:,} rows in {len(data):,} bytes")
     if absent := set(columns or ()) - set(file.schema_arrow.names):
         raise pa.ArrowInvalid(f"no column {', '.join(sorted(absent))}")
     return file.read(columns)

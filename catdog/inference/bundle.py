@@ -12,6 +12,7 @@ import hashlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pydantic
 
 from catdog import run_directory, storage
@@ -69,7 +70,7 @@ class BundleInfo(pydantic.BaseModel):
 
     schema_version: int = SCHEMA_VERSION
     architecture: str
-    image_size: Annotated[int, pydantic.Field(gt=0)]
+    image_size: Annotated[int, pydantic.Field(gt=0, le=4096)]
     class_names: tuple[str, str]
     members: Annotated[list[str], pydantic.Field(min_length=1)]
     onnx: str
@@ -261,7 +262,12 @@ def read_provenance(uri: str, info: BundleInfo) -> Provenance:
     """
     if IMAGES_NAME not in info.checksums:
         return Provenance()
-    return Provenance.from_bytes(read_file(uri, info, IMAGES_NAME), info.images_known)
+    data = read_file(uri, info, IMAGES_NAME)
+    try:
+        return Provenance.from_bytes(data, info.images_known)
+    except (pa.ArrowException, KeyError) as error:
+        path = storage.join(uri, IMAGES_NAME)
+        raise CatdogError(f"{path} is no list of images that catdog wrote ({first_line(error)})") from error
 
 
 def onnx_name(member: str) -> str:
@@ -325,16 +331,21 @@ def fingerprint_of(info: BundleInfo) -> str:
 def require_intact(saved: SavedBundle, engine: EngineName) -> None:
     """Makes sure that all files that an engine will load are there and whole, before anybody waits for actors.
 
+    What a Keras file holds is seen only when it is loaded, for which TensorFlow would have to be imported.
+
     Args:
         saved: the bundle, from `read_info`.
         engine: one of those that it has.
 
     Raises:
-        CatdogError: a file is absent, or not the one that was saved.
+        CatdogError: a file is absent, not the one that was saved, or not a plain ONNX file.
     """
     uri, info = saved
     for member in info.members:
-        read_file(uri, info, onnx_name(member) if engine == "onnx" else member)
+        if engine == "onnx":
+            read_onnx(uri, info, member)
+        else:
+            read_file(uri, info, member)
 
 
 def read_file(uri: str, info: BundleInfo, name: str) -> bytes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from catdog.data import images
+from catdog.errors import CatdogError, first_line
 
 if TYPE_CHECKING:
     import keras
@@ -40,7 +41,7 @@ class TensorFlowEngine:
 
 
 class OnnxEngine:
-    """A member run by ONNX Runtime on the CPU."""
+    """A member run by ONNX Runtime on the CPU; raises CatdogError where that cannot load or run it."""
 
     def __init__(self, data: bytes, threads: int) -> None:
         import onnxruntime
@@ -51,7 +52,10 @@ class OnnxEngine:
         options.log_severity_level = 3
         # Threads that wait in a loop take the cores from other actors.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime has many
+            raise CatdogError(f"ONNX Runtime cannot load the model: {first_line(error)[:300]}") from error
         self._input = self._session.get_inputs()[0].name
 
     def logits(self, batch: np.ndarray) -> np.ndarray:
@@ -62,7 +66,10 @@ class OnnxEngine:
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """The model's output as it is, for a batch of `CHUNK` images at most."""
-        return self._session.run(None, {self._input: batch})[0]
+        try:
+            return self._session.run(None, {self._input: batch})[0]
+        except Exception as error:  # as above
+            raise CatdogError(f"ONNX Runtime cannot run the model: {first_line(error)[:300]}") from error
 
 
 def set_up(threads: int, gpu: bool) -> None:

@@ -64,8 +64,14 @@ class Provenance:
 
     @classmethod
     def from_bytes(cls, data: bytes, known: bool) -> Provenance:
-        """Reads what `to_bytes` wrote."""
+        """Reads what `to_bytes` wrote.
+
+        Raises:
+            pyarrow.ArrowInvalid: it is something else.
+        """
         table = storage.table_from_bytes(data)
+        if not table.schema.equals(SCHEMA):
+            raise pa.ArrowInvalid(f"columns {table.schema.names}, expected {SCHEMA.names}")
         digests, splits = table["digest"].to_numpy(), table["split"].to_numpy(zero_copy_only=False)
         return cls(digests[splits == "train"], digests[splits == "valid"], known)
 

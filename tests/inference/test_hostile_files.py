@@ -23,9 +23,12 @@ import h5py
 import keras
 import numpy as np
 import onnx
+import pyarrow as pa
 import pytest
+from helpers import jpeg
 from onnx import helper
 
+from catdog import storage
 from catdog.errors import CatdogError
 from catdog.inference import bundle, export
 from catdog.inference.bundle import ModelBundle
@@ -375,6 +378,33 @@ def test_onnx_files_that_reach_beyond_themselves(
     assert said.startswith(f"{onnx_copy}/model.onnx ")
 
 
+def test_what_onnx_runtime_does_not_load_or_run(onnx_copy: Path, catdog) -> None:
+    model = onnx.load(str(onnx_copy / "model.onnx"))
+    model.graph.node[-1].op_type = "Evil"
+    put(onnx_copy, "model.onnx", model.SerializeToString())
+    assert "ONNX Runtime cannot load the model: " in refused(onnx_copy, "onnx")
+    (onnx_copy / "photo.jpg").write_bytes(jpeg())
+    shown = catdog("predict", onnx_copy / "photo.jpg", "--model", onnx_copy)
+    assert (shown.code, shown.err.count("\n")) == (1, 1)
+    assert "ONNX Runtime cannot load the model: " in shown.err
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["x"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Reshape", ["x", "shape"], ["y"]),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["N", 32, 32, 3])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 1])],
+        [helper.make_tensor("shape", onnx.TensorProto.INT64, [2], [7, 1])],
+    )
+    other = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+    put(onnx_copy, "model.onnx", other.SerializeToString())
+    loaded = ModelBundle.load(str(onnx_copy), "onnx")
+    with pytest.raises(CatdogError, match="ONNX Runtime cannot run the model: ") as error:
+        loaded.logits(np.zeros((4, 32, 32, 3), np.uint8))
+    assert "\n" not in str(error.value)
+
+
 def test_what_is_no_onnx_file(onnx_copy: Path) -> None:
     for data in (b"\x08", b"\xff" * 100):
         put(onnx_copy, "model.onnx", data)
@@ -383,7 +413,7 @@ def test_what_is_no_onnx_file(onnx_copy: Path) -> None:
     assert "takes nothing, expected UINT8" in refused(onnx_copy, "onnx")
 
 
-# --- statistics ------------------------------------------------------------------------------------------------------
+# --- other files -----------------------------------------------------------------------------------------------------
 
 
 def test_statistics_that_declare_more_than_they_hold() -> None:
@@ -409,3 +439,18 @@ def test_statistics_that_declare_more_than_they_hold() -> None:
                 archive.writestr(each, content)
         with pytest.raises(CatdogError, match="statistics of features are damaged"):
             FeatureStatistics.from_bytes(out.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pa.table({"digest": ["=1"], "split": ["train"]}), r"columns \['digest', 'split'\], expected"),
+        (pa.table({"digest": pa.nulls(50_000_000, pa.uint64())}), "50,000,000 rows in"),
+    ],
+)
+def test_lists_of_images_that_are_none(tiny: str, tmp_path: Path, table: pa.Table, message: str) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    put(folder, "images.parquet", storage.table_to_bytes(table))
+    with pytest.raises(CatdogError, match=f"images.parquet is no list of images that catdog wrote .{message}") as error:
+        bundle.read_provenance(*bundle.read_info(str(folder)))
+    assert "\n" not in str(error.value)
