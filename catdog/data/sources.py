@@ -99,7 +99,7 @@ def scan_source(source: str, scratch: Path, ignore: list[str] | None = None) -> 
     Raises:
         CatdogError: a folder, file or archive cannot be read, or an archive is unsafe (`archives.iter_members`).
     """
-    found, sample_path = Survey(), ""
+    found, sample_path, held = Survey(), "", 0
     for entry in _walk(source, scratch):
         name = PurePosixPath(entry.path).name
         if any(_matches(entry.path, pattern) for pattern in ignore or []):
@@ -111,8 +111,9 @@ def scan_source(source: str, scratch: Path, ignore: list[str] | None = None) -> 
         elif _SAMPLE_NAME.fullmatch(name) and entry.size is not None and entry.size <= MAX_FILE_BYTES:
             if found.sample is None or len(entry.path) < len(sample_path):
                 found.sample, sample_path = entry.read(-1), entry.path
-        elif _TABLE_NAME.fullmatch(name) and entry.size and entry.size <= MAX_FILE_BYTES:
+        elif _TABLE_NAME.fullmatch(name) and entry.size and entry.size <= MAX_FILE_BYTES - held:
             found.tables[entry.path] = entry.read(-1)
+            held += entry.size  # all tables are kept in memory
         elif PurePosixPath(name).suffix.lower() in formats.SUFFIXES or (
             entry.size and formats.sniff(entry.read(formats.HEAD_BYTES)) is not None
         ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,6 +177,20 @@ def test_a_damaged_archive_is_not_kept(
     server.files["x"] = File(b"not an archive at all")
     with pytest.raises(CatdogError, match="x is neither a zip nor a gzipped tar"):
         download.download_archive(which, str(tmp_path / "down"))
+    assert list((tmp_path / "down").rglob("*")) == []
+
+
+@pytest.mark.parametrize("ending", ["zip", "tgz"])
+def test_an_archive_bomb_is_not_kept(
+    ending: str, server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("Cat/0.jpg", bytes(65 << 20))
+    server.files["x"] = File(out.getvalue() if ending == "zip" else tgz({"train/cats/0.jpg": bytes(65 << 20)}))
+    monkeypatch.setitem(download.URLS, "fastai", f"{server.url}/x")
+    with pytest.raises(CatdogError, match="would grow from .* more than 200 times"):
+        download.download_archive("fastai", str(tmp_path / "down"))
     assert list((tmp_path / "down").rglob("*")) == []
 
 
