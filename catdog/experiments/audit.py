@@ -10,22 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import ray
-import ray.data
 
-from catdog import cluster, spreadsheets, storage
+from catdog import spreadsheets, storage
 from catdog.data import images, thumbnails
 from catdog.data.catalog import Catalog
 from catdog.errors import UsageError
+from catdog.experiments import duplicates
 from catdog.experiments.cross_validation import OutOfFold
 from catdog.reporting import contact_sheet
 from catdog.reporting.contact_sheet import Tile
 
 COLUMNS = ("key", "split", "label", "issue", "score", "other", "leaks")
 ISSUES = ("label", "ambiguous", "outlier", "duplicate")
-_HASH_SIZE = 32
-_BLOCK_ROWS = 256
 # Nearest neighbours for outlier scores, and so the least number of photos.
 _NEIGHBOURS = 10
 _TILE = 160
@@ -90,8 +86,8 @@ def audit_labels(
     findings += [finding(found.keys[row], "ambiguous", score) for row, score in ambiguous]
     if features is not None and len(features[0]) > _NEIGHBOURS:
         findings += [finding(features[1][row], "outlier", score) for row, score in _outliers(features[0])]
-    hashes, readable = perceptual_hashes(data)
-    for one, other, bits in near_duplicates(hashes, distance):
+    hashes, readable = duplicates.perceptual_hashes(data)
+    for one, other, bits in duplicates.near_duplicates(hashes, distance).tolist():
         findings.append(finding(keys[readable[one]], "duplicate", bits, keys[readable[other]]))
     return findings
 
@@ -102,9 +98,10 @@ def _label_issues(found: OutOfFold) -> tuple[list[tuple[int, float]], list[tuple
 
     probabilities = np.stack([1 - found.probabilities, found.probabilities], axis=1)
     wrong = find_label_issues(found.labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
+    known = set(wrong)
     given = probabilities[np.arange(len(found.labels)), found.labels]
     likelier = probabilities.max(axis=1)
-    undecided = [row for row in np.argsort(likelier) if likelier[row] < 0.7 and row not in set(wrong)]
+    undecided = [row for row in np.argsort(likelier) if likelier[row] < 0.7 and row not in known]
     return [(int(row), given[row]) for row in wrong], [(int(row), likelier[row]) for row in undecided]
 
 
@@ -115,62 +112,6 @@ def _outliers(features: np.ndarray, share: float = 0.005) -> list[tuple[int, flo
     scores = OutOfDistribution({"k": _NEIGHBOURS}).fit_score(features=features, verbose=False)
     order = np.argsort(scores)[: max(1, int(share * len(scores)))]
     return [(int(row), scores[row]) for row in order]
-
-
-def perceptual_hashes(data: Catalog) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the perceptual hashes of all images, in a Ray Data job on the current cluster.
-
-    Args:
-        data: the catalog.
-
-    Returns:
-        Hashes, uint64, M; and their catalog rows, int, M. Unreadable images are left out.
-
-    Raises:
-        CatdogError: a task failed.
-    """
-    uris = data.table["uri"].combine_chunks()
-    blocks = [
-        pa.table(
-            {"row": np.arange(start, min(start + _BLOCK_ROWS, len(uris))), "uri": uris[start : start + _BLOCK_ROWS]}
-        )
-        for start in range(0, len(uris), _BLOCK_ROWS)
-    ]
-    with cluster.ray_errors("hashing the images failed: {cause}"):
-        done = ray.data.from_arrow(blocks).map_batches(_hash_block, batch_format="pyarrow", batch_size=None)
-        table = pa.concat_tables(ray.get(done.to_arrow_refs())).sort_by("row")
-    return table["hash"].to_numpy(), table["row"].to_numpy()
-
-
-def _hash_block(block: pa.Table) -> pa.Table:
-    import imagehash
-    from PIL import Image
-
-    pixels, statuses, _ = images.read_batch(block["uri"].to_pylist(), [_HASH_SIZE])
-    rows, hashes = [], []
-    for at, row in enumerate(block["row"].to_pylist()):
-        if statuses[at] != "unreadable":
-            bits = imagehash.phash(Image.fromarray(pixels[_HASH_SIZE][at])).hash.ravel()
-            rows.append(row)
-            hashes.append(int.from_bytes(np.packbits(bits).tobytes(), "big"))
-    return pa.table({"row": pa.array(rows, pa.int64()), "hash": pa.array(hashes, pa.uint64())})
-
-
-def near_duplicates(hashes: np.ndarray, distance: int) -> list[tuple[int, int, int]]:
-    """Finds pairs of hashes that differ in few bits.
-
-    Args:
-        hashes: uint64, N.
-        distance: the most bits in which a pair may differ.
-
-    Returns:
-        Earlier row, later row and number of different bits of each pair, the nearest first.
-    """
-    pairs = []
-    for row in range(len(hashes) - 1):
-        bits = np.bitwise_count(hashes[row + 1 :] ^ hashes[row])
-        pairs += [(row, row + 1 + int(at), int(bits[at])) for at in np.flatnonzero(bits <= distance)]
-    return sorted(pairs, key=lambda pair: (pair[2], pair[:2]))
 
 
 def write_findings(findings: list[Finding], uri: str) -> None:

@@ -72,12 +72,6 @@ def split_of(data: Catalog, key: str) -> str:
     return data.table["split"][data.table["key"].to_pylist().index(key)].as_py()
 
 
-def test_near_duplicates_are_counted_in_bits() -> None:
-    hashes = np.array([0b0000, 0b1111_1111, 0b0001, 0b1111_1110], np.uint64)
-    assert audit.near_duplicates(hashes, 1) == [(0, 2, 1), (1, 3, 1)]
-    assert audit.near_duplicates(hashes, 0) == []
-
-
 def test_predictions_of_another_set_are_refused(drawn: Catalog) -> None:
     found = OutOfFold("cv", ["cat.777.jpg"], np.array([0]), np.array([1]), np.array([0.0]), 0.0, "", "another")
     with pytest.raises(UsageError, match="cv has predictions of another data set than .*; expected this one's"):
