@@ -12,6 +12,7 @@ import numpy as np
 from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from catdog.data import formats, jpeg, orientation
+from catdog.errors import first_line
 
 # Tolerance of truncated files, the TIFF decoder and warning filters are global: one thread at a time may change them.
 _lock = threading.Lock()
@@ -57,11 +58,13 @@ def decode_with_pillow(data: bytes, most_pixels: int) -> tuple[np.ndarray, str]:
                 raise UnreadableError(f"is not an image (it starts with {data[:12]!r})") from error
             raise UnreadableError(f"{kind} whose structure is truncated, damaged or of a rare kind") from error
         except (OSError, SyntaxError, EOFError) as error:
-            raise UnreadableError(f"{kind}, truncated or damaged ({error})") from error
+            raise UnreadableError(f"{kind}, truncated or damaged ({first_line(error)})") from error
         except (MemoryError, UnreadableError):
             raise
         except Exception as error:  # decoders raise errors of many kinds on broken files
-            raise UnreadableError(f"{kind} that cannot be decoded ({type(error).__name__}: {error})") from error
+            raise UnreadableError(
+                f"{kind} that cannot be decoded ({type(error).__name__}: {first_line(error)})"
+            ) from error
 
 
 def declared_size(data: bytes) -> tuple[int, int] | None:

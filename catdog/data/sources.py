@@ -209,7 +209,10 @@ def _local_entries(source: str) -> Iterator[Entry]:
             try:
                 status = place.stat()
             except OSError as error:
-                raise _cannot_read(str(place), error) from error
+                if not place.is_symlink():
+                    raise _cannot_read(str(place), error) from error
+                yield Entry(escape_path(relative), 0, f"a link that leads nowhere: {error.strerror}", _nothing)
+                continue
             size = None if stat.S_ISDIR(status.st_mode) else status.st_size
             regular = size is None or stat.S_ISREG(status.st_mode)
             yield Entry(escape_path(relative), size, "" if regular else "not a regular file", _local_reader(place))

@@ -47,6 +47,8 @@ def test_images_under_other_names_are_taken_and_the_rest_is_told(tmp_path: Path,
     files = kaggle_files(test=8) | {f"test/{name}": data for name, data in odd.items()} | rest | {".hidden.jpg": b"x"}
     source = write(tmp_path / "src", files)
     os.mkfifo(source / "test" / "16.jpg")
+    (source / "test" / "17.jpg").symlink_to("17.jpg")
+    (source / "test" / "18.png").symlink_to("absent")
     shown = catdog("data", "prepare", source, tmp_path / "set")
     assert shown.code == 0, shown.err
     data = datasets.prepare_dataset(str(source), str(tmp_path / "set"))
@@ -62,6 +64,8 @@ def test_images_under_other_names_are_taken_and_the_rest_is_told(tmp_path: Path,
         "1 without a suffix (empty), e.g. empty",
         "1 .jpg (hidden), e.g. .hidden.jpg",
         "1 .jpg (not a regular file), e.g. test/16.jpg",
+        "1 .jpg (a link that leads nowhere: Too many levels of symbolic links), e.g. test/17.jpg",
+        "1 .png (a link that leads nowhere: No such file or directory), e.g. test/18.png",
     ):
         assert f"Not taken: {told}" in shown.out
 
