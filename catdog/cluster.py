@@ -59,6 +59,8 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
         )
     # The Train controller polls for reports; its default of two seconds is as long as a small epoch.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Then it says that workers cannot be placed; its default is a minute.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     if not debug:
         # Ray's core logs a harmless error whenever Ray Data starts actors.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -97,11 +99,18 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
         yield _may_grow
     finally:
         _may_grow = False
+        workers: list[psutil.Process] = []
         try:
             if not address:
-                _stop_autoscaler(ray.get_runtime_context().gcs_address)
+                head = ray.get_runtime_context().gcs_address
+                _stop_autoscaler(head)
+                workers = _find_workers(head)
         finally:
             ray.shutdown()
+            # Ray asks them to end; one that hangs would stay for ever.
+            for process in workers:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
 
 
 class _JobConfig(JobConfig):
@@ -130,6 +139,16 @@ def _stop_autoscaler(head: str) -> None:
                 word.endswith("autoscaler/_private/monitor.py") for word in words
             ):
                 child.kill()
+
+
+def _find_workers(head: str) -> list[psutil.Process]:
+    """The processes that the raylet of a local cluster started."""
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process().children():
+            words = child.cmdline()
+            if words and words[0].endswith("/raylet") and f"--gcs-address={head}" in words:
+                return child.children(recursive=True)
+    return []
 
 
 @contextlib.contextmanager

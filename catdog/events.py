@@ -16,10 +16,12 @@ class Waiting:
     Attributes:
         seconds: waiting time so far.
         why: one line on what is needed and who may hold it.
+        limit: seconds after which nobody waits any longer, or None.
     """
 
     seconds: float
     why: str
+    limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,11 @@ class EpochDone:
 
 
 @dataclass(frozen=True)
+class RunWritten:
+    """The model was written, and the workers have only to end."""
+
+
+@dataclass(frozen=True)
 class ScoringPlanned:
     """The plan of a scoring run is ready.
 
@@ -224,7 +231,36 @@ TrainingEvent = (
     | TrainingStarted
     | StepDone
     | EpochDone
+    | RunWritten
 )
 ScoringEvent = Waiting | ScoringPlanned | PartDone
 Event = TrainingEvent | ScoringEvent | SearchProgress
 EventHandler = Callable[[Event], None]
+
+
+def describe_event(event: Event) -> str:
+    """What an event tells of, in a few words."""
+    match event:
+        case Progress():
+            return f"{event.stage} {event.done:,} of {event.total:,}"
+        case TrainingStarted():
+            return f"the start of {event.workers} workers"
+        case StepDone():
+            return f"step {event.step} of {event.steps} in epoch {event.epoch}"
+        case EpochDone():
+            return f"epoch {event.epoch}"
+        case ScoringPlanned():
+            return f"the start of scoring {event.parts} parts"
+        case PartDone():
+            return f"a part of {event.images} images"
+        case SearchProgress():
+            return f"{event.finished + event.failed} of {event.trials} trials"
+    return {
+        Waiting: "waiting",
+        RunOpened: "the start of the run",
+        FoldStarted: "the start of a fold",
+        MemberStarted: "the start of a member",
+        DecodingStarted: "the start of decoding",
+        FeaturesStarted: "the start of computing features",
+        RunWritten: "the model was written",
+    }[type(event)]

@@ -102,6 +102,23 @@ def guard(command: Callable[[], object]) -> object:
             _watch = None
 
 
+def end_at_once(message: str) -> None:
+    """Ends a guarded command with a message and exit code 1, whatever its main thread hangs in.
+
+    Without a guard it does nothing, because a library must not end the process of its caller.
+
+    Args:
+        message: one line.
+    """
+    if _watch is None:
+        return
+    for clear in _clearing[:]:
+        with contextlib.suppress(Exception):
+            clear()
+    os.write(_watch.stderr, f"catdog: {message}\n".encode(errors="backslashreplace"))
+    os._exit(1)
+
+
 @contextlib.contextmanager
 def keeping_handlers() -> Iterator[None]:
     """Restores the handlers of SIGINT and SIGTERM after the block; starting Ray replaces them, also in C++."""
@@ -124,12 +141,13 @@ class _Watch:
 
     Attributes:
         received: number of the first signal, or None.
+        stderr: file descriptor of standard error.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         # A copy, because standard error is suppressed while Ray starts.
-        self._stderr = os.dup(2)
+        self.stderr = os.dup(2)
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)
         self._caught_up = threading.Event()
@@ -162,8 +180,8 @@ class _Watch:
             with contextlib.suppress(Exception):
                 clear()
         advice = _advice[-1]() if _advice else f"to start again:\n  {same_command()}"
-        start = "\r\x1b[K" if os.isatty(self._stderr) else ""
-        os.write(self._stderr, f"{start}catdog: interrupted; {advice}\n".encode(errors="backslashreplace"))
+        start = "\r\x1b[K" if os.isatty(self.stderr) else ""
+        os.write(self.stderr, f"{start}catdog: interrupted; {advice}\n".encode(errors="backslashreplace"))
 
     def catch_up(self, error: BaseException | None = None) -> None:
         """Waits until all signals so far are processed; with --debug prints the traceback of the interruption."""
@@ -173,7 +191,7 @@ class _Watch:
         if self.received is not None and isinstance(error, KeyboardInterrupt) and "--debug" in sys.argv:
             import traceback
 
-            os.write(self._stderr, "".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
+            os.write(self.stderr, "".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
 
     def settle(self, error: BaseException | None = None) -> None:
         """Exits if a signal arrived so far.
@@ -196,4 +214,4 @@ class _Watch:
         os.close(self._write_end)
         self._thread.join(timeout=5)
         os.close(self._read_end)
-        os.close(self._stderr)
+        os.close(self.stderr)

@@ -42,7 +42,7 @@ def wait_for(bundles: Sequence[Bundle], on_event: EventHandler, limit: float | N
         while not (queued.wait(0.5) if queued is not None else _fits(bundles)):
             seconds = time.monotonic() - started
             if limit is not None and seconds >= limit:
-                raise CatdogError(f"gave up after {limit:g} s (--wait) of {_why(bundles)}")
+                raise CatdogError(f"gave up after {limit:g} s (--wait) of {describe_need(bundles)}")
             if queued is None and seconds < _SAY_AFTER:
                 time.sleep(0.1)
                 continue
@@ -51,7 +51,7 @@ def wait_for(bundles: Sequence[Bundle], on_event: EventHandler, limit: float | N
                 stack.callback(ray.util.remove_placement_group, queued)
             if not said or seconds - said >= _SAY_AGAIN:
                 said = seconds
-                on_event(Waiting(seconds, _why(bundles)))
+                on_event(Waiting(seconds, describe_need(bundles), limit))
 
 
 def _fits(bundles: Sequence[Bundle]) -> bool:
@@ -68,8 +68,12 @@ def _fits(bundles: Sequence[Bundle]) -> bool:
     return True
 
 
-def _why(bundles: Sequence[Bundle]) -> str:
-    """One line on what is needed, what the cluster has, and who may hold it."""
+def describe_need(bundles: Sequence[Bundle]) -> str:
+    """One line on what is needed, what the cluster has, and who may hold it.
+
+    Args:
+        bundles: CPUs and GPUs of each worker or actor.
+    """
     needed: dict[str, float] = defaultdict(float)
     for bundle in bundles:
         for name, amount in bundle.items():

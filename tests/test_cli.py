@@ -21,15 +21,16 @@ COMMANDS = {
     "data prepare": ["--valid-fraction", "--split-seed", "--labels"],
     "data synthesize": ["--train", "--test", "--seed"],
     "data pack": [],
-    "data audit": ["--data", "--oof", "--out", "--distance"],
+    "data audit": ["--data", "--oof", "--out", "--distance", "--stall-timeout"],
     "data review": ["--audit", "--data", "--out", "--port"],
     "train": [
         "--data", "--arch", "--alpha", "--weights", "--image-size", "--freeze", "--no-freeze", "--epochs",
         "--batch-size", "--learning-rate", "--patience", "--seed", "--workers", "--cpus-per-worker", "--gpu", "--cpu",
-        "--name", "--runs", "--resume", "--overwrite", "--dry-run", "--wait",
+        "--name", "--runs", "--resume", "--overwrite", "--dry-run", "--wait", "--stall-timeout",
     ],
     "score": [
         "--model", "--data", "--split", "--out", "--engine", "--batch-size", "--plan", "--max-unreadable", "--wait",
+        "--stall-timeout",
     ],
     "submission check": ["--data"],
     "serve": [
@@ -44,7 +45,10 @@ COMMANDS = {
     "submit": ["--message", "--competition", "--yes", "--timeout"],
     "kaggle": ["--name", "--arch", "--recipe", "--weights", "--set", "--source", "--yes", "--no-submit"],
     "models": [],
-    "tune": ["--data", "--name", "--search", "--grid", "--set", "--asha", "--concurrent", "--runs", "--wait"],
+    "tune": [
+        "--data", "--name", "--search", "--grid", "--set", "--asha", "--concurrent", "--runs", "--wait",
+        "--stall-timeout",
+    ],
     "oof": [],
     "recipes": [],
     "runs": ["--runs", "--json"],

@@ -9,7 +9,7 @@ import typer
 from catdog.choices import Duplicates
 from catdog.cli import display
 from catdog.cli.display import out
-from catdog.cli.options import Address, Data, Debug, Dest, advising_same_command
+from catdog.cli.options import Address, Data, Debug, Dest, StallTimeout, advising_same_command
 from catdog.cli.progress import ProgressView
 from catdog.errors import UsageError
 
@@ -93,10 +93,11 @@ def audit(
         int, typer.Option(min=0, max=16, help="Bits of a 64-bit image hash by which near-duplicates may differ.")
     ] = 4,
     address: Address = None,
+    stall_timeout: StallTimeout = None,
     debug: Debug = False,
 ) -> None:
     """List probably wrong labels, ambiguous images, outliers and near-duplicates, and draw the most suspect ones."""
-    from catdog import cluster, storage, waiting
+    from catdog import cluster, stall, storage, waiting
     from catdog.data import catalog
     from catdog.experiments import audit, cross_validation
     from catdog.reporting import result_set
@@ -108,8 +109,14 @@ def audit(
     pictures = result_set.sidecar(target, "png")
     rows, found = catalog.read_catalog(data), cross_validation.read_out_of_fold(oof)
     advice = advising_same_command("nothing was written", "start again")
-    with advice, ProgressView("Auditing", debug) as view, cluster.connect(address, debug):
-        waiting.wait_for([{"CPU": 1}], view.event)
+    limit = stall.DEFAULT_SECONDS if stall_timeout is None else stall_timeout
+    with (
+        advice,
+        ProgressView("Auditing", debug) as view,
+        cluster.connect(address, debug),
+        stall.watching(view.event, limit, "nothing was written; start it again") as watch,
+    ):
+        waiting.wait_for([{"CPU": 1}], watch.event)
         known = None
         if found.features:
             values, at = feature_cache.read_features(found.features, found.keys, "identity")

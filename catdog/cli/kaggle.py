@@ -12,7 +12,16 @@ from catdog.choices import ArchiveName
 from catdog.cli import display
 from catdog.cli.completion import complete_arch, complete_recipe
 from catdog.cli.display import err, out
-from catdog.cli.options import Address, Debug, Gpu, Wait, advising_same_command, field_option, parse_settings
+from catdog.cli.options import (
+    Address,
+    Debug,
+    Gpu,
+    StallTimeout,
+    Wait,
+    advising_same_command,
+    field_option,
+    parse_settings,
+)
 from catdog.cli.progress import ProgressView
 from catdog.errors import CatdogError, UsageError
 
@@ -84,6 +93,7 @@ def kaggle(
     gpu: Gpu = None,
     address: Address = None,
     wait: Wait = None,
+    stall_timeout: StallTimeout = None,
     debug: Debug = False,
 ) -> None:
     """Download, prepare, train, score, check and submit; the same command again skips what is done."""
@@ -107,6 +117,7 @@ def kaggle(
         key: value for key, value in (("recipe", recipe), ("arch", arch), ("weights", weights)) if value
     }
     everywhere: dict[str, Any] = {"gpu": gpu, "address": address, "wait": wait, "debug": debug}
+    everywhere |= {} if stall_timeout is None else {"stall_timeout": stall_timeout}
     training |= parse_settings(set_) | everywhere
     path.require_options(training)
     with advising_same_command("what is finished is kept", "go on"):

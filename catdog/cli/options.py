@@ -29,6 +29,7 @@ def field_option(field: str, *flags: str, complete: Callable[[str], list[str]] |
 
 Address = Annotated[str | None, field_option("address")]
 Debug = Annotated[bool, field_option("debug", "--debug")]
+StallTimeout = Annotated[float | None, field_option("stall_timeout")]
 Wait = Annotated[float | None, field_option("wait")]
 Data = Annotated[str, typer.Option("--data", help="Folder or bucket of a prepared data set.")]
 Dest = Annotated[str, typer.Argument(help="Folder or bucket to create.")]

@@ -11,7 +11,7 @@ import typer
 from catdog.choices import EngineChoice, SplitChoice
 from catdog.cli import display
 from catdog.cli.completion import complete_run
-from catdog.cli.options import Address, Data, Debug, Gpu, OpenPage, Track, Wait, advising_same_command
+from catdog.cli.options import Address, Data, Debug, Gpu, OpenPage, StallTimeout, Track, Wait, advising_same_command
 from catdog.cli.progress import ProgressView
 from catdog.errors import CatdogError, UsageError
 
@@ -47,15 +47,17 @@ def score(
     track: Track = None,
     address: Address = None,
     wait: Wait = None,
+    stall_timeout: StallTimeout = None,
     debug: Debug = False,
 ) -> None:
     """Score a data set's images with a model, and write the submission and the validation report."""
     from catdog import storage, tracking
     from catdog.scoring import score
 
+    limit = {} if stall_timeout is None else {"stall_timeout": stall_timeout}
     config = score.ScoreConfig(
         model=model, data=data, split=split, out=out_, engine=engine, batch_size=batch_size,
-        max_unreadable=max_unreadable, gpu=gpu, address=address, wait=wait, debug=debug,
+        max_unreadable=max_unreadable, gpu=gpu, address=address, wait=wait, debug=debug, **limit,
     )  # fmt: skip
     if plan or explain:
         with advising_same_command("nothing was written", "measure again"), ProgressView("Measuring", debug) as view:

@@ -29,6 +29,7 @@ from catdog.cli.options import (
     Gpu,
     OpenPage,
     Runs,
+    StallTimeout,
     Track,
     Wait,
     advising_same_command,
@@ -86,6 +87,7 @@ def train(
     track: Track = None,
     address: Address = None,
     wait: Wait = None,
+    stall_timeout: StallTimeout = None,
     debug: Debug = False,
 ) -> None:
     """Train a model, data-parallel on Ray Train, and write its bundle to RUNS/NAME/model/."""
@@ -213,6 +215,7 @@ def tune(
     runs: Runs = "runs",
     address: Address = None,
     wait: Wait = None,
+    stall_timeout: StallTimeout = None,
     debug: Debug = False,
 ) -> None:
     """Search training options with Ray Tune, and rank the trials by validation log loss."""
@@ -227,7 +230,7 @@ def tune(
             raise UsageError(f"--grid received {key}={value}, expected a list such as {key}=[1, 2]")
     options = chosen.base | parse_settings(set_)
     places = {"data": data, "name": name, "runs": runs, "address": address, "wait": wait, "debug": debug}
-    config = TrainConfig(**(options | places))
+    config = TrainConfig(**(options | places | {"stall_timeout": stall_timeout}))
     advice = advising_same_command("finished trials are kept, and whole epochs of the others", "go on")
     with advice, ProgressView("Searching", debug) as view:
         trials = tuning.run_search(config, values, asha, concurrent, view.event)

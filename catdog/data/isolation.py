@@ -21,6 +21,7 @@ from types import TracebackType
 import numpy as np
 import psutil
 
+from catdog import stall
 from catdog.data import images
 from catdog.data.images import Batch
 from catdog.errors import CatdogError
@@ -59,6 +60,7 @@ def decode_batch(files: Iterable[bytes | str], pixels: dict[int, np.ndarray]) ->
 def _timed(files: Iterable[bytes | str]) -> Iterator[bytes | str]:
     """Starts the timers anew when the next file is asked for, which is when the last one is decoded."""
     for data in files:
+        stall.beat()
         _set_timers(MOST_CPU_SECONDS, MOST_SECONDS)
         yield data
 
@@ -127,6 +129,7 @@ class IsolatedDecoder:
         statuses: list[images.Status] = []
         details: list[str] = []
         for at, data in enumerate(files):
+            stall.beat()
             row = {size: array[at : at + 1] for size, array in pixels.items()}
             # What could not be read is no danger.
             found = images.decode_batch([data], row) if isinstance(data, str) else self._decode(data, row)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catdog import cluster, rng, storage, waiting
+from catdog import cluster, rng, stall, storage, waiting
 from catdog.data import catalog, key_list
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError, did_you_mean
@@ -26,7 +26,7 @@ from catdog.events import EventHandler, FoldStarted, Progress
 from catdog.run_directory import RunDirectory
 from catdog.scoring import results, score
 from catdog.scoring.config import ScoreConfig
-from catdog.training import feature_cache, train
+from catdog.training import corrections, feature_cache, train
 from catdog.training.config import ResolvedConfig, resolve
 from catdog.training.request import TrainConfig
 
@@ -169,7 +169,9 @@ def cross_validate(
     chosen, folder = list(range(folds)) if only is None else [only - 1], ""
     with cluster.connect(config.resources.address, config.resources.debug) as may_grow:
         if config.optimizer.head_first and not config.optimizer.epochs and not config.run.members:
-            merged, seconds, folder = _probe(config, data, fold_of, on_event, may_grow)
+            advice = "finished features are kept, and the same command goes on"
+            with stall.watching(on_event, config.resources.stall_timeout, advice) as watch:
+                merged, seconds, folder = _probe(config, data, fold_of, watch.event, may_grow)
             merged = merged.filter(pc.is_in(merged["fold"], pa.array([fold + 1 for fold in chosen])))
         else:
             done = []
@@ -260,7 +262,7 @@ def _list_for_folds(config: ResolvedConfig, data: Catalog) -> str | None:
     if config.data.leave_out is None:
         return None
     labelled = set(data.table.filter(pc.not_equal(data.table["split"], "test"))["key"].to_pylist())
-    found = train.corrections(config.data.leave_out, data)
+    found = corrections.read_corrections(config.data.leave_out, data)
     named = zip((key_list.LEAVE_OUT, key_list.FLIP), (found.left_out, found.flipped), strict=True)
     text = key_list.format_actions({key: action for action, keys in named for key in sorted(keys & labelled)})
     uri = storage.join(config.run.uri, "data", "left-out.csv")
@@ -283,10 +285,10 @@ def _probe(
     weights = train.load_weights(config)
     folder = train.cache_features(config, data, rows, weights, config.validation.views, on_event, may_grow)
     on_event(Progress("fitting", 0, rows.num_rows))
-    changes = train.corrections(config.data.leave_out, data)
+    changes = corrections.read_corrections(config.data.leave_out, data)
     fitted = ~np.isin(rows["key"].to_pylist(), list(changes.left_out))
     # Fitted to the corrected labels; judged by those of the data set, so that runs can be compared.
-    corrected = train.correct_rows(rows, changes._replace(left_out=set()))
+    corrected = corrections.correct_rows(rows, changes._replace(left_out=set()))
     logits = feature_cache.out_of_fold(
         folder, corrected, folds, fitted, config.model.spec, config.run.seed, config.validation.views
     )
@@ -327,6 +329,7 @@ def _run_fold(
         max_unreadable=1,
         gpu=config.resources.gpu,
         wait=config.resources.wait,
+        stall_timeout=config.resources.stall_timeout,
     )
     score.score_dataset(request, on_event)
     if storage.exists(clock):

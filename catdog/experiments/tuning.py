@@ -18,7 +18,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from catdog import cluster, lease, run_directory, storage, waiting
+from catdog import cluster, lease, run_directory, stall, storage, waiting
 from catdog.data import catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import selection
@@ -31,6 +31,8 @@ from catdog.training.request import TrainConfig
 
 METRIC, ACCURACY = "valid_log_loss", "valid_accuracy"
 _NO_PATHS = (None, "imagenet", "none")
+# Options that may differ when a search goes on.
+_PLACES = ("address", "wait", "stall_timeout", "debug", "runs", "data")
 # Who is told of the search in progress, and its number of trials.
 _listener: ContextVar[tuple[EventHandler, int] | None] = ContextVar("_listener", default=None)
 
@@ -121,16 +123,18 @@ def run_search(
         sizes = grid.get("image_size") or [resolve(TrainConfig(**options)).model.image_size]
         concurrent = min(concurrent, max(1, ingest.room(len(catalog.read_catalog(options["data"]).table), max(sizes))))
         first = {"CPU": int(options["cpus_per_worker"])} | ({"GPU": 1} if options.get("gpu") else {})
-        on_event = on_event or (lambda _event: None)
-        waiting.wait_for([first], on_event, config.wait)
-        tuner = _tuner(folder, options, grid, asha, concurrent)
-        token = _listener.set((on_event, math.prod(map(len, grid.values()))))
-        try:
-            results = tuner.fit()
-        except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise CatdogError(f"the search failed ({cluster.cause(error)}); the same command goes on") from error
-        finally:
-            _listener.reset(token)
+        limit = stall.DEFAULT_SECONDS if config.stall_timeout is None else config.stall_timeout
+        advice = "finished trials are kept, and the same command goes on"
+        with stall.watching(on_event or (lambda _event: None), limit, advice) as watch:
+            waiting.wait_for([first], watch.event, config.wait)
+            tuner = _tuner(folder, options, grid, asha, concurrent)
+            token = _listener.set((watch.event, math.prod(map(len, grid.values()))))
+            try:
+                results = tuner.fit()
+            except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
+                raise CatdogError(f"the search failed ({cluster.cause(error)}); the same command goes on") from error
+            finally:
+                _listener.reset(token)
     trials = [_outcome(result) for result in results]
     return sorted(trials, key=lambda trial: (trial.log_loss is None, trial.log_loss or 0.0, trial.name))
 
@@ -177,7 +181,7 @@ def _absolute(options: dict[str, Any]) -> dict[str, Any]:
 
 def _require_same_search(folder: str, options: dict[str, Any], grid: dict[str, list[Any]]) -> None:
     """Records the options of a search, or checks that they are unchanged; Tune would silently use the old ones."""
-    ours = {name: value for name, value in options.items() if name not in ("address", "wait", "debug", "runs", "data")}
+    ours = {name: value for name, value in options.items() if name not in _PLACES}
     content = {
         "catalog_fingerprint": catalog.read_catalog(options["data"]).fingerprint,
         "options": TrainConfig(**(ours | {"data": "", "name": "x"})).model_dump(mode="json", exclude_none=True),

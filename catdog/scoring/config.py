@@ -6,6 +6,7 @@ from typing import Annotated
 
 import pydantic
 
+from catdog import stall
 from catdog.choices import EngineChoice, ModelUris, SplitChoice
 
 
@@ -23,6 +24,7 @@ class ScoreConfig(pydantic.BaseModel):
         gpu: a GPU for each actor; None where there are any.
         address: of the Ray cluster.
         wait: seconds to wait for CPUs or GPUs that others hold; None is for as long as it takes.
+        stall_timeout: seconds without progress after which scoring ends; 0 is no limit.
         debug: show Ray's log and tracebacks.
     """
 
@@ -38,4 +40,5 @@ class ScoreConfig(pydantic.BaseModel):
     gpu: bool | None = None
     address: str | None = None
     wait: Annotated[float, pydantic.Field(ge=0)] | None = None
+    stall_timeout: Annotated[float, pydantic.Field(ge=0)] = stall.DEFAULT_SECONDS
     debug: bool = False

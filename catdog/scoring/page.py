@@ -14,6 +14,7 @@ from catdog.reporting.report import Report
 from catdog.scoring.config import ScoreConfig
 from catdog.scoring.plan import ScoringJob
 
+_OF_THE_PLACE = {"model", "data", "gpu", "address", "wait", "stall_timeout", "debug"}
 _FACTS = ("data", "catalog_fingerprint", "bundle_fingerprint", "engine", "calibration", "temperature", "clip")
 
 
@@ -48,7 +49,7 @@ def render_score_page(
 def _command(config: ScoreConfig) -> str:
     """The command with these options; those that have their default are left out."""
     words = ["catdog", "score", *(word for model in config.model for word in ("--model", model)), "--data", config.data]
-    given = config.model_dump(exclude={"model", "data", "gpu", "address", "wait", "debug"}, exclude_defaults=True)
+    given = config.model_dump(exclude=_OF_THE_PLACE, exclude_defaults=True)
     words += [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     words += [] if config.gpu is None else ["--gpu" if config.gpu else "--cpu"]
     return shlex.join(words)

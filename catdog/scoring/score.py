@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from catdog import cluster, lease, resources, storage, waiting
+from catdog import cluster, lease, resources, stall, storage, waiting
 from catdog.choices import EngineName
 from catdog.events import EventHandler, ScoringPlanned
 from catdog.inference import bundle
@@ -54,7 +54,12 @@ def _make_missing(
 ) -> EngineName:
     """Makes the parts that are missing on the cluster, and returns what predicted."""
     config = job.config
-    with cluster.connect(config.address, config.debug) as may_grow:
+    advice = "finished parts stay, and the same command goes on from them"
+    with (
+        cluster.connect(config.address, config.debug) as may_grow,
+        stall.watching(on_event, config.stall_timeout, advice) as watch,
+    ):
+        on_event = watch.event
         plan = resources.plan_scoring({name: len(todo) for name, todo in missing.items()}, config.gpu, may_grow)
         todo = missing[plan.engine]
         for saved in job.bundles:

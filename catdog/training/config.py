@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from catdog import storage
+from catdog import stall, storage
 from catdog.choices import Keep
 from catdog.errors import UsageError
 from catdog.models import registry
@@ -111,6 +111,7 @@ class ResourceConfig:
     gpu: bool | None = None
     address: str | None = None
     wait: float | None = None
+    stall_timeout: float = stall.DEFAULT_SECONDS
     debug: bool = False
 
 

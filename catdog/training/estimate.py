@@ -25,7 +25,7 @@ from catdog.inference import engines
 from catdog.inference.provenance import Provenance
 from catdog.resources import TrainPlan
 from catdog.run_directory import RunDirectory
-from catdog.training import ingest, launch, train
+from catdog.training import corrections, ingest, launch, train
 from catdog.training.config import ResolvedConfig, default_options, resolve
 from catdog.training.distributed import WorkerGroup
 from catdog.training.job import SplitData, WorkerJob
@@ -98,7 +98,7 @@ def estimate_training(
     data = catalog.read_catalog(resolved.data.uri)
     if not folds:
         RunDirectory(resolved.run.uri).require_free(resolved.run.overwrite)
-    left_out = train.corrections(resolved.data.leave_out, data).left_out
+    left_out = corrections.read_corrections(resolved.data.leave_out, data).left_out
     runs = train.member_configs(resolved) or [resolved]
     with cluster.connect(resolved.resources.address, resolved.resources.debug) as may_grow:
         connected = time.perf_counter() - started

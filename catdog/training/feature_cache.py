@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from catdog import cluster, resources, rng, storage, waiting
+from catdog import cluster, resources, rng, stall, storage, waiting
 from catdog.data import images
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError
@@ -147,6 +147,7 @@ class _Extractor:
         for view in self._views:
             found: list[np.ndarray] = []
             for start in range(0, len(readable), _BATCH):
+                stall.beat()
                 batch = pixels[self._size][readable[start : start + _BATCH]]
                 padded = np.pad(batch, ((0, _BATCH - len(batch)), (0, 0), (0, 0), (0, 0)))
                 found.append(self._features(apply_view(padded, view)).numpy()[: len(batch)])
@@ -348,6 +349,7 @@ def _fit_logistic(features: list[np.ndarray], labels: np.ndarray, strengths: tup
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
     def score(strength: float) -> float:
+        stall.beat()
         folds = StratifiedKFold(3, shuffle=True, random_state=0)
         model = LogisticRegression(C=strength, max_iter=1000)
         return float(cross_val_score(model, features[0], labels, cv=folds, scoring="neg_log_loss").mean())

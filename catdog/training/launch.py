@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +16,20 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState, RunningState
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from catdog import cluster, run_directory
+from catdog import cluster, run_directory, waiting
 from catdog.errors import CatdogError
-from catdog.events import EventHandler
+from catdog.events import EventHandler, Waiting
 from catdog.resources import TrainPlan
 from catdog.training import distributed, trainer
 from catdog.training.job import Failure, TrainResult, WorkerJob
 
 _MAX_RESTARTS = 3
+# Seconds between messages about workers that cannot be placed.
+_SAY_AGAIN = 30.0
 # gRPC reads it instead of no_proxy, where it is set.
 _GRPC_EXEMPT = "no_grpc_proxy"
 
@@ -65,6 +70,44 @@ class _Trainer(DataParallelTrainer):
 
     def _register_sigint_handler(self, controller: Any) -> None:
         pass
+
+
+class _Waiter(ControllerCallback):
+    """Says what a run waits for whose workers died and cannot be started again, and ends it after a limit.
+
+    It lives in the process of Ray Train's controller, which would try for ever without a word.
+    """
+
+    def __init__(self, job: WorkerJob) -> None:
+        self._events, self._limit = job.events, job.config.resources.wait
+        self._bundles = [worker_resources(job.plan)] * job.plan.workers
+        self._name = job.config.run.name
+        self._since: float | None = None
+        self._said = -_SAY_AGAIN
+        self._lost = ""
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        if isinstance(current_state, RunningState):
+            self._since, self._said, self._lost = None, -_SAY_AGAIN, "a worker was lost; "
+        elif self._since is None and isinstance(current_state, RestartingState | ReschedulingState):
+            self._since = time.monotonic()
+        # With a fixed number of workers the second state follows a failed attempt to place them; with a variable one
+        # the first state lasts until there are enough.
+        waits = isinstance(current_state, ReschedulingState) or (
+            isinstance(current_state, RestartingState) and isinstance(previous_state, RestartingState)
+        )
+        if not waits or self._since is None:
+            return
+        seconds = time.monotonic() - self._since
+        if self._limit is not None and seconds >= self._limit:
+            why = waiting.describe_need(self._bundles)
+            raise CatdogError(
+                f"{self._lost}gave up after {self._limit:g} s (--wait) of {why}; --resume --name {self._name} "
+                "continues from the last epoch"
+            )
+        if seconds - self._said >= _SAY_AGAIN:
+            self._said = seconds
+            self._events.put(Waiting(seconds, f"{self._lost}{waiting.describe_need(self._bundles)}", self._limit))
 
 
 def _free_address() -> str:
@@ -114,11 +157,14 @@ def run_workers(job: WorkerJob) -> TrainResult:
             name=run_directory.CHECKPOINTS,
             failure_config=ray.train.FailureConfig(max_failures=_MAX_RESTARTS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=[_Waiter(job)],
         ),
     )
     try:
         outcome = ray_trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
+        if isinstance(failure := getattr(error, "controller_failure", None), CatdogError):
+            raise failure from error
         raise CatdogError(
             f"training failed, also after {_MAX_RESTARTS} restarts ({cluster.cause(error)}); --debug "
             f"shows why, and --resume --name {config.run.name} continues from the last epoch"
@@ -136,8 +182,11 @@ def _run_worker(options: dict[str, WorkerJob]) -> TrainResult | Failure | None:
 def listening(on_event: EventHandler) -> Iterator[Any]:
     """A queue that workers put events in and a thread of this process hands to `on_event`."""
     from ray.util.queue import Empty, Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    queue = Queue(actor_options={"num_cpus": 0})
+    # On this node, because another one may be lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     over = threading.Event()
 
     def listen() -> None:

@@ -17,7 +17,9 @@ from catdog.choices import Keep, View
 # batch-norm's share of the batch.
 SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
 # Options that may differ when a run is resumed. The data set is compared by its fingerprint, wherever it lies.
-PLACE_FIELDS = frozenset({"data", "runs", "features", "resume", "overwrite", "address", "wait", "debug"}) | SHAPE_FIELDS
+PLACE_FIELDS = SHAPE_FIELDS | {
+    *("data", "runs", "features", "resume", "overwrite", "address", "wait", "stall_timeout", "debug")
+}
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _LessThanOne = Annotated[float, Field(ge=0, lt=1)]
@@ -148,6 +150,9 @@ class TrainConfig(pydantic.BaseModel):
     )
     wait: float | None = Field(
         None, ge=0, description="Seconds to wait for CPUs or GPUs that others use. Default: no limit."
+    )
+    stall_timeout: float | None = Field(
+        None, ge=0, description="Seconds without progress after which the command ends; 0 is no limit. Default: 900."
     )
     debug: bool = Field(False, description="Show Ray's log, and a traceback if the command fails.")
 

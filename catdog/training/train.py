@@ -13,22 +13,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
-from catdog import cluster, resources, storage
-from catdog.data import catalog, key_list
+from catdog import cluster, resources, stall, storage
+from catdog.data import catalog
 from catdog.data.catalog import Catalog
-from catdog.data.key_list import Corrections
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import calibration
-from catdog.events import DecodingStarted, EventHandler, MemberStarted, Progress, RunOpened
+from catdog.events import DecodingStarted, EventHandler, MemberStarted, Progress, RunOpened, RunWritten
 from catdog.inference import bundle, export
 from catdog.inference.engines import set_up
 from catdog.inference.provenance import Provenance
 from catdog.models import pretrained, registry
 from catdog.run_directory import RunDirectory
-from catdog.training import feature_cache, ingest, launch
+from catdog.training import corrections, feature_cache, ingest, launch
 from catdog.training.bundle_writer import training_record
 from catdog.training.config import ResolvedConfig, resolve
 from catdog.training.job import SplitData, TrainResult, WorkerJob
@@ -79,7 +77,7 @@ def _train_exclusively(
         patience: as for `train_model`.
         nested: the run is a member of one around it.
     """
-    corrections(config.data.leave_out, data)
+    corrections.read_corrections(config.data.leave_out, data)
     finished = _check_run(config, data, nested)
     if finished is None:
         with RunDirectory(config.run.uri).hold("training", patience):
@@ -89,49 +87,70 @@ def _train_exclusively(
 
 
 def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
-    """Trains one model: decodes the images, fits the head if that is asked for, and starts the workers."""
+    """Trains one model, unless there is no progress."""
     started = time.time()
     rows = {split: data.split(split) for split in ("train", "valid")}
     # Of the training split only: the images that judge a model must be neither selected nor changed.
-    rows["train"] = correct_rows(rows["train"], corrections(config.data.leave_out, data))
+    rows["train"] = corrections.correct_rows(rows["train"], corrections.read_corrections(config.data.leave_out, data))
     if len(set(rows["train"]["label"].to_pylist())) < 2:
         raise UsageError(
             f"--leave-out received {config.data.leave_out}, which leaves fewer than two classes to train on"
         )
+    run, asked = RunDirectory(config.run.uri), config.resources
+    advice = f"--resume --name {config.run.name} continues from the last epoch"
+    with cluster.connect(asked.address, asked.debug) as may_grow:
+        try:
+            with stall.watching(on_event, asked.stall_timeout, advice) as watch:
+                return _train_on_cluster(config, data, rows, started, watch.event, may_grow)
+        except CatdogError:
+            # Ray Train's processes may hang at their own end, when nothing is left to be done.
+            if not (isinstance(watch.last, RunWritten) and run.finished):
+                raise
+    return _read_result(run)
+
+
+def _train_on_cluster(
+    config: ResolvedConfig,
+    data: Catalog,
+    rows: dict[str, pa.Table],
+    started: float,
+    on_event: EventHandler,
+    may_grow: bool,
+) -> TrainResult:
+    """Decodes the images, fits the head if that is asked for, and starts the workers."""
     images = sum(table.num_rows for table in rows.values())
-    with cluster.connect(config.resources.address, config.resources.debug) as may_grow:
-        plan = plan_resources(config, may_grow)
-        config = config.replace("resources", **vars(plan))
-        wait_for([{"CPU": 1}], on_event, config.resources.wait)  # for what comes before the workers
-        weights = load_weights(config)
-        ingest.require_memory(images, config.model.image_size)
-        # Only now, when nothing more can be refused, is an old run deleted or a name taken.
-        _open_run(config, data, on_event)
-        on_event(DecodingStarted(images, config.run.uri))
-        head = None
-        if config.optimizer.head_first:
-            head = _fit_head(config, data, rows["train"], weights, on_event, may_grow)
-        decoded = ingest.decode(rows, config.model.image_size, on_event)
-        splits = {split: _split_data(table, decoded[split]) for split, table in rows.items()}
-        wait_for([launch.worker_resources(plan)] * plan.workers, on_event, config.resources.wait)
-        on_event(Progress("starting", 0, plan.workers))
-        with launch.listening(on_event) as events:
-            return launch.run_workers(
-                WorkerJob(
-                    config,
-                    plan,
-                    splits["train"],
-                    splits["valid"],
-                    weights,
-                    head,
-                    prior=float(np.clip(splits["train"].labels.mean(), 0.01, 0.99)),
-                    class_names=data.class_names,
-                    catalog_fingerprint=data.fingerprint,
-                    provenance=Provenance.of(rows["train"], rows["valid"]),
-                    events=events,
-                    started=started,
-                )
+    plan = plan_resources(config, may_grow)
+    config = config.replace("resources", **vars(plan))
+    wait_for([{"CPU": 1}], on_event, config.resources.wait)  # for what comes before the workers
+    weights = load_weights(config)
+    ingest.require_memory(images, config.model.image_size)
+    # Only now, when nothing more can be refused, is an old run deleted or a name taken.
+    _open_run(config, data, on_event)
+    on_event(DecodingStarted(images, config.run.uri))
+    head = None
+    if config.optimizer.head_first:
+        head = _fit_head(config, data, rows["train"], weights, on_event, may_grow)
+    decoded = ingest.decode(rows, config.model.image_size, on_event)
+    splits = {split: _split_data(table, decoded[split]) for split, table in rows.items()}
+    wait_for([launch.worker_resources(plan)] * plan.workers, on_event, config.resources.wait)
+    on_event(Progress("starting", 0, plan.workers))
+    with launch.listening(on_event) as events:
+        return launch.run_workers(
+            WorkerJob(
+                config,
+                plan,
+                splits["train"],
+                splits["valid"],
+                weights,
+                head,
+                prior=float(np.clip(splits["train"].labels.mean(), 0.01, 0.99)),
+                class_names=data.class_names,
+                catalog_fingerprint=data.fingerprint,
+                provenance=Provenance.of(rows["train"], rows["valid"]),
+                events=events,
+                started=started,
             )
+        )
 
 
 def plan_resources(config: ResolvedConfig, may_grow: bool) -> resources.TrainPlan:
@@ -247,46 +266,6 @@ def member_configs(config: ResolvedConfig) -> list[ResolvedConfig]:
     ]
 
 
-def corrections(listed: str | None, data: Catalog) -> Corrections:
-    """What a list changes about the training images.
-
-    Args:
-        listed: URI of the list, or None.
-        data: the catalog.
-
-    Raises:
-        UsageError: there is no such list, or it names what the data set does not hold.
-    """
-    if listed is None:
-        return Corrections(set(), set())
-    known = set(data.table["key"].to_pylist())
-    try:
-        found = key_list.parse_corrections(storage.read_bytes(listed).decode("utf-8-sig"), known)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--leave-out received {listed}, which could not be read ({error})") from error
-    unknown = (found.left_out | found.flipped) - known
-    if unknown:
-        raise UsageError(
-            f"--leave-out received {listed} with {len(unknown)} unknown keys such as {min(unknown)!r}; "
-            f"expected keys of {data.root} such as {data.table['key'][0].as_py()!r}, one a line, or a CSV with a "
-            "column key"
-        )
-    return found
-
-
-def correct_rows(rows: pa.Table, changes: Corrections) -> pa.Table:
-    """Leaves images out, and gives others the other label.
-
-    Args:
-        rows: columns key and label, no label null.
-        changes: keys of other rows may be among them.
-    """
-    rows = rows.filter(pc.invert(pc.is_in(rows["key"], pa.array(list(changes.left_out), pa.string()))))
-    flipped = pc.is_in(rows["key"], pa.array(list(changes.flipped), pa.string()))
-    labels = pc.if_else(flipped, pc.subtract(pa.scalar(1, pa.int8()), rows["label"]), rows["label"])
-    return rows.set_column(rows.column_names.index("label"), rows.schema.field("label"), labels)
-
-
 def stored_config(runs: str, name: str) -> dict[str, Any]:
     """The options a run was started with, for `--resume`.
 
@@ -340,12 +319,15 @@ def _check_run(config: ResolvedConfig, data: Catalog, nested: bool = False) -> T
             listed = name == "leave_out_sha256"
             what = f"the list {config.data.leave_out}" if listed else f"the data set in {config.data.uri}"
             raise UsageError(f"--resume: {what} has changed since {config.run.name!r} was started")
-    if not run.finished:
-        return None
-    uri, info = bundle.read_info(config.run.uri)
+    return _read_result(run) if run.finished else None
+
+
+def _read_result(run: RunDirectory) -> TrainResult:
+    """The result of a finished run, as its bundle has it."""
+    uri, info = bundle.read_info(run.uri)
     history = info.training["history"]
     epochs = max(len(history), int(info.validation["epoch"]))
-    return TrainResult(config.run.uri, uri, info.validation, info.chosen_on, epochs, history)
+    return TrainResult(run.uri, uri, info.validation, info.chosen_on, epochs, history)
 
 
 def load_weights(config: ResolvedConfig) -> ray.ObjectRef | None:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import ray.train
 
-from catdog import rng
+from catdog import rng, stall
 from catdog.errors import CatdogError
-from catdog.events import EpochDone, Progress, StepDone, TrainingEvent, TrainingStarted
+from catdog.events import EpochDone, Progress, RunWritten, StepDone, TrainingEvent, TrainingStarted
 from catdog.inference import engines
 from catdog.run_directory import RunDirectory
 from catdog.training import checkpoint, distributed, ingest
@@ -115,6 +115,7 @@ class Trainer:
         losses, said, epoch = [], time.perf_counter(), self.progress.epoch
         for step, batch in enumerate(self.batches.epoch(epoch), 1):
             losses.append(self.train_step(batch))
+            stall.beat()
             if self.group.rank == 0 and time.perf_counter() - said > _EVENT_SECONDS:
                 said = time.perf_counter()
                 # From this worker's images only: a sum over all workers would make them wait for each other once more.
@@ -172,9 +173,11 @@ class Trainer:
         logits = self.validator.logits(self.job.config.validation.views)
         if self.group.rank != 0:
             return None
-        return write_trained_bundle(
+        result = write_trained_bundle(
             self.job, self.replica, self.train_pixels, self.validator, self.progress, logits, digests
         )
+        self._tell(RunWritten())
+        return result
 
     # --- events, from rank 0 -------------------------------------------------------------------------------------
 

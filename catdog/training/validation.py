@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from catdog import stall
 from catdog.choices import View
 from catdog.evaluation import metrics
 from catdog.inference.views import apply_view
@@ -66,6 +67,7 @@ class Validator:
             rows = mine[start : start + size]
             # Padded to one size, because each further size would be traced anew.
             batch = self.pixels.take(np.pad(rows, (0, size - len(rows)), mode="edge"))
+            stall.beat()
             seen = [self._predict(apply_view(batch, view)).numpy()[: len(rows), 0] for view in views]
             logits[start : start + len(rows)] = np.mean(seen, axis=0)
         every = group.gather(logits)

@@ -13,7 +13,7 @@ from catdog.data.catalog import Catalog
 from catdog.errors import UsageError
 from catdog.experiments import audit
 from catdog.experiments.audit import Finding
-from catdog.training import train
+from catdog.training import corrections
 
 KEYS = (
     "train/plain.jpg", "train/a, b.jpg", 'train/say "hi".jpg', "train/two\nlines.jpg", "train/old\rmac.jpg",
@@ -34,7 +34,7 @@ def data(tmp_path) -> Catalog:
 def left_out(data: Catalog, text: str, tmp_path) -> set[str]:
     path = tmp_path / "list.csv"
     path.write_bytes(text.encode())
-    return train.corrections(str(path), data).left_out
+    return corrections.read_corrections(str(path), data).left_out
 
 
 def test_an_audits_csv_round_trips(data: Catalog, tmp_path) -> None:

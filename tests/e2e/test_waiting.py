@@ -37,6 +37,10 @@ def test_what_is_waited_for_is_said(
     assert (ended.code, ended.err) == (1, f"catdog: gave up after 1 s (--wait) of {why}\n")
     assert ended.out.count(why) == 2
     assert not (tmp_path / "waits").exists()
+    # Without a limit to the waiting, that of every job without progress holds.
+    ended = catdog(*train[:-2], "--stall-timeout", 1)
+    assert ended.code == 1
+    assert ended.err.startswith(f"catdog: gave up after 1 s (--stall-timeout): {why}; ")
 
     out = tmp_path / "results.csv"
     timer = threading.Timer(1.5, ray.kill, [holder])

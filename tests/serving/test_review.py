@@ -21,7 +21,7 @@ from catdog.errors import CatdogError, UsageError
 from catdog.experiments import audit
 from catdog.experiments.audit import Finding
 from catdog.serving.review import Review, build_review_app, reviewing
-from catdog.training import train
+from catdog.training import corrections
 
 
 @pytest.fixture
@@ -106,9 +106,9 @@ def test_training_follows_the_decisions_and_validation_does_not(
         keys["valid"][0]: "flip",
     }
     out.write_text(key_list.format_actions(decided))
-    changes = train.corrections(str(out), drawn)
+    changes = corrections.read_corrections(str(out), drawn)
     rows = drawn.split("train")
-    corrected = train.correct_rows(rows, changes)
+    corrected = corrections.correct_rows(rows, changes)
     assert corrected["key"].to_pylist() == [key for key in keys["train"] if key != keys["train"][1]]
     assert corrected.schema.equals(rows.schema)
     before = dict(zip(keys["train"], rows["label"].to_pylist(), strict=True))
@@ -117,7 +117,7 @@ def test_training_follows_the_decisions_and_validation_does_not(
     assert after[keys["train"][0]] == 1 - before[keys["train"][0]]
     # As it was, for a list without actions.
     out.write_text(f"key,issue\n{keys['train'][3]},label\n")
-    plain = train.corrections(str(out), drawn)
+    plain = corrections.read_corrections(str(out), drawn)
     assert (plain.left_out, plain.flipped) == ({keys["train"][3]}, set())
 
 
@@ -136,7 +136,7 @@ def test_a_damaged_review_is_not_trained_with(
     out = tmp_path / "out.csv"
     out.write_text(text.replace("KEY", keys["train"][0]))
     with pytest.raises(UsageError, match=f"--leave-out received .*{message}"):
-        train.corrections(str(out), drawn)
+        corrections.read_corrections(str(out), drawn)
 
 
 def test_what_is_no_audit_is_refused(drawn: Catalog, keys: dict[str, list[str]], found: str, tmp_path: Path) -> None:
