@@ -42,9 +42,7 @@ class _WorkersBackend(Backend):
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         assert isinstance(backend_config, _WorkersConfig)
-        if backend_config.plan.workers == 1:
-            return
-        gpu = backend_config.plan.gpu
+        gpu = backend_config.gpu
         addresses = worker_group.execute(_free_address if gpu else distributed.listen)
         introduce: Callable[..., None] = _introduce if gpu else distributed.connect
         key = {} if gpu else {"key": secrets.token_bytes(32)}
@@ -58,7 +56,7 @@ class _WorkersBackend(Backend):
 
 @dataclass
 class _WorkersConfig(BackendConfig):
-    plan: TrainPlan
+    gpu: bool
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -145,7 +143,7 @@ def run_workers(job: WorkerJob) -> TrainResult:
     ray_trainer = _Trainer(
         _run_worker,
         train_loop_config={"job": job},  # Ray takes a dict only
-        backend_config=_WorkersConfig(plan),
+        backend_config=_WorkersConfig(plan.gpu),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.workers,
             use_gpu=plan.gpu,
