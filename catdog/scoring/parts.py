@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from catdog import storage
 from catdog.data import images
+from catdog.errors import CatdogError
 from catdog.inference.predictor import Predictions
 
 PART_ROWS = 512
@@ -110,25 +111,37 @@ def read_part(uri: str) -> pa.Table:
         OSError: it is absent, or cannot be read.
         pyarrow.ArrowInvalid: it is damaged.
     """
-    return storage.read_table(uri, PART_SCHEMA.names).cast(PART_SCHEMA)
+    return _parse(storage.read_bytes(uri))
 
 
 def is_whole(part: Part) -> bool:
-    """Tells whether a part is there and undamaged."""
+    """Tells whether a part is there and undamaged.
+
+    Raises:
+        CatdogError: it could not be read.
+    """
     return _table(part) is not None
 
 
 def is_complete(part: Part) -> bool:
     """Tells whether a part need not be made again: it is whole, and misses no file that may be there by now."""
-    table = _table(part)
+    try:
+        table = _table(part)
+    except CatdogError:
+        return False
     return table is not None and not pc.any(pc.starts_with(table["detail"], images.NOT_READ)).as_py()
 
 
 def _table(part: Part) -> pa.Table | None:
-    if storage.kind(part.uri) != "file":
+    data = storage.read_if_there(part.uri)
+    if data is None:
         return None
     try:
-        table = read_part(part.uri)
+        table = _parse(data)
         return table if table["key"].equals(part.rows["key"]) else None
-    except (pa.ArrowInvalid, OSError, KeyError):
+    except (pa.ArrowInvalid, KeyError):
         return None
+
+
+def _parse(data: bytes) -> pa.Table:
+    return storage.table_from_bytes(data, PART_SCHEMA.names).cast(PART_SCHEMA)

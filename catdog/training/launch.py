@@ -158,14 +158,15 @@ def run_workers(job: WorkerJob) -> TrainResult:
             callbacks=[_Waiter(job)],
         ),
     )
+    later = f"--debug shows why, and --resume --name {config.run.name} continues from the last epoch"
     try:
-        outcome = ray_trainer.fit().return_value
+        with cluster.ray_errors(f"training failed ({{cause}}); {later}"):  # of Ray itself, such as its controller
+            outcome = ray_trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         if isinstance(failure := getattr(error, "controller_failure", None), CatdogError):
             raise failure from error
         raise CatdogError(
-            f"training failed, also after {_MAX_RESTARTS} restarts ({cluster.cause(error)}); --debug "
-            f"shows why, and --resume --name {config.run.name} continues from the last epoch"
+            f"training failed, also after {_MAX_RESTARTS} restarts ({cluster.cause(error)}); {later}"
         ) from error
     if isinstance(outcome, Failure):
         raise CatdogError(outcome.message)
