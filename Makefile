@@ -6,7 +6,7 @@ BIN := .venv/bin
 unexport RAY_ADDRESS
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo test test-browser test-docs check audit install clean
+.PHONY: demo test test-browser test-docs stress check audit install clean
 
 install: .venv/installed
 
@@ -32,6 +32,13 @@ test-browser: .venv/installed
 	@test -n "$(CHROMIUM)$$(command -v chromium chromium-browser google-chrome)" || ls ~/.cache/ms-playwright/chromium* \
 		>/dev/null 2>&1 || { echo "make: no Chromium found: apt-get install chromium, or $(BIN)/playwright install chromium"; exit 1; }
 	$(BIN)/python -m pytest tests/browser
+
+# Programs stopped at every file-system call, and processes killed in real runs: less than an hour. SEED= replays it;
+# KINDS= and TRIES= choose (see benchmarks/reliability.py). Writes benchmarks/reliability.md.
+SEED ?= 0
+stress: .venv/installed
+	SEED=$(SEED) $(BIN)/python -m pytest tests/stress
+	$(BIN)/python benchmarks/reliability.py stress --seed $(SEED) $(if $(KINDS),--kinds $(KINDS)) $(if $(TRIES),--tries $(TRIES))
 
 check: .venv/installed
 	$(BIN)/ruff check .
