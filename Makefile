@@ -33,11 +33,11 @@ test-browser: .venv/installed
 		>/dev/null 2>&1 || { echo "make: no Chromium found: apt-get install chromium, or $(BIN)/playwright install chromium"; exit 1; }
 	$(BIN)/python -m pytest tests/browser
 
-# Programs stopped at every file-system call, and processes killed in real runs: less than an hour. SEED= replays it;
-# KINDS= and TRIES= choose (see benchmarks/reliability.py). Writes benchmarks/reliability.md.
+# Programs stopped at every file-system call, and processes killed in real runs: less than an hour. SEED= replays it,
+# TRIES= bounds it, KINDS= kills these alone (see benchmarks/reliability.py). Writes benchmarks/reliability.md.
 SEED ?= 0
 stress: .venv/installed
-	SEED=$(SEED) $(BIN)/python -m pytest tests/stress
+	$(if $(KINDS),,SEED=$(SEED) $(BIN)/python -m pytest tests/stress)
 	$(BIN)/python benchmarks/reliability.py stress --seed $(SEED) $(if $(KINDS),--kinds $(KINDS)) $(if $(TRIES),--tries $(TRIES))
 
 check: .venv/installed

@@ -11,7 +11,7 @@ import stops
 
 from catdog.data.catalog import Catalog
 
-SEED, TRIES = int(os.environ.get("SEED", "0")), int(os.environ.get("TRIES", "3000"))
+SEED, TRIES = int(os.environ.get("SEED", "0")), int(os.environ.get("TRIES", "2000"))
 
 
 @pytest.fixture(scope="module")
