@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import pytest
 from PIL import Image
 
 from catdog.data.catalog import Catalog
@@ -24,6 +25,13 @@ from catdog.models import registry
 # Labelled images for each class; enough that with 10 % for validation both splits get some.
 COUNT = 40
 SHARED = Path(__file__).parents[2] / "shared"
+
+# A user who owns nothing; it may read what is needed to start Python, wherever that is.
+NOBODY = (
+    "setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=+dac_read_search --ambient-caps=+dac_read_search"
+)
+# Root without what makes it more than another user.
+POWERLESS = "setpriv --bounding-set=-all --inh-caps=-all"
 
 
 class Outcome(NamedTuple):
@@ -47,6 +55,19 @@ def in_process(script: str, *, timeout: float, cwd: Path | None = None, **enviro
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def as_user(prefix: str, *words: object, **environment: str) -> Outcome:
+    """Runs the `catdog` command as another user, `NOBODY` or `POWERLESS`, without a home; skips where root may not."""
+    command = [*prefix.split(), sys.executable, "-m", "catdog", *map(str, words)]
+    inherited = {name: value for name, value in os.environ.items() if name != "HOME"}
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=inherited | {"PYTHONPATH": path} | environment
+    )
+    if done.returncode in (126, 127) or "setpriv:" in done.stderr:
+        pytest.skip(f"this machine cannot run it as another user: {done.stderr}")
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def weights(run: str) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import jpeg, save_untrained, write, zipped
+from helpers import POWERLESS, as_user, jpeg, save_untrained, write, zipped
 from pictures import saved, smooth
 from PIL import Image
 
@@ -201,3 +201,20 @@ def test_a_folder_without_photos_says_so(untrained: str, tmp_path: Path, catdog)
     write(tmp_path, {"notes.txt": b"text"})
     refused = catdog("predict", tmp_path, "--model", untrained)
     assert (refused.code, refused.err) == (1, f"catdog: there is no image in {tmp_path}\n")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give its powers away")
+def test_what_may_not_be_read_or_written_is_said_in_a_line_each(tmp_path: Path, untrained: str) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+    (tmp_path / "1.jpg").chmod(0)
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed").chmod(0o555)
+    words = ("predict", tmp_path / "0.jpg", tmp_path / "1.jpg", "--model", untrained, "--sheet")
+    done = as_user(POWERLESS, *words, tmp_path / "closed" / "sheet.png", HOME="/nonexistent")
+    assert done.code == 1
+    assert "Permission denied" in done.out
+    lines = done.err.splitlines()
+    assert lines[-1] == f"catdog: could not write {tmp_path}/closed/sheet.png: Permission denied"
+    assert not [line for line in lines if "atplotlib" in line]
+    assert not list((tmp_path / "closed").iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import unicodedata
 from dataclasses import dataclass
@@ -94,10 +95,10 @@ def _draw_cross(pen: ImageDraw.ImageDraw, x: int, y: int, side: int) -> None:
 
 def _font(name: str, size: int) -> Font:
     """DejaVu Sans of matplotlib: more alphabets than Pillow's own font, which is what remains without it."""
-    import matplotlib
-
+    # Not imported, because that would complain about a home that cannot be written to.
+    package = importlib.util.find_spec("matplotlib")
     try:
-        return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
+        return ImageFont.truetype(Path(str(package and package.origin)).parent / "mpl-data/fonts/ttf" / name, size)
     except OSError:
         return ImageFont.load_default(size)
 

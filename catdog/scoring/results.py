@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
 from collections import Counter
@@ -203,11 +204,7 @@ def merge_parts(finished: list[Part], catalog: Catalog, refitted: Applied | None
     statuses: Counter[str] = Counter()
     unreadable, judged = [], []
     count = sum(part.rows.num_rows for part in finished)
-    with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as other:
-        probabilities, logits = (
-            np.memmap(file, np.float64, shape=(count,)),
-            np.memmap(other, np.float32, shape=(count,)),
-        )
+    probabilities, logits = _array_in_file(np.float64, count), _array_in_file(np.float32, count)
     at = 0
     for part in finished:
         try:
@@ -230,6 +227,20 @@ def merge_parts(finished: list[Part], catalog: Catalog, refitted: Applied | None
     counts = {status: statuses[status] for status in ("ok", "recovered", "unreadable")}
     known = pa.concat_tables(judged) if labelled else None
     return Merged(counts, pa.concat_tables(unreadable), logits, probabilities, known)
+
+
+def _array_in_file(dtype: type[np.floating], count: int) -> np.ndarray:
+    """An array in a temporary file, whose space is taken now: later a full disk would end the process by a signal."""
+    size = count * np.dtype(dtype).itemsize
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, dtype, shape=(count,))
+    except OSError as error:
+        raise CatdogError(
+            f"could not keep {size / 1e6:,.1f} MB of predictions in {tempfile.gettempdir()}: {error.strerror}; make "
+            "room there, or set TMPDIR to another folder"
+        ) from error
 
 
 def _recalibrated(table: pa.Table, applied: Applied) -> pa.Table:
