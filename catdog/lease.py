@@ -161,18 +161,32 @@ def holder(uri: str) -> Lease | None:
     return found if written is not None and time.time() - written < STALE_SECONDS else None
 
 
+def require_free(uri: str) -> None:
+    """Checks that no living process holds a lease, for one that only reads what a holder writes.
+
+    Raises:
+        CatdogError: one does; the message names it.
+    """
+    if (found := holder(uri)) is not None:
+        raise CatdogError(_in_use(uri, found))
+
+
+def _in_use(uri: str, holder: Lease) -> str:
+    where = "on this machine" if holder.is_here else f"on {holder.host}"
+    return (
+        f"{storage.parent(uri)} is in use: {holder.what}, process {holder.pid} {where}; wait until it has ended, or "
+        "end it"
+    )
+
+
 def _take(lease: Lease) -> None:
     if storage.create_text(lease.uri, lease._text()):
         return
     content = _content(lease.uri)
     holder = _parse(content)
     if holder is not None and (holder.runs if holder.is_here else (left := _seconds_left(lease)) > 0):
-        where = "on this machine" if holder.is_here else f"on {holder.host}"
         rest = "" if holder.is_here else f" (if that process is dead, its lease expires within {left:.0f} s)"
-        raise CatdogError(
-            f"{storage.parent(lease.uri)} is in use: {holder.what}, process {holder.pid} {where}; wait until it has "
-            f"ended, or end it{rest}"
-        )
+        raise CatdogError(_in_use(lease.uri, holder) + rest)
     if not _replace(lease, content):
         raise CatdogError(
             f"{storage.parent(lease.uri)} has just been taken by another process; wait until it has ended"

@@ -106,6 +106,14 @@ class RunDirectory:
             if not before and not storage.list_names(self.uri, temporary=True):
                 storage.delete_folder(self.uri)
 
+    def require_idle(self) -> None:
+        """Checks that no living process works on the run.
+
+        Raises:
+            CatdogError: one does; the message names it.
+        """
+        lease.require_free(storage.join(self.uri, _LEASE))
+
     def read(self) -> dict[str, Any] | None:
         """Content of `config.json`; None if it is absent or not written by catdog.
 

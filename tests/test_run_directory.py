@@ -126,9 +126,11 @@ def test_a_run_that_another_process_works_on_is_refused_until_it_is_gone(
     with subprocess.Popen([sys.executable, "-c", HOLD, run.uri], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        refused = catdog(*start)
-        assert (refused.code, refused.err.count("\n")) == (1, 1)
-        assert f"{run.uri} is in use: training, process {other.pid} on this machine" in refused.err
+        beside = (["oof", run.uri], ["data", "audit", "--data", drawn.root, "--oof", run.uri])
+        for words in (start, [*start, "--folds", "2"], *beside):
+            refused = catdog(*words)
+            assert (refused.code, refused.err.count("\n")) == (1, 1)
+            assert f"{run.uri} is in use: training, process {other.pid} on this machine" in refused.err
         other.send_signal(signal.SIGKILL)
     # Nothing was opened, so nothing hinders a start, and nothing is left of one that ends before it opened anything.
     run.require_free(overwrite=False)

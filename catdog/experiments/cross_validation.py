@@ -157,12 +157,16 @@ def cross_validate(
         and the file has all of them.
 
     Raises:
-        UsageError, CatdogError: as training and scoring do.
+        UsageError, CatdogError: as training and scoring do; or another process works on the run.
     """
     if folds < 2 or (only is not None and not 1 <= only <= folds):
         raise UsageError(f"--folds received {folds}, --fold {only}; expected at least 2 folds, and one of them")
-    on_event = on_event or (lambda _event: None)
     config = resolve(asked)
+    with RunDirectory(config.run.uri).hold("cross-validation"):
+        return _cross_validate(config, folds, only, on_event or (lambda _event: None))
+
+
+def _cross_validate(config: ResolvedConfig, folds: int, only: int | None, on_event: EventHandler) -> OutOfFold:
     data = catalog.read_catalog(config.data.uri)
     fold_of = assign_folds(data, folds, int(data.options.get("split_seed", 0)))  # type: ignore[call-overload]
     config = config.replace("data", leave_out=_list_for_folds(config, data))
@@ -225,9 +229,11 @@ def read_out_of_fold(run: str) -> OutOfFold:
 
     Raises:
         UsageError: the run has none.
+        CatdogError: a process works on it.
     """
     run = storage.absolute(run)
     path = storage.join(run, OOF_NAME)
+    RunDirectory(run).require_idle()
     if storage.kind(path) != "file":
         near = did_you_mean(storage.name(run), storage.names_beside(run))
         raise UsageError(

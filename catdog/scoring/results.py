@@ -20,6 +20,7 @@ from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError
 from catdog.evaluation import calibration, metrics
 from catdog.evaluation.calibration import Applied
+from catdog.lease import Lease
 from catdog.reporting import render, report, result_set, submission
 from catdog.reporting.pictures import Scores
 from catdog.reporting.report import Report
@@ -99,7 +100,9 @@ class Merged:
     judged: pa.Table | None
 
 
-def write_results(job: ScoringJob, engine: EngineName, seconds: dict[str, float], made: int) -> ScoreResult:
+def write_results(
+    job: ScoringJob, engine: EngineName, seconds: dict[str, float], made: int, held: Lease
+) -> ScoreResult:
     """Makes the CSV, the report and their sidecars from finished parts, and deletes parts of other models.
 
     Args:
@@ -107,6 +110,7 @@ def write_results(job: ScoringJob, engine: EngineName, seconds: dict[str, float]
         engine: what predicted.
         seconds: by stage so far; those of this one are added.
         made: number of images that were scored now.
+        held: the lease of the run; parts of a process that took it over must not be deleted.
 
     Raises:
         CatdogError: a part is gone, or another run wrote here.
@@ -141,6 +145,7 @@ def write_results(job: ScoringJob, engine: EngineName, seconds: dict[str, float]
     }
     result_set.write_meta(out, described | times)
     result_set.require_intact(out)  # another run may have been writing here
+    held.require_held()
     _drop_stale_parts(job, finished)
     return ScoreResult(
         csv=out if "test" in merged else None,

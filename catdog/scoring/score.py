@@ -42,7 +42,7 @@ def score_dataset(config: ScoreConfig, on_event: EventHandler | None = None) -> 
             engine = _make_missing(job, missing, started, seconds, on_event or (lambda _event: None))
             made = sum(part.rows.num_rows for part in missing[engine])
         held.require_held()
-        return results.write_results(job, engine, seconds, made)
+        return results.write_results(job, engine, seconds, made, held)
 
 
 def _make_missing(
