@@ -322,12 +322,21 @@ def _require_copied(dest: str, expected: dict[str, _Copied]) -> None:
     """Checks that every file exists with its full size; to be called before the catalog is written."""
     found = storage.list_files(storage.join(dest, "images"))
     local = storage.is_local(dest)
-    wrong = []
-    for key, file in expected.items():
-        info = found.get(key)
+
+    def is_as_written(info: pafs.FileInfo | None, file: _Copied) -> bool:
         is_folder = info is not None and info.type == pafs.FileType.Directory
-        if not (is_folder if file.size is None and local else info is not None and info.size == (file.size or 0)):
-            wrong.append(key)
+        return is_folder if file.size is None and local else info is not None and info.size == (file.size or 0)
+
+    wrong = [key for key, file in expected.items() if not is_as_written(found.get(key), file)]
+    if not local:  # a bucket may list late what it has
+
+        def ask(key: str) -> pafs.FileInfo:
+            filesystem, path = storage.resolve(storage.join(dest, "images", key))
+            return filesystem.get_file_info(path)
+
+        with ThreadPoolExecutor(8) as pool:
+            pairs = zip(wrong, pool.map(ask, wrong), strict=True)
+            wrong = [key for key, info in pairs if not is_as_written(info, expected[key])]
     if wrong:
         raise CatdogError(
             f"{len(wrong)} of {len(expected)} images in {dest} have changed since they were written, e.g. {wrong[0]}; "

@@ -187,8 +187,17 @@ def _parts(folder: str, columns: list[str]) -> Iterator[pa.Table]:
     """The files of a cache, but for damaged ones, which are made again under the same names."""
     for name in storage.list_names(folder):
         if name.endswith(".parquet"):
+            uri = storage.join(folder, name)
             try:
-                table = storage.read_table(storage.join(folder, name), columns)
+                data = storage.read_bytes(uri)
+            except FileNotFoundError:
+                continue
+            except OSError as error:  # without these features a head would be fitted to fewer images
+                raise CatdogError(
+                    f"could not read {uri}: {error.strerror or error}; run the same command again"
+                ) from error
+            try:
+                table = storage.table_from_bytes(data, columns)
             except (pa.ArrowException, OSError):
                 continue
             yield table
