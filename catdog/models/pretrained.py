@@ -80,7 +80,7 @@ def _load_file(model: keras.Model, weights: bytes, what: str, expected: str) -> 
             efficientnet_lite.load_state(model, torch_files.read_state(weights))
             return
         with h5py.File(io.BytesIO(weights)) as file:
-            weight_files.plain_arrays(file, weight_files.MOST_GROWTH * len(weights))
+            weight_files.plain_arrays(file, len(weights))
             # Keras tells its two file layouts apart by the file name's ending.
             ending = ".h5" if "layer_names" in file.attrs else ".weights.h5"
         with tempfile.TemporaryDirectory() as folder:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import h5py
     import keras
 
-# Bytes of the arrays in a file to the file's own: it may be compressed, which weights hardly are.
-MOST_GROWTH = 10
+# Bytes of the arrays in a zip to its own: it may be compressed, which weights hardly are.
+_MOST_GROWTH = 10
 _WEIGHTS_NAME = "model.weights.h5"
 # What HDF5 needs besides the numbers: for each array and its groups, and for the file.
 _OVERHEAD_EACH, _OVERHEAD = 8 << 10, 64 << 10
@@ -68,7 +68,7 @@ def _read_weights(data: bytes, weights: list[keras.Variable]) -> bytes:
 
     expected = Counter((tuple(variable.shape), np.dtype(variable.dtype)) for variable in weights)
     need = sum(_bytes_of(*each) * count for each, count in expected.items())
-    if need > MOST_GROWTH * len(data):
+    if need > _MOST_GROWTH * len(data):
         raise ValueError(f"its weights take {need:,} bytes, of which the file has {len(data):,}")
     stored = _unzip(data, need + _OVERHEAD_EACH * len(weights) + _OVERHEAD)
     with h5py.File(io.BytesIO(stored)) as file:
@@ -114,7 +114,12 @@ def plain_arrays(file: h5py.File, most_bytes: int) -> list[h5py.Dataset]:
                 raise ValueError(f"{where} is not an array of numbers")
             if found.external or found.is_virtual:
                 raise ValueError(f"{where} has its numbers in another file, expected them in this one")
-            total += _bytes_of(found.shape, found.dtype)
+            if found.chunks:  # a compressed one may hold any number of bytes
+                raise ValueError(f"{where} is in chunks or compressed, as Keras writes none")
+            size = _bytes_of(found.shape, found.dtype)
+            if size > found.id.get_storage_size():
+                raise ValueError(f"{where} declares {size:,} bytes and stores {found.id.get_storage_size():,}")
+            total += size
             if total > most_bytes:
                 raise ValueError(f"{where} and the arrays before it take {total:,} bytes, expected {most_bytes:,}")
             arrays.append(found)
