@@ -361,7 +361,9 @@ def table_from_bytes(data: bytes, columns: list[str] | None = None) -> pa.Table:
         raise pa.ArrowInvalid(f"{file.metadata.num_rows:,} rows in {len(data):,} bytes")
     if absent := set(columns or ()) - set(file.schema_arrow.names):
         raise pa.ArrowInvalid(f"no column {', '.join(sorted(absent))}")
-    return file.read(columns)
+    table = file.read(columns)
+    table.validate(full=True)  # else text that is no UTF-8 would be an error wherever it is looked at
+    return table
 
 
 def table_to_bytes(table: pa.Table, compression: str = "zstd") -> bytes:

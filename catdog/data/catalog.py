@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catdog import storage
-from catdog.errors import CatdogError, UsageError, did_you_mean
+from catdog.errors import CatdogError, UsageError, did_you_mean, first_line
 
 FILE_NAME = "catalog.parquet"
 # Kaggle's sample submission, with the ids that it expects; kept beside the catalog if the source had one.
@@ -156,8 +156,15 @@ def read_catalog(data: str) -> Catalog:
         table = storage.read_table(path)
         header = json.loads(table.schema.metadata[b"catdog"])
         version, class_names, options = header["schema_version"], header["class_names"], header["options"]
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
-        raise CatdogError(f"{path} is not a catalog that catdog wrote ({error}); prepare the data set again") from error
+        if not isinstance(class_names, list) or [type(name) for name in class_names] != [str, str]:
+            raise ValueError(f"class names {class_names!r}, expected two")
+        if not isinstance(options, dict):
+            raise ValueError(f"options {options!r}, expected an object")
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        reason = first_line(error)
+        raise CatdogError(
+            f"{path} is not a catalog that catdog wrote ({reason}); prepare the data set again"
+        ) from error
     if version not in _READABLE:
         raise CatdogError(f"{path} has schema version {version}, expected {SCHEMA_VERSION}; prepare the data set again")
     table = table.replace_schema_metadata(None)
@@ -165,6 +172,10 @@ def read_catalog(data: str) -> Catalog:
         table = table.append_column(SCHEMA.field("digest"), pa.nulls(table.num_rows, pa.uint64()))
     if not table.schema.equals(SCHEMA):
         raise CatdogError(f"{path} has columns {table.column_names}, expected {SCHEMA.names}; prepare it again")
+    for column, known in (("label", pa.array([0, 1, None], pa.int8())), ("split", pa.array(SPLITS))):
+        other = table[column].filter(pc.invert(pc.is_in(table[column], known)))
+        if len(other):
+            raise CatdogError(f"{path} has {column} {other[0].as_py()!r}, expected one of {known.to_pylist()}")
     uris = table["uri"]
     _require_inside(uris, root, path)
     before, _, after = storage.join(root, "\0").partition("\0")

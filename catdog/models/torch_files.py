@@ -25,7 +25,7 @@ class _Storage(NamedTuple):
 
     key: str
     dtype: str
-    count: int
+    length: int
 
 
 class _View(NamedTuple):
@@ -108,9 +108,9 @@ def _read_storages(stream: io.BytesIO, order: list[Any], storages: dict[str, _St
     stored = {}
     for key in order:
         storage, head = storages[key], stream.read(8)
-        size = storage.count * np.dtype(storage.dtype).itemsize
+        size = storage.length * np.dtype(storage.dtype).itemsize
         body = stream.read(size) if size >= 0 else b""
-        if int.from_bytes(head, "little") != storage.count or len(body) != size:
+        if int.from_bytes(head, "little") != storage.length or len(body) != size:
             raise ValueError("it ends too early")
         stored[key] = np.frombuffer(body, storage.dtype)
     return stored

@@ -1,12 +1,14 @@
-"""A catalog names files of its own folder: one that anybody may have made reaches no other."""
+"""Catalogs that anybody may have made: they reach no file of another folder, and what is none is refused."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
@@ -14,6 +16,16 @@ from catdog import storage
 from catdog.data import catalog
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError
+
+HEADER = {"schema_version": catalog.SCHEMA_VERSION, "class_names": ["cat", "dog"], "options": {}}
+ROWS = {
+    "key": ["a.jpg", "b.jpg"],
+    "id": ["1", "2"],
+    "uri": ["images/a.jpg", "images/b.jpg"],
+    "label": [0, None],
+    "split": ["train", "test"],
+    "digest": [1, 2],
+}
 
 
 def with_uri(folder: str, uri: str) -> None:
@@ -65,3 +77,42 @@ def test_a_buckets_catalog_names_no_other_server(drawn: Catalog, monkeypatch: py
         with_uri(root, uri)
         with pytest.raises(CatdogError, match="which is not in the data set's folder"):
             catalog.read_catalog(root)
+
+
+def write(folder: Path, header: bytes | dict, **columns: list) -> str:
+    """Writes a catalog as another program may."""
+    arrays = []
+    for field, values in zip(catalog.SCHEMA, (ROWS | columns).values(), strict=True):
+        in_bytes = isinstance(values[0], bytes)
+        arrays.append(pa.array(values, pa.binary()).view(pa.string()) if in_bytes else pa.array(values, field.type))
+    metadata = {"catdog": header if isinstance(header, bytes) else json.dumps(header)}
+    table = pa.Table.from_arrays(arrays, schema=catalog.SCHEMA).replace_schema_metadata(metadata)
+    pq.write_table(table, folder / catalog.FILE_NAME)
+    return str(folder)
+
+
+def test_a_catalog_is_read(tmp_path: Path) -> None:
+    data = catalog.read_catalog(write(tmp_path, HEADER))
+    assert data.table["key"].to_pylist() == ROWS["key"]
+    assert data.table["uri"][0].as_py() == f"{tmp_path}/images/a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "fault"),
+    [
+        (HEADER | {"class_names": ["cat"]}, {}, "class names ['cat'], expected two"),
+        (HEADER | {"class_names": 5}, {}, "class names 5, expected two"),
+        (HEADER | {"options": []}, {}, "options [], expected an object"),
+        (HEADER | {"schema_version": [2]}, {}, "schema version [2], expected 2"),
+        (b"[]", {}, "is not a catalog that catdog wrote"),
+        (b"\xff", {}, "is not a catalog that catdog wrote"),
+        (HEADER, {"key": [b"\xff", b"b"]}, "Invalid UTF8 sequence"),
+        (HEADER, {"label": [5, 1]}, "has label 5, expected one of [0, 1, None]"),
+        (HEADER, {"split": ["trian", "test"]}, "has split 'trian', expected one of ['train', 'valid', 'test']"),
+    ],
+)
+def test_what_is_no_catalog_is_refused(tmp_path: Path, header: bytes | dict, columns: dict, fault: str) -> None:
+    with pytest.raises(CatdogError) as caught:
+        catalog.read_catalog(write(tmp_path, header, **columns))
+    assert fault in str(caught.value)
+    assert "\n" not in str(caught.value)
