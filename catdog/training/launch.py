@@ -202,7 +202,8 @@ def listening(on_event: EventHandler) -> Iterator[Any]:
     try:
         yield queue
     except (KeyboardInterrupt, SystemExit):
-        queue.shutdown(force=True)  # nobody waits for events any more, nor for the actor to come up
+        # Nobody waits for events any more, nor for the actor to come up.
+        ray.kill(queue.actor, no_restart=True)
         raise
     finally:
         over.set()

@@ -97,7 +97,7 @@ def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler) ->
             f"--leave-out received {config.data.leave_out}, which leaves fewer than two classes to train on"
         )
     run, asked = RunDirectory(config.run.uri), config.resources
-    advice = f"--resume --name {config.run.name} continues from the last epoch"
+    advice = f"finished epochs are kept: run it again, with --resume --name {config.run.name} if it had begun"
     with cluster.connect(asked.address, asked.debug) as may_grow:
         try:
             with stall.watching(on_event, asked.stall_timeout, advice) as watch:
