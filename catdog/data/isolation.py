@@ -13,7 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import TracebackType
@@ -36,10 +36,60 @@ _SHARE = 0.8
 # Until the process is ready; on a busy machine its imports take long.
 _START_SECONDS = 120.0
 
+# The arguments and the result of `images.decode_batch`.
+Decode = Callable[[Iterable[bytes | str], dict[int, np.ndarray]], Batch]
+# How often a call may end its process before it is given up: at first because of an image, later of something else.
+MOST_DEATHS = 4
+
 _TIMED_OUT = (signal.SIGPROF, signal.SIGALRM)
 _CRASHED = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
 _NOT_STARTED = "could not start a process to decode images in isolation"
 _CHILD = "import sys; from catdog.data import isolation; isolation.serve(int(sys.argv[1]), *map(int, sys.argv[2:]))"
+
+
+@contextlib.contextmanager
+def surviving_decoder(what: str, sizes: list[int]) -> Iterator[Decode]:
+    """What decodes images in a call that Ray repeats if its process dies; to be used in the thread of the call.
+
+    It is the fast way at first, and isolation once a process died in this call.
+
+    Args:
+        what: the call does, for the message: "part 0-512 of test".
+        sizes: of the images, in pixels.
+
+    Yields:
+        A function like `images.decode_batch`.
+
+    Raises:
+        CatdogError: the call ended too many processes; isolation did not help, so no image is to blame.
+    """
+    import ray
+
+    # How often Ray started this call before. Calls that only waited behind a deadly one count as well.
+    deaths = ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()
+    if deaths >= MOST_DEATHS:
+        raise CatdogError(
+            f"{what} killed its process {deaths} times, though the images were decoded in isolation; is there enough "
+            "memory?"
+        )
+    if not deaths:
+        yield decode_batch
+        return
+    with IsolatedDecoder(sizes) as decoder:
+        yield decoder.decode_batch
+
+
+def read_batch(uris: list[str], sizes: list[int], what: str) -> Batch:
+    """Reads and decodes files like `images.read_batch`, in a call that Ray repeats if its process dies.
+
+    Args:
+        uris: N files.
+        sizes: of the images, in pixels.
+        what: as for `surviving_decoder`.
+    """
+    with surviving_decoder(what, sizes) as decode:
+        pixels = {size: np.empty((len(uris), size, size, 3), np.uint8) for size in sizes}
+        return decode(images.fetch_all(uris), pixels)
 
 
 def decode_batch(files: Iterable[bytes | str], pixels: dict[int, np.ndarray]) -> Batch:

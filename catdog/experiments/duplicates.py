@@ -10,7 +10,7 @@ import ray
 import ray.data
 
 from catdog import cluster
-from catdog.data import images
+from catdog.data import isolation
 from catdog.data.catalog import Catalog
 
 _HASH_SIZE, _BITS = 32, 64
@@ -48,7 +48,7 @@ def _hash_block(block: pa.Table) -> pa.Table:
     import imagehash
     from PIL import Image
 
-    pixels, statuses, _ = images.read_batch(block["uri"].to_pylist(), [_HASH_SIZE])
+    pixels, statuses, _ = isolation.read_batch(block["uri"].to_pylist(), [_HASH_SIZE], "hashing images")
     rows, hashes = [], []
     for at, row in enumerate(block["row"].to_pylist()):
         if statuses[at] != "unreadable":

@@ -6,7 +6,7 @@ compute a logit that differs in its last bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,14 +15,13 @@ import numpy as np
 from catdog.choices import EngineName
 from catdog.data import images
 from catdog.data.images import Batch, Status
+from catdog.data.isolation import Decode
 from catdog.evaluation import metrics
 from catdog.inference import engines
 from catdog.inference.bundle import ModelBundle, SavedBundle, merge_infos, read_info
 from catdog.prefetch import prefetch
 
 Item = TypeVar("Item")
-# The arguments and the result of `images.decode_batch`.
-Decode = Callable[[Iterable[bytes | str], dict[int, np.ndarray]], Batch]
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import pickle
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,23 +14,20 @@ import psutil
 import pyarrow as pa
 import ray
 
-from catdog import cluster
+from catdog import cluster, restarts
 from catdog.choices import EngineName
 from catdog.data import images, isolation
 from catdog.data.catalog import Catalog
-from catdog.errors import CatdogError
 from catdog.events import EventHandler, PartDone
 from catdog.inference import engines
 from catdog.inference.bundle import SavedBundle
-from catdog.inference.predictor import Decode, Predictor
+from catdog.inference.predictor import Predictor
 from catdog.resources import ScorePlan
 from catdog.scoring import parts
 from catdog.scoring.parts import Part
 from catdog.scoring.plan import ScoringJob
 
 _MEASURED_SECONDS = 3.0
-# How often a part may end its process before it is given up: at first because of an image, later of something else.
-_MOST_DEATHS = 4
 # By split, what `share_rows` put.
 Rows = dict[str, ray.ObjectRef]
 
@@ -82,7 +78,7 @@ def make_parts(missing: list[Part], plan: ScorePlan, job: ScoringJob, on_event: 
             num_cpus=0 if plan.gpu else plan.threads,
             num_gpus=1 if plan.gpu else 0,
             # By default the call of an actor that dies is repeated for ever.
-            max_task_retries=_MOST_DEATHS,
+            max_task_retries=isolation.MOST_DEATHS,
         )
     with cluster.ray_errors(
         "scoring failed ({cause}); finished parts stay, and the same command goes on from them "
@@ -97,6 +93,10 @@ def share_rows(catalog: Catalog, splits: Iterable[str]) -> Rows:
     return {split: ray.put(catalog.split(split).select(["key", "id", "uri", "label"])) for split in splits}
 
 
+def _name_part(split: str, start: int, stop: int) -> str:
+    return f"part {start}-{stop} of {split}"
+
+
 def part_block(part: Part) -> pa.Table:
     """The block that an actor gets for a part: one row that names it."""
     stop = part.start + part.rows.num_rows
@@ -108,30 +108,9 @@ def read_ahead(block: pa.Table, rows: Rows, sizes: list[int]) -> pa.Table:
     (row,) = block.to_pylist()
     uris = ray.get(rows[row["split"]])["uri"][row["start"] : row["stop"]].to_pylist()
     pixels = {size: np.empty((len(uris), size, size, 3), np.uint8) for size in sizes}
-    with _choose_decoder(row["split"], row["start"], row["stop"], sizes) as decode:
+    with isolation.surviving_decoder(_name_part(row["split"], row["start"], row["stop"]), sizes) as decode:
         decoded = pickle.dumps(decode(images.fetch_all(uris), pixels), protocol=5)
     return block.append_column("decoded", pa.array([decoded], pa.large_binary()))
-
-
-@contextlib.contextmanager
-def _choose_decoder(split: str, start: int, stop: int, sizes: list[int]) -> Iterator[Decode]:
-    """What decodes a part in this call: at first the fast way; in isolation once a process died with the part.
-
-    Raises:
-        CatdogError: the part killed too many processes; isolation did not help, so no image is to blame.
-    """
-    # How often Ray started this call before. Parts that only waited behind a deadly one count as well.
-    deaths = ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()
-    if deaths >= _MOST_DEATHS:
-        raise CatdogError(
-            f"part {start}-{stop} of {split} killed its actor {deaths} times, though its images were decoded in "
-            "isolation; is there enough memory for the model?"
-        )
-    if not deaths:
-        yield isolation.decode_batch
-        return
-    with isolation.IsolatedDecoder(sizes) as decoder:
-        yield decoder.decode_batch
 
 
 @dataclass(frozen=True)
@@ -201,7 +180,7 @@ class PartScorer:
     def __init__(
         self, bundles: list[SavedBundle], rows: Rows, engine: EngineName, batch_size: int, threads: int, gpu: bool
     ) -> None:
-        self._predictor = _load(bundles, engine, threads, batch_size, gpu)
+        self._predictor = restarts.load_in_actor("the model", _load, bundles, engine, threads, batch_size, gpu)
         self._rows = {split: ray.get(ref) for split, ref in rows.items()}
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -219,7 +198,7 @@ class PartScorer:
         if "decoded" in block.column_names:
             predictions = self._predictor.predict_decoded(pickle.loads(block["decoded"][0].as_buffer()))
         else:
-            with _choose_decoder(split, start, stop, self._predictor.sizes) as decode:
+            with isolation.surviving_decoder(_name_part(split, start, stop), self._predictor.sizes) as decode:
                 predictions = self._predictor.predict_uris(rows["uri"].to_pylist(), decode)
         parts.write_part(uri, rows, predictions)
         node = ray.get_runtime_context().get_node_id()

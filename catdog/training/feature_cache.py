@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from catdog import cluster, resources, rng, stall, storage, waiting
-from catdog.data import images
+from catdog import cluster, resources, restarts, rng, stall, storage, waiting
+from catdog.data import isolation
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError
 from catdog.events import EventHandler, FeaturesStarted, Progress
@@ -104,7 +104,8 @@ def compute_features(
         fn_constructor_args=(spec, weights, seed, views, folder, plan.threads, plan.gpu),
         batch_format="pyarrow",
         batch_size=_BLOCK_ROWS,
-        compute=ray.data.ActorPoolStrategy(size=plan.actors),
+        # In the thread of the call, which is the only one that Ray tells about the call.
+        compute=ray.data.ActorPoolStrategy(size=plan.actors, enable_true_multi_threading=True),
         num_cpus=plan.threads,
         num_gpus=1 if plan.gpu else 0,
     )
@@ -113,6 +114,14 @@ def compute_features(
         for row in done.iter_rows():
             computed += row["images"]
             on_event(Progress("features", computed, len(missing)))
+
+
+def _load_backbone(spec: registry.ModelSpec, weights: bytes | None, seed: int, threads: int, gpu: bool) -> Any:
+    engines.set_up(threads, gpu)
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    return surgery.feature_extractor(registry.build_model(spec, weights))
 
 
 class _Extractor:
@@ -128,17 +137,15 @@ class _Extractor:
         threads: int,
         gpu: bool,
     ) -> None:
-        engines.set_up(threads, gpu)
-        import keras
+        bytes_ = ray.get(weights) if weights is not None else None
+        model = restarts.load_in_actor("the backbone", _load_backbone, spec, bytes_, seed, threads, gpu)
         import tensorflow as tf
 
-        keras.utils.set_random_seed(seed)
-        model = surgery.feature_extractor(registry.build_model(spec, ray.get(weights) if weights is not None else None))
         self._features = tf.function(lambda batch: model(batch, training=False), autograph=False)
         self._size, self._views, self._folder = spec.image_size, views, folder
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        pixels, statuses, _ = images.read_batch(block["uri"].to_pylist(), [self._size])
+        pixels, statuses, _ = isolation.read_batch(block["uri"].to_pylist(), [self._size], "features")
         readable = [at for at, status in enumerate(statuses) if status != "unreadable"]
         if not readable:
             return pa.table({"images": [block.num_rows]})

@@ -16,7 +16,7 @@ import ray
 import ray.data
 
 from catdog import cluster, resources, rng
-from catdog.data import images
+from catdog.data import isolation
 from catdog.errors import CatdogError
 from catdog.events import EventHandler, Progress
 from catdog.prefetch import prefetch
@@ -87,9 +87,11 @@ def decode(splits: dict[str, pa.Table], size: int, on_event: EventHandler) -> di
 
 
 def _decode_block(block: pa.Table, size: int) -> pa.Table:
-    pixels, statuses, details = images.read_batch(block["uri"].to_pylist(), [size])
+    rows = block["row"]
+    what = f"decoding images {rows[0]}-{rows[-1]}"
+    pixels, statuses, details = isolation.read_batch(block["uri"].to_pylist(), [size], what)
     column = pa.Array.from_buffers(pa.binary(size * size * 3), block.num_rows, [None, pa.py_buffer(pixels[size])])
-    return pa.table({"row": block["row"], "pixels": column, "status": statuses, "detail": details})
+    return pa.table({"row": rows, "pixels": column, "status": statuses, "detail": details})
 
 
 @dataclass

@@ -89,5 +89,5 @@ def test_an_actor_that_always_dies_ends_the_job(drawn: Catalog, untrained: str, 
     out = tmp_path / "results.csv"
     done = run_score(poison, "--model", untrained, "--data", drawn.root, "--out", out, "--split", "test")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
-    assert "part 0-24 of test killed its actor 4 times, though its images were decoded in isolation" in done.stderr
+    assert "part 0-24 of test killed its process 4 times, though the images were decoded in isolation" in done.stderr
     assert not out.exists()
