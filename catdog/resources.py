@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ray
 
@@ -22,11 +23,19 @@ class TrainPlan:
         workers: Ray Train workers, one replica each.
         cpus_per_worker: CPUs and TensorFlow threads of each worker.
         gpu: whether each worker has a GPU.
+        bounds: the least and the most workers, if their number may change while the run goes on; `workers` is then how
+            many the cluster has room for now.
     """
 
     workers: int
     cpus_per_worker: int
     gpu: bool
+    bounds: tuple[int, int] | None = None
+
+    @property
+    def fewest(self) -> int:
+        """The least number of workers."""
+        return self.bounds[0] if self.bounds else self.workers
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class ScorePlan:
 
 def plan_training(
     batch_size: int,
-    workers: int | None = None,
+    workers: int | str | None = None,
     cpus_per_worker: int | None = None,
     gpu: bool | None = None,
     may_grow: bool = False,
@@ -63,7 +72,8 @@ def plan_training(
 
     Args:
         batch_size: the global batch, in images.
-        workers: number of workers; None for as many as fit into the cluster, with at least 8 images of a batch each.
+        workers: number of workers; "MIN:MAX" for as many of them as the cluster has room for at a time; None for as
+            many as fit into it now, with at least 8 images of a batch each.
         cpus_per_worker: CPUs of each worker; None for equal shares.
         gpu: True, False, or None to use GPUs if the cluster has any.
         may_grow: an autoscaler may add GPUs.
@@ -71,6 +81,8 @@ def plan_training(
     Raises:
         UsageError: the request exceeds the cluster, or the batch has fewer images than there are workers.
     """
+    if isinstance(workers, str):
+        return _plan_elastic(batch_size, workers, cpus_per_worker, gpu, may_grow)
     cpus, gpus = _per_node("CPU"), _per_node("GPU")
     if not cpus:
         raise UsageError("the cluster has no CPU to give; expected at least one")
@@ -105,6 +117,21 @@ def plan_training(
     if count > batch_size:
         raise UsageError(f"received --batch-size {batch_size} for {count} workers, expected at least one image each")
     return TrainPlan(count, share, gpu)
+
+
+def _plan_elastic(
+    batch_size: int, workers: str, cpus_per_worker: int | None, gpu: bool | None, may_grow: bool
+) -> TrainPlan:
+    """Plans as many workers as there is room for now, from the least number to the most."""
+    fewest, most = map(int, workers.split(":"))
+    if most > batch_size:
+        raise UsageError(
+            f"received --batch-size {batch_size} for up to {most} workers, expected at least one image each"
+        )
+    for count in range(most, fewest, -1):
+        with contextlib.suppress(UsageError):
+            return replace(plan_training(batch_size, count, cpus_per_worker, gpu), bounds=(fewest, most))
+    return replace(plan_training(batch_size, fewest, cpus_per_worker, gpu, may_grow), bounds=(fewest, most))
 
 
 def plan_scoring(parts: Mapping[EngineName, int], gpu: bool | None = None, may_grow: bool = False) -> ScorePlan:

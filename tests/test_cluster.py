@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from pydantic import ValidationError
 
 from catdog import cluster, resources
 from catdog.choices import EngineName
 from catdog.errors import CatdogError, UsageError
+from catdog.training.request import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,6 +121,25 @@ def test_training_takes_what_the_cluster_holds_and_the_batch_is_worth(monkeypatc
     pretend(monkeypatch, {"CPU": 8.0}, {"CPU": 8.0, "GPU": 2.0})
     assert resources.plan_training(64) == resources.TrainPlan(2, 1, True)
     assert resources.plan_training(64, gpu=False, workers=2) == resources.TrainPlan(2, 8, False)
+
+
+def test_training_takes_any_number_of_workers_between_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"CPU": 2.0}, {"CPU": 1.0})
+    assert resources.plan_training(64, workers="2:8") == resources.TrainPlan(3, 1, False, (2, 8))
+    assert resources.plan_training(64, workers="1:2", cpus_per_worker=2) == resources.TrainPlan(1, 2, False, (1, 2))
+    assert resources.plan_training(64, workers="1:1") == resources.TrainPlan(1, 2, False, (1, 1))
+    with pytest.raises(UsageError, match="received --workers 4 with 1 CPU each, but the cluster holds 3"):
+        resources.plan_training(64, workers="4:8")
+    with pytest.raises(UsageError, match="received --batch-size 64 for up to 65 workers"):
+        resources.plan_training(64, workers="1:65")
+
+
+@pytest.mark.parametrize("workers", ["x", "0", "1:", "3:2", "0:2", "-1", "1:2:3"])
+def test_numbers_of_workers_that_cannot_be(workers: str) -> None:
+    assert TrainConfig(data="d", workers="2").workers == 2
+    assert TrainConfig(data="d", workers="1:2").workers == "1:2"
+    with pytest.raises(ValidationError, match="expected a number from 1, or MIN:MAX"):
+        TrainConfig(data="d", workers=workers)
 
 
 def test_what_training_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:

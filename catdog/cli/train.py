@@ -73,7 +73,7 @@ def train(
         int | None, typer.Option(help="Cross-validate: K models, and out-of-fold predictions of all labelled images.")
     ] = None,
     fold: Annotated[int | None, typer.Option(help="With --folds: train this one only, counted from 1.")] = None,
-    workers: Annotated[int | None, field_option("workers")] = None,
+    workers: Annotated[str | None, field_option("workers")] = None,
     cpus_per_worker: Annotated[int | None, field_option("cpus_per_worker")] = None,
     gpu: Gpu = None,
     name: Annotated[str | None, field_option("name", complete=complete_name)] = None,

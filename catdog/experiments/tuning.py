@@ -117,7 +117,7 @@ def run_search(
     searching = RunDirectory(folder).hold("tuning")
     with searching, cluster.connect(config.address, config.debug):
         if concurrent is None:
-            share = int(options["workers"]) * int(options["cpus_per_worker"])
+            share = int(str(options["workers"]).rpartition(":")[2]) * int(options["cpus_per_worker"])
             concurrent = max(1, int(ray.cluster_resources().get("CPU", 1)) // share)
         # Each trial has its own copy of the decoded images in memory.
         sizes = grid.get("image_size") or [resolve(TrainConfig(**options)).model.image_size]

@@ -106,7 +106,7 @@ class ResourceConfig:
     None is no limit; `workers`, `cpus_per_worker` and `gpu` are None until the cluster's plan has decided them.
     """
 
-    workers: int | None = None
+    workers: int | str | None = None
     cpus_per_worker: int | None = None
     gpu: bool | None = None
     address: str | None = None

@@ -78,7 +78,7 @@ class _Waiter(ControllerCallback):
 
     def __init__(self, job: WorkerJob) -> None:
         self._events, self._limit = job.events, job.config.resources.wait
-        self._bundles = [worker_resources(job.plan)] * job.plan.workers
+        self._bundles = [worker_resources(job.plan)] * job.plan.fewest
         self._name = job.config.run.name
         self._since: float | None = None
         self._said = -_SAY_AGAIN
@@ -145,7 +145,7 @@ def run_workers(job: WorkerJob) -> TrainResult:
         train_loop_config={"job": job},  # Ray takes a dict only
         backend_config=_WorkersConfig(plan.gpu),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.workers,
+            num_workers=plan.bounds or plan.workers,
             use_gpu=plan.gpu,
             resources_per_worker=worker_resources(plan),
             placement_strategy="SPREAD",

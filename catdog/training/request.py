@@ -25,6 +25,14 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 _LessThanOne = Annotated[float, Field(ge=0, lt=1)]
 
 
+def _check_workers(value: Any) -> int | str:
+    fewest, colon, most = str(value).partition(":")
+    most = most if colon else fewest
+    if not (fewest.isdecimal() and most.isdecimal() and 1 <= int(fewest) <= int(most)):
+        raise ValueError("expected a number from 1, or MIN:MAX")
+    return f"{int(fewest)}:{int(most)}" if colon else int(fewest)
+
+
 class Augmentation(pydantic.BaseModel):
     """Limits of the random changes to a training image; the defaults change nothing."""
 
@@ -142,7 +150,11 @@ class TrainConfig(pydantic.BaseModel):
     calibrate: bool | None = Field(None, description="Fit temperature and clip on the validation split.")
 
     # --- resources
-    workers: int | None = Field(None, ge=1, description="Number of Ray Train workers. Default: as many as fit.")
+    workers: Annotated[int | str, pydantic.BeforeValidator(_check_workers)] | None = Field(
+        None,
+        description="Number of Ray Train workers; MIN:MAX for as many as there is room for at a time. Default: as many "
+        "as fit at the start.",
+    )
     cpus_per_worker: int | None = Field(None, ge=1, description="CPUs per worker. Default: an equal share.")
     gpu: bool | None = Field(None, description="A GPU for each worker. Default: where there are any.")
     address: str | None = Field(

@@ -120,7 +120,8 @@ def _train_on_cluster(
     """Decodes the images, fits the head if that is asked for, and starts the workers."""
     images = sum(table.num_rows for table in rows.values())
     plan = plan_resources(config, may_grow)
-    config = config.replace("resources", **vars(plan))
+    workers = plan.workers if plan.bounds is None else config.resources.workers
+    config = config.replace("resources", workers=workers, cpus_per_worker=plan.cpus_per_worker, gpu=plan.gpu)
     wait_for([{"CPU": 1}], on_event, config.resources.wait)  # for what comes before the workers
     weights = load_weights(config)
     ingest.require_memory(images, config.model.image_size)
@@ -132,7 +133,7 @@ def _train_on_cluster(
         head = _fit_head(config, data, rows["train"], weights, on_event, may_grow)
     decoded = ingest.decode(rows, config.model.image_size, on_event)
     splits = {split: _split_data(table, decoded[split]) for split, table in rows.items()}
-    wait_for([launch.worker_resources(plan)] * plan.workers, on_event, config.resources.wait)
+    wait_for([launch.worker_resources(plan)] * plan.fewest, on_event, config.resources.wait)
     on_event(Progress("starting", 0, plan.workers))
     with launch.listening(on_event) as events:
         return launch.run_workers(
