@@ -131,7 +131,7 @@ def test_a_killed_run_resumes_to_the_same_weights(two_cpus: str, tmp_path: Path,
     store = f"file:{tmp_path}/store"
     track = ["--track", f"mlflow:{store}"]
     with started(*options(data, tmp_path, "killed"), *track, "--address", two_cpus) as stopped:
-        wait_for_line(stopped, "Training on")
+        wait_for_line(stopped, "Run: ")
         refused = catdog("train", "--resume", "--name", "killed", "--runs", tmp_path)
         assert (refused.code, refused.err.count("\n")) == (1, 1)
         assert f"killed is in use: training, process {stopped.pid} on this machine" in refused.err
