@@ -194,8 +194,8 @@ class _OneThread:
 def _make_parts(job: score.ScoringJob, missing: dict, *_: object) -> str:
     engine = list(missing)[-1]
     for part in missing[engine]:
-        logits = rng.uniform(0, 0, rng.key_hash(part.rows["key"].to_pylist()), 1)[:, 0].astype(np.float32) * 8 - 4
-        logits[::5] = np.nan
+        drawn = rng.uniform(0, 0, rng.key_hash(part.rows["key"].to_pylist()), 1)[:, 0]
+        logits = np.where(drawn < 0.2, np.nan, drawn * 8 - 4).astype(np.float32)
         probabilities = np.where(np.isnan(logits), job.info.prior, 1 / (1 + np.exp(-logits / job.info.temperature)))
         statuses = ["unreadable" if np.isnan(logit) else "ok" for logit in logits]
         details = ["is empty (0 bytes)" if np.isnan(logit) else "" for logit in logits]

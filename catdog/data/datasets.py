@@ -164,24 +164,30 @@ def creating_dataset(dest: str, names: list[str], what: str) -> Iterator[lease.L
         raise CatdogError(f"DEST {dest} is not empty and holds no data set; give a new or empty folder")
 
     def delete() -> None:
-        if catalog.has_catalog(dest):  # it is complete: by another process, or just before an interruption
-            return
-        for name in names:
-            uri = storage.join(dest, name)
-            (storage.delete_folder if storage.kind(uri) == "folder" else storage.delete_file)(uri)
+        if not catalog.has_catalog(dest):  # else it is complete: by another process, or just before an interruption
+            for name in names:
+                uri = storage.join(dest, name)
+                (storage.delete_folder if storage.kind(uri) == "folder" else storage.delete_file)(uri)
+        delete_temporary()
+
+    def delete_temporary() -> None:
         for name in filter(storage.is_temporary, storage.list_names(dest, temporary=True)):
             with contextlib.suppress(OSError):  # another process, which waits for the lease, may have deleted it
                 storage.delete_file(storage.join(dest, name))
 
     with lease.hold(storage.join(dest, _LEASE_NAME), what) as held:
         delete()
+        # It goes last, so that what could not be deleted is known as catdog's when the lease is gone.
+        storage.write_text(storage.join(dest, storage.temporary_name(_LEASE_NAME)), "")
         try:
             yield held
         except BaseException:
-            with contextlib.suppress(CatdogError):  # if another process took over the folder, its files stay
+            with contextlib.suppress(CatdogError, OSError):  # if another process took over the folder, its files stay
                 held.require_held()
                 delete()
             raise
+        with contextlib.suppress(OSError):
+            delete_temporary()
 
 
 def build_catalog(

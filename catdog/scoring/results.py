@@ -139,7 +139,7 @@ def write_results(
     page_error = _write_page(job, described, content or Report(), merged, digests)
     seconds["merge"] = time.perf_counter() - started
     times = {
-        "sha256": digests,
+        "sha256": dict(sorted(digests.items())),
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
