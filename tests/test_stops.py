@@ -29,3 +29,10 @@ def test_what_a_kill_left_while_a_lease_was_taken_is_in_nobodys_way(benches: lis
         if bench.place.folder is not None and not bench.operation.start:
             for at in range(8):
                 bench.disturb([stops.Fault(at, "after")])
+
+
+def test_ctrl_c_as_a_data_set_is_complete_leaves_it_complete(benches: list[stops.Bench]) -> None:
+    for bench in benches:
+        if bench.operation.name in ("preparing", "packing"):
+            for at in range(bench.calls - 14, bench.calls):
+                bench.disturb([stops.Fault(at, "interrupt")])

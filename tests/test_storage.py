@@ -1,6 +1,7 @@
 """Paths, buckets and atomic writes."""
 
 import errno
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,6 +51,23 @@ def test_a_file_in_the_way_of_a_folder_is_said(tmp_path: Path) -> None:
     with pytest.raises(CatdogError, match="could not write .*new.txt: Not a directory"):
         storage.write_text(str(tmp_path / "file" / "folder" / "new.txt"), "x")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_cannot_be_read_is_not_taken_for_absent(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    os.mkfifo(tmp_path / "pipe")
+    assert storage.read_if_there(str(tmp_path / "file")) == b"x"
+    for absent in ("none", "file/below", ""):
+        assert storage.read_if_there(str(tmp_path / absent)) is None
+    with pytest.raises(CatdogError, match="could not read .*pipe: is not a regular file; run the same command again"):
+        storage.read_if_there(str(tmp_path / "pipe"))
+
+
+def test_temporary_files_are_listed_on_request_only(tmp_path: Path) -> None:
+    for name in ("b.csv", storage.temporary_name("b.csv"), ".hidden"):
+        (tmp_path / name).touch()
+    assert storage.list_names(str(tmp_path)) == [".hidden", "b.csv"]
+    assert len(storage.list_names(str(tmp_path), temporary=True)) == 3
 
 
 def test_a_submitted_job_refuses_relative_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
