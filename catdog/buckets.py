@@ -22,8 +22,8 @@ _SECRETS = re.compile(
     r"(?<=://)[^/@\s]*(?=@)|(?<=[?&])[\w-]*(?:key|secret|token|password)[\w-]*=[^&\s'\"]*", re.IGNORECASE
 )
 # pyarrow's names of the file systems that obstore knows as well.
-CONDITIONAL = ("s3", "gcs", "abfs")
-_BUCKET = re.compile(r"(s3|gs|gcs|abfss?)://", re.IGNORECASE)
+CONDITIONAL = ("s3", "gcs")
+_BUCKET = re.compile(r"(s3|gs|gcs)://", re.IGNORECASE)
 # What a store without conditional writes answers.
 _UNCONDITIONAL = re.compile(r"\b501\b|NotImplemented|not implemented|not supported", re.IGNORECASE)
 

@@ -83,7 +83,7 @@ class Lease:
         return self.space == _process_space()
 
     @property
-    def runs(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the holder, a process of this machine, is alive."""
         with contextlib.suppress(psutil.Error):
             return abs(psutil.Process(self.pid).create_time() - self.process_started) < 1
@@ -155,7 +155,7 @@ def holder(uri: str) -> Lease | None:
     """The lease in a file if its process may be alive; None otherwise."""
     found = _parse(_content(uri))
     if found is None or found.is_here:
-        return found if found is not None and found.runs else None
+        return found if found is not None and found.is_alive else None
     written = storage.modified(uri)
     # For a table the clocks of this machine and of the storage are near enough.
     return found if written is not None and time.time() - written < STALE_SECONDS else None
@@ -184,7 +184,7 @@ def _take(lease: Lease) -> None:
         return
     content = _content(lease.uri)
     holder = _parse(content)
-    if holder is not None and (holder.runs if holder.is_here else (left := _seconds_left(lease)) > 0):
+    if holder is not None and (holder.is_alive if holder.is_here else (left := _seconds_left(lease)) > 0):
         rest = "" if holder.is_here else f" (if that process is dead, its lease expires within {left:.0f} s)"
         raise CatdogError(_in_use(lease.uri, holder) + rest)
     if not _replace(lease, content):
