@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
-from helpers import Outcome
+from helpers import Outcome, kaggle_files, write
 from s3_server import S3Server
 
 from catdog import lease, storage
+from catdog.data import datasets
 from catdog.errors import CatdogError, UsageError
 from catdog.run_directory import RunDirectory
 
@@ -67,6 +69,24 @@ def test_what_a_store_refuses_or_the_network_loses_is_repeated(bucket: S3Server)
     counts = bucket.take_counts()
     assert min(counts["busy"], counts["cut"], counts["slow"]) > 0
     assert len(storage.list_names("s3://bucket/f")) == 5
+
+
+def test_a_data_set_is_prepared_whatever_the_store_refuses_or_lists_late(bucket: S3Server, tmp_path: Path) -> None:
+    files = kaggle_files(train=10, test=4)
+    for name, data in files.items():
+        storage.write_bytes(f"s3://bucket/source/{name}", data)
+    source = datasets.prepare_dataset("s3://bucket/source", "s3://bucket/calm")
+    local = datasets.prepare_dataset(str(write(tmp_path / "source", files)), str(tmp_path / "set"))
+    bucket.take_counts()
+    bucket.set_faults(seed=1, busy=0.1, cut=0.1, lag=3600)
+    data = datasets.prepare_dataset(str(tmp_path / "source"), "s3://bucket/set")
+    counts = bucket.take_counts()
+    bucket.set_faults()
+    assert min(counts["busy"], counts["cut"]) > 0
+    assert data.fingerprint == source.fingerprint == local.fingerprint
+    assert [storage.read_bytes(uri) for uri in data.table["uri"].to_pylist()] == [
+        Path(uri).read_bytes() for uri in local.table["uri"].to_pylist()
+    ]
 
 
 def test_of_several_starts_one_wins(bucket: S3Server) -> None:  # noqa: ARG001
