@@ -89,7 +89,7 @@ def test_exports_are_there_and_cost_nothing_until_they_are_used() -> None:
 
 
 def test_nothing_runs_what_a_file_says() -> None:
-    """Readers that run code are not used on files; a pickle goes only from one of Ray's workers to another."""
+    """Readers that run code are not used on files; a pickle goes only between processes of one run."""
     runs = re.compile(
         r"(eval|exec|(pickle|cloudpickle|dill|marshal|joblib|torch|shelve)\.(\w*load\w*|Unpickler|open)"
         r"|yaml\.(?!safe_)\w*load\w*|(.+\.)?(load_model|read_pickle)|.*saved_model\.load)"
@@ -101,7 +101,9 @@ def test_nothing_runs_what_a_file_says() -> None:
                 called, words = ast.unparse(node.func), [ast.unparse(word) for word in node.keywords]
                 if runs.fullmatch(called) or (called == "np.load" and "allow_pickle=False" not in words):
                     found.add(f"{path.relative_to(ROOT)}: {ast.unparse(node)[:20]}")
-    assert found == {"interruption.py: exec('')", "scoring/actor.py: pickle.loads(block['"}
+    assert found == {
+        "interruption.py: exec('')", "restarts.py: pickle.loads(sys.std", "scoring/actor.py: pickle.loads(block['",
+    }  # fmt: skip
 
 
 def test_the_readme_lists_every_module() -> None:

@@ -40,7 +40,8 @@ def test_the_networks_have_the_published_sizes(number: int, millions: float) -> 
 
 
 def test_cats_and_dogs_are_known(photos: Path) -> None:
-    """With weights in the wrong order or pixels in the wrong range, half of them would be wrong."""
+    """With weights in the wrong order or pixels in the wrong range, half would be wrong; by chance 25 of 32 are right
+    once in a thousand times."""
     classifier = ImageNetClassifier("efficientnet_lite0")
     with zipfile.ZipFile(photos / "dogs-vs-cats-redux-kernels-edition.zip") as outer:
         inner = zipfile.ZipFile(io.BytesIO(outer.read("train.zip")))
@@ -51,7 +52,7 @@ def test_cats_and_dogs_are_known(photos: Path) -> None:
         scores = np.array([each.probabilities[thing] for thing in read_class_names()])
         right += (scores[CATS].sum() > scores[DOGS].sum()) == ("cat" in name)
     assert sum("cat" in name for name in names) == 16
-    assert right >= 28
+    assert right >= 25
 
 
 def test_a_backbone_takes_its_weights_from_the_package_or_from_the_file() -> None:
