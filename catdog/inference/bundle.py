@@ -19,11 +19,10 @@ from catdog import run_directory, storage
 from catdog.choices import EngineName, View
 from catdog.errors import CatdogError, UsageError, did_you_mean, first_line
 from catdog.evaluation import metrics
-from catdog.inference import engines, onnx_files
+from catdog.inference import engines, members
 from catdog.inference.engines import Engine
 from catdog.inference.provenance import Provenance
 from catdog.inference.views import apply_view
-from catdog.models import registry, weight_files
 from catdog.models.spec import ModelSpec
 from catdog.run_directory import RunDirectory
 
@@ -105,17 +104,8 @@ class BundleInfo(pydantic.BaseModel):
 
     @property
     def spec(self) -> ModelSpec:
-        """What its members are built from; raises CatdogError as `spec_of`."""
-        return spec_of(self.architecture, self.image_size, self.training)
-
-
-class _Layers(pydantic.BaseModel):
-    """The options of a training run that decide the shapes of weights."""
-
-    alpha: Annotated[float, pydantic.Field(gt=0)] = 1.0
-    conv_layers: Annotated[int, pydantic.Field(ge=1, le=6)] = 3
-    units: Annotated[int, pydantic.Field(ge=1)] = 64
-    dense_layers: Annotated[int, pydantic.Field(ge=0, le=6)] = 0
+        """What its members are built from; raises CatdogError as `members.spec_of`."""
+        return members.spec_of(self.architecture, self.image_size, self.training)
 
 
 class SavedBundle(NamedTuple):
@@ -383,7 +373,7 @@ def read_onnx(uri: str, info: BundleInfo, member: str) -> bytes:
     name = onnx_name(member)
     data = read_file(uri, info, name)
     try:
-        onnx_files.require_plain_onnx(data, info.image_size)
+        members.require_plain_onnx(data, info.image_size)
     except ValueError as error:
         raise CatdogError(f"{storage.join(uri, name)} {error}") from error
     return data
@@ -402,44 +392,6 @@ def load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
     """
     data = read_file(uri, info, member)
     try:
-        return rebuild_model(info.spec, data)
+        return members.rebuild_model(info.spec, data)
     except CatdogError as error:
         raise CatdogError(f"{storage.join(uri, member)}: {error}") from error
-
-
-def rebuild_model(spec: ModelSpec, data: bytes) -> keras.Model:
-    """Builds a model from the registry, and loads the weights of a `.keras` file of which nothing else is read.
-
-    Args:
-        spec: from `spec_of`.
-        data: the bytes of the file.
-
-    Returns:
-        As `registry.build_model`; its logits are those of the model that was saved, to the bit.
-
-    Raises:
-        CatdogError: the registry has no such architecture, or the file's arrays are not its.
-    """
-    try:
-        return weight_files.load_saved_model(lambda: registry.build_model(spec), data)
-    except (ValueError, OSError, MemoryError) as error:
-        raise CatdogError(
-            f"it is not the {spec.arch} for {spec.image_size} pixels that bundle.json describes: {first_line(error)}"
-        ) from error
-
-
-def spec_of(architecture: str, image_size: int, training: dict[str, Any]) -> ModelSpec:
-    """What decides the layers of a saved model, as far as it matters to one that is not trained any more.
-
-    Args:
-        architecture, image_size, training: as of `BundleInfo`.
-
-    Raises:
-        CatdogError: an option is none that training takes.
-    """
-    try:
-        layers = _Layers.model_validate(training.get("options", {}))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise CatdogError(f"training.options: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    return ModelSpec(architecture, image_size, **layers.model_dump())

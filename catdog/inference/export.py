@@ -25,13 +25,11 @@ from catdog.inference.bundle import (
     read_file,
     read_info,
     read_provenance,
-    rebuild_model,
-    spec_of,
     statistics_name,
 )
 from catdog.inference.engines import OnnxEngine, TensorFlowEngine
+from catdog.inference.members import rebuild_model, require_plain_onnx, spec_of
 from catdog.inference.novelty import KnownImages
-from catdog.inference.onnx_files import require_plain_onnx
 from catdog.inference.provenance import Provenance
 from catdog.versions import package_versions
 

@@ -1,15 +1,69 @@
-"""ONNX files that anybody may have made: what they must be before ONNX Runtime is given one."""
+"""The files of members, which anybody may have made: Keras's layers built anew, ONNX files checked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+import pydantic
+
+from catdog.errors import CatdogError, first_line
+from catdog.models import registry, weight_files
+from catdog.models.spec import ModelSpec
 
 if TYPE_CHECKING:
+    import keras
     import onnx
 
 # The operators of the standard; those of other domains are an installation's own.
 _DOMAINS = ("", "ai.onnx")
+
+
+class _Layers(pydantic.BaseModel):
+    """The options of a training run that decide the shapes of weights."""
+
+    alpha: Annotated[float, pydantic.Field(gt=0)] = 1.0
+    conv_layers: Annotated[int, pydantic.Field(ge=1, le=6)] = 3
+    units: Annotated[int, pydantic.Field(ge=1)] = 64
+    dense_layers: Annotated[int, pydantic.Field(ge=0, le=6)] = 0
+
+
+def spec_of(architecture: str, image_size: int, training: dict[str, Any]) -> ModelSpec:
+    """What decides the layers of a saved model, as far as it matters to one that is not trained any more.
+
+    Args:
+        architecture, image_size, training: as of `BundleInfo`.
+
+    Raises:
+        CatdogError: an option is none that training takes.
+    """
+    try:
+        layers = _Layers.model_validate(training.get("options", {}))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise CatdogError(f"training.options: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return ModelSpec(architecture, image_size, **layers.model_dump())
+
+
+def rebuild_model(spec: ModelSpec, data: bytes) -> keras.Model:
+    """Builds a model from the registry, and loads the weights of a `.keras` file of which nothing else is read.
+
+    Args:
+        spec: from `spec_of`.
+        data: the bytes of the file.
+
+    Returns:
+        As `registry.build_model`; its logits are those of the model that was saved, to the bit.
+
+    Raises:
+        CatdogError: the registry has no such architecture, or the file's arrays are not its.
+    """
+    try:
+        return weight_files.load_saved_model(lambda: registry.build_model(spec), data)
+    except (ValueError, OSError, MemoryError) as error:
+        raise CatdogError(
+            f"it is not the {spec.arch} for {spec.image_size} pixels that bundle.json describes: {first_line(error)}"
+        ) from error
 
 
 def require_plain_onnx(data: bytes, image_size: int) -> None:
