@@ -5,9 +5,16 @@ from collections.abc import Iterable
 
 
 class CatdogError(Exception):
-    """A failure that the message explains; the command line prints it and exits with 1."""
+    """A failure that the message explains; the command line prints it and exits with 1.
+
+    Args:
+        message: made one line, as it may hold names and text of files.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class UsageError(CatdogError):

@@ -25,13 +25,24 @@ def unescape_cell(text: str) -> str:
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
-def csv_text(rows: Iterable[Sequence[object]], line_end: str = "\r\n") -> str:
-    """Rows as the text of a CSV file that a spreadsheet may open.
+def csv_text(rows: Iterable[Sequence[object]], escape: bool = True) -> str:
+    """Rows as the text of a CSV file, its lines ended by LF; cells may hold line breaks of any kind.
 
     Args:
         rows: texts and numbers; None is an empty cell.
-        line_end: ends each line. Only with the default are cells quoted that contain any line break.
+        escape: for people, who may open it in a spreadsheet; not for programs, which want the texts as they are.
     """
-    text = io.StringIO()
-    csv.writer(text, lineterminator=line_end).writerows([escape_cell(cell) for cell in row] for row in rows)
+    text = _LineFeeds()
+    csv.writer(text).writerows([escape_cell(cell) for cell in row] if escape else row for row in rows)
     return text.getvalue()
+
+
+class _LineFeeds(io.StringIO):
+    """What a writer of CSV writes to with its default line ends, CRLF; they become LF.
+
+    Told to end lines with LF, a writer would leave a CR in a cell without quotes (CPython before 3.13), and readers
+    would take it for the end of the line.
+    """
+
+    def write(self, row: str) -> int:
+        return super().write(row.removesuffix("\r\n") + "\n")

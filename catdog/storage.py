@@ -15,17 +15,17 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ParamSpec
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from catdog import buckets
-from catdog.errors import CatdogError, UsageError
+from catdog.errors import CatdogError, UsageError, first_line
 
 # Set by Ray in the process of a submitted job (ray._private.runtime_env.constants.RAY_JOB_CONFIG_JSON_ENV_VAR).
 _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -37,6 +37,8 @@ _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
 # Rows of a table to the bytes of its file: of columns without content, a small file declares billions.
 _MOST_ROWS_A_BYTE = 8
 _PACKED = re.compile(r"(.+\.parquet)#(\d{1,18})(\?.*)?")
+
+_P = ParamSpec("_P")
 
 
 class NotPackedError(OSError):
@@ -353,6 +355,20 @@ def write_table(uri: str, table: pa.Table, compression: str = "zstd") -> None:
     write_bytes(uri, table_to_bytes(table, compression))
 
 
+def _telling_damage(read: Callable[_P, pa.Table]) -> Callable[_P, pa.Table]:
+    """Makes a reader of bytes raise `pyarrow.ArrowInvalid` for damage of every kind; pyarrow has an error for each."""
+
+    @functools.wraps(read)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> pa.Table:
+        try:
+            return read(*args, **kwargs)
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+            raise pa.ArrowInvalid(first_line(error)) from error
+
+    return wrapped
+
+
+@_telling_damage
 def table_from_bytes(data: bytes, columns: list[str] | None = None) -> pa.Table:
     """Reads the bytes of a Parquet file; arguments and errors as for `read_table`."""
     # `pq.read_table` would import pandas first.

@@ -64,10 +64,21 @@ def read_layout(found: sources.Survey, source: str, named: str | None) -> tuple[
 
 
 def sample_ids(found: sources.Survey) -> set[str]:
-    """Ids of a source's sample submission; none if it has none."""
+    """Ids of a source's sample submission; none if it has none.
+
+    Raises:
+        CatdogError: it is no CSV.
+    """
     if found.sample is None:
         return set()
-    return {row[0] for row in list(csv.reader(io.StringIO(found.sample.decode("utf-8-sig", "replace"))))[1:] if row}
+    text = io.StringIO(found.sample.decode("utf-8-sig", "replace"), newline="")
+    try:
+        return {row[0] for row in list(csv.reader(text))[1:] if row}
+    except csv.Error as error:
+        raise CatdogError(
+            f"the sample submission of the source is not a CSV ({error}); correct it, or leave it out with "
+            "--ignore 'sample*.csv'"
+        ) from error
 
 
 def _named_table(found: sources.Survey, named: str) -> tuple[str, bytes]:

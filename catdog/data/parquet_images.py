@@ -17,6 +17,8 @@ from catdog.errors import CatdogError, first_line
 _IMAGE_NAMES = ("image", "img", "image_bytes", "bytes", "picture", "photo", "jpg", "jpeg", "png", "pixels", "content")
 _LABEL_NAMES = ("label", "labels", "class", "target", "category", "y")
 _BATCH_ROWS = 64
+# Also names and text that are no UTF-8.
+_BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2", "HEIF": ".heic"}
 
 
@@ -59,11 +61,14 @@ def read_rows(stream: BinaryIO, name: str) -> Iterator[ImageRow] | None:
         CatdogError: the file is damaged, or two columns could hold the images or the labels; also while rows are read.
     """
     try:
-        file = pq.ParquetFile(stream)
-    except (pa.ArrowException, OSError) as error:
+        return _open_rows(pq.ParquetFile(stream), name)
+    except _BROKEN as error:
         raise CatdogError(
             f"{name} is not a Parquet file, or damaged ({first_line(error)}); download it again"
         ) from error
+
+
+def _open_rows(file: pq.ParquetFile, name: str) -> Iterator[ImageRow] | None:
     schema = file.schema_arrow
     image = _only([each.name for each in schema if _holds_images(each)], f"{name}: columns", "images")
     if image is None:
@@ -96,7 +101,7 @@ def _rows(file: pq.ParquetFile, name: str, image: str, label: str | None, classe
                     held,
                 )
                 number += 1
-    except (pa.ArrowException, OSError) as error:
+    except _BROKEN as error:
         raise CatdogError(f"{name} is damaged after row {number} ({first_line(error)}); download it again") from error
 
 

@@ -134,4 +134,4 @@ def rows_to_csv(rows: list[PhotoRow]) -> str:
             each = [row.probabilities[name] for name in known]
         said = ["" if value is None else value for value in (row.class_name, row.probability)]
         lines.append([row.file, *said, *each, row.status, "; ".join(row.remarks)])
-    return spreadsheets.csv_text(lines, line_end="\n")
+    return spreadsheets.csv_text(lines)

@@ -55,7 +55,7 @@ def write_rejected(out: str, tables: dict[str, pa.Table]) -> str:
         for split, table in tables.items()
         for row in table.select(["id", "key", "detail"]).to_pylist()
     ]
-    return write_sidecar(out, "rejected.csv", spreadsheets.csv_text([REJECTED_COLUMNS, *rows], line_end="\n"))
+    return write_sidecar(out, "rejected.csv", spreadsheets.csv_text([REJECTED_COLUMNS, *rows]))
 
 
 def read_meta(out: str) -> dict[str, Any]:

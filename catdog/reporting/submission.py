@@ -7,14 +7,14 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catdog import storage
+from catdog import spreadsheets, storage
 from catdog.data import layouts
 from catdog.data.catalog import SAMPLE_NAME, Catalog
 from catdog.errors import CatdogError, UsageError
@@ -52,19 +52,13 @@ def write_submission(out: str, ids: pa.ChunkedArray, probabilities: np.ndarray) 
 
 
 def _pieces(ids: pa.ChunkedArray, probabilities: np.ndarray, order: np.ndarray) -> Iterator[str]:
-    yield _csv_text([faults.COLUMNS])
+    # Kaggle compares the ids, so nothing is escaped.
+    yield spreadsheets.csv_text([faults.COLUMNS], escape=False)
     for start in range(0, len(order), _PIECE):
         piece = order[start : start + _PIECE]
         # Twelve digits: the last bits of a float do not show. None may round to 0 or 1, which can cost most.
         written = [f"{p:.12g}" for p in np.clip(probabilities[piece], _LEAST, 1 - _LEAST)]
-        yield _csv_text(zip(ids.take(pa.array(piece)).to_pylist(), written, strict=True))
-
-
-def _csv_text(rows: Iterable[tuple[str, ...]]) -> str:
-    """Rows as Kaggle wants them, which compares the ids: nothing is escaped for spreadsheets."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+        yield spreadsheets.csv_text(zip(ids.take(pa.array(piece)).to_pylist(), written, strict=True), escape=False)
 
 
 @dataclass(frozen=True)
@@ -173,7 +167,7 @@ def _read_rows(
 
 def _rows(content: bytes) -> Iterator[list[str]]:
     # Bit by bit: a million rows as a list are many times the size of the file.
-    return csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig"), strict=True)
+    return csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""), strict=True)
 
 
 def _compare(expected: Collection[str], got: Collection[str], name: str, origin: str) -> str:
@@ -191,7 +185,7 @@ def _sample_ids(data: Catalog) -> dict[str, None] | None:
     uri = storage.join(data.root, SAMPLE_NAME)
     if storage.kind(uri) != "file":
         return None
-    header, *rows = _rows(storage.read_bytes(uri))
+    header, *rows = [*_rows(storage.read_bytes(uri))] or [[]]
     names = [name.strip().lower() for name in header]
     column = names.index("id") if "id" in names else 0
     found = dict.fromkeys(row[column].strip() for row in rows if any(row))

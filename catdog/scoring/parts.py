@@ -139,7 +139,7 @@ def _table(part: Part) -> pa.Table | None:
     try:
         table = _parse(data)
         return table if table["key"].equals(part.rows["key"]) else None
-    except (pa.ArrowInvalid, KeyError):
+    except (pa.ArrowException, OSError, KeyError, ValueError):  # a cast has errors of its own
         return None
 
 

@@ -272,6 +272,11 @@ def test_a_packed_set_keeps_its_splits_as_a_source(tmp_path: Path, drawn: Catalo
         ({"a.parquet": parquet([(jpeg(1), 5)], names=["cat", "dog"])}, "a.parquet row 0: label 5, but the classes are"),
         ({"a.parquet": parquet([(jpeg(1), 0), (jpeg(2), 1)])[:-20]}, "a.parquet is not a Parquet file, or damaged"),
         (
+            {"a.parquet": parquet([(jpeg(1), "cat")]).replace(b"labels", b"l\xffbels")},
+            "a.parquet is .* damaged .'utf-8'",
+        ),
+        ({"a.parquet": parquet([(jpeg(1), "cat")]).replace(b"cat", b"\xffat")}, "a.parquet is damaged after row 0"),
+        (
             {"a.parquet": parquet([(jpeg(1), 0), (jpeg(2), 1)]), "cat.1.jpg": jpeg(3)},
             "holds Parquet files with images, and 1 images beside them, e.g. cat.1.jpg",
         ),

@@ -17,7 +17,7 @@ from PIL import Image
 from pyarrow import fs
 
 from catdog import storage
-from catdog.data import archives, datasets, images, sources
+from catdog.data import archives, datasets, images, sources, splits
 from catdog.errors import CatdogError
 
 
@@ -80,6 +80,18 @@ def test_gaps_in_the_ids_and_another_sample_are_told(tmp_path: Path, catdog) -> 
     assert "Warning: Ids of the sample submission that the test files lack: 3, such as 4\n" in shown.err
     assert "Warning: Ids of the test files that the sample submission lacks: 2, such as 8\n" in shown.err
     assert (tmp_path / "set" / "sample_submission.csv").read_text() == sample
+
+
+def test_a_sample_of_old_macs_is_read_and_one_that_is_no_csv_is_told(tmp_path: Path) -> None:
+    files = kaggle_files(test=3)
+    sample = b"id,label\r1,0.5\r2,0.5\r3,0.5\r"
+    source = write(tmp_path / "src", files | {"sampleSubmission.csv": sample})
+    told: list[splits.Remark] = []
+    datasets.prepare_dataset(str(source), str(tmp_path / "set"), on_remark=told.append)
+    assert "Sample submission: 3 ids, those of the test files" in [remark.text for remark in told]
+    write(source, {"sampleSubmission.csv": b"id,label\n" + b"1" * 200_000})
+    with pytest.raises(CatdogError, match="the sample submission of the source is not a CSV .field larger"):
+        datasets.prepare_dataset(str(source), str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import sys
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from sklearn import metrics as sklearn_metrics
 
@@ -130,6 +132,18 @@ def test_check_accepts_what_write_writes(tmp_path: Path, drawn: Catalog) -> None
     assert lines[21:] == ["21,0.999999999999", "22,1e-12", "23,0.999999", "24,1e-06"]
 
 
+@pytest.mark.parametrize("name", ["a\rb.jpg", "a\nb.jpg", "a\r\nb.jpg", 'a "b", c.jpg', "\r", "=1+1", " a "])
+def test_ids_of_any_characters_are_read_as_they_were_written(tmp_path: Path, drawn: Catalog, name: str) -> None:
+    table = drawn.table.filter(pc.equal(drawn.table["split"], "test")).slice(0, 2)
+    table = table.set_column(1, catalog.SCHEMA.field("id"), pa.array([name, "other"]))
+    path = tmp_path / "s.csv"
+    submission.write_submission(str(path), table["id"], np.array([0.25, 0.75]))
+    with open(path, newline="") as lines:
+        assert list(csv.reader(lines)) == [["id", "label"], [name, "0.25"], ["other", "0.75"]]
+    assert path.read_bytes().endswith(b",0.75\n")
+    assert submission.check_submission(str(path), Catalog(table, drawn.class_names, str(tmp_path))).rows == 2
+
+
 def test_hard_zeros_and_ones_are_told_with_their_cost(tmp_path: Path, drawn: Catalog, catdog) -> None:
     path = tmp_path / "results.csv"
     rows = good()
@@ -185,6 +199,16 @@ def test_the_sample_submission_says_which_ids_kaggle_expects(tmp_path: Path, dra
         submission.check_submission(str(path), numbered(drawn, range(1, 25), str(tmp_path), ["nothing"])).warnings
     )
     assert "sample_submission.csv is not a sample submission" in told
+    told = submission.check_submission(str(path), numbered(drawn, range(1, 25), str(tmp_path), [])).warnings
+    assert "sample_submission.csv is not a sample submission (it has no rows)" in "\n".join(told)
+
+
+def test_line_breaks_in_cells_do_not_break_the_message(tmp_path: Path, drawn: Catalog) -> None:
+    for text in ('"id\r\nlabel",x,y\n1,2,3\n', 'id,label\n1,"a\nb",c\n'):
+        (tmp_path / "s.csv").write_text(text)
+        with pytest.raises(CatdogError) as refused:
+            submission.check_submission(str(tmp_path / "s.csv"), drawn)
+        assert len(str(refused.value).splitlines()) == 1
 
 
 def test_the_command_checks_before_it_sends(tmp_path: Path, drawn: Catalog, catdog, monkeypatch) -> None:
