@@ -6,7 +6,7 @@ BIN := .venv/bin
 unexport RAY_ADDRESS
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo test test-browser test-docs stress check audit install clean
+.PHONY: demo test test-browser test-docs stress fuzz check audit install clean
 
 install: .venv/installed
 
@@ -39,6 +39,13 @@ SEED ?= 0
 stress: .venv/installed
 	$(if $(KINDS),,SEED=$(SEED) $(BIN)/python -m pytest tests/stress)
 	$(BIN)/python benchmarks/reliability.py stress --seed $(SEED) $(if $(KINDS),--kinds $(KINDS)) $(if $(TRIES),--tries $(TRIES))
+
+# Coverage-guided fuzzing of all that reads files, SECONDS= for each reader. Wheels of atheris are for Linux.
+SECONDS ?= 60
+READERS := decode read_bundle read_catalog read_part read_labels read_keys check_submission walk_archive read_parquet
+fuzz: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	for reader in $(READERS); do $(BIN)/python tests/stress/fuzz.py $$reader --seconds $(SECONDS) || exit 1; done
 
 check: .venv/installed
 	$(BIN)/ruff check .
