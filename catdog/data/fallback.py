@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import re
 import threading
 import warnings
@@ -98,6 +99,8 @@ def _register_plugins() -> None:
 
     # One thread, because the other cores belong to other workers.
     pillow_heif.register_heif_opener(decode_threads=1)
+    # Without any handler, logged errors would be printed.
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     # Where each channel is stored by itself, Pillow's own decoder takes 16 bits for twice 8.
     TiffImagePlugin.READ_LIBTIFF = True

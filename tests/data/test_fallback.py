@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +175,15 @@ def test_no_program_is_started_for_a_file(data: bytes, tmp_path: Path, monkeypat
         with Image.open(file) as opened, pytest.raises(OSError, match="Ghostscript|cannot|gs"):
             opened.load()
         assert mark.exists()
+
+
+def test_nothing_is_printed_of_what_a_decoder_logs(tmp_path: Path) -> None:
+    file = tmp_path / "photo.tif"
+    file.write_bytes(tiff(NOISE, t277=(2000,)))
+    script = f"from catdog.data import images; print(images.read_image({str(file)!r}, 16).detail)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "TIFF whose structure is truncated, damaged or of a rare kind\n"
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM"])
