@@ -22,7 +22,7 @@ from catdog.events import Event, EventHandler, RunWritten, Waiting, describe_eve
 DEFAULT_SECONDS = 900.0
 # After everything of a run is written, its processes have only to end.
 _ENDING_SECONDS = 60.0
-_BEAT_SECONDS = 2.0
+_BEAT_SECONDS = 5.0
 _NAMESPACE = b"catdog"
 # Nobody else uses it; SIGINT would be taken for Ctrl-C.
 _SIGNAL = signal.SIGUSR1

@@ -109,6 +109,8 @@ def audit(
     pictures = result_set.sidecar(target, "png")
     rows, found = catalog.read_catalog(data), cross_validation.read_out_of_fold(oof)
     advice = advising_same_command("nothing was written", "start again")
+    if stall_timeout is not None and not stall_timeout >= 0:
+        raise UsageError(f"--stall-timeout received {stall_timeout}, expected seconds, or 0 for no limit")
     limit = stall.DEFAULT_SECONDS if stall_timeout is None else stall_timeout
     with (
         advice,

@@ -23,7 +23,7 @@ class ScoreConfig(pydantic.BaseModel):
         max_unreadable: share of a split's images that may be unreadable.
         gpu: a GPU for each actor; None where there are any.
         address: of the Ray cluster.
-        wait: seconds to wait for CPUs or GPUs that others hold; None is for as long as it takes.
+        wait: seconds to wait for CPUs or GPUs that others hold; None is as long as `stall_timeout` allows.
         stall_timeout: seconds without progress after which scoring ends; 0 is no limit.
         debug: show Ray's log and tracebacks.
     """

@@ -161,7 +161,7 @@ class TrainConfig(pydantic.BaseModel):
         None, description="Address of a Ray cluster. Default: RAY_ADDRESS, else a new one on this machine."
     )
     wait: float | None = Field(
-        None, ge=0, description="Seconds to wait for CPUs or GPUs that others use. Default: no limit."
+        None, ge=0, description="Seconds to wait for CPUs or GPUs that others use. Default: no limit of its own."
     )
     stall_timeout: float | None = Field(
         None, ge=0, description="Seconds without progress after which the command ends; 0 is no limit. Default: 900."

@@ -212,3 +212,34 @@ def test_a_lost_node(workers: str, wait: float | None, tmp_path: Path, short_tmp
         assert (found["error"], found["workers"][-1][0]) == ("", 1)
         assert found["epochs"][-1] == 4
         assert all(abs(value).max() < 1e6 for value in weights(str(tmp_path / "lost")))
+
+
+BEATS = """
+import time, ray
+from catdog import cluster, stall
+from catdog.errors import CatdogError
+
+@ray.remote
+def work(seconds):
+    stall._BEAT_SECONDS = 1.0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        stall.beat()
+        time.sleep(0.1)
+
+with cluster.connect():
+    ray.get(work.remote(0))
+    started = time.monotonic()
+    try:
+        with stall.watching(lambda event: None, 15, "bye"):
+            ray.get(work.remote(40))
+            worked = time.monotonic() - started
+            time.sleep(600)
+    except CatdogError as error:
+        print(worked >= 40, 15 <= time.monotonic() - started - worked < 200, error)
+"""
+
+
+def test_a_beat_of_any_process_is_progress() -> None:
+    printed = in_process(BEATS, timeout=300, PYTHONPATH=str(ROOT)).splitlines()[-1]
+    assert printed == ("True True no progress for 15 s (--stall-timeout): a process may hang or its node be gone; bye")
