@@ -260,7 +260,7 @@ def judge(found: Try, work: Work, name: str, seen: set, started: float) -> Try:
     if found.same:
         shutil.rmtree(work.folder / name)
     else:
-        found.said = f"{found.said or 'results differ'} ({work.folder / name})"
+        found.said = (found.said or "the results differ").replace(f"{work.folder}/", "")
     return found
 
 
@@ -333,7 +333,8 @@ def stress(
     text = table(found)
     out.write_text(text)
     print(text)
-    if not all(one.same and not one.hung for one in found):
+    if not all(one.same for one in found):
+        print(f"What failed is kept in {folder}")
         raise typer.Exit(1)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -375,7 +376,8 @@ def table(found: list[Try]) -> str:
             rows = f"{sum(one.lost for one in own)} | {sum(one.doubled for one in own)}"
             most = f"{max(one.parts_again for one in own)} parts"
         else:
-            rows, most = "– | –", f"{EPOCHS * max(one.again for one in own):.0f} epochs"
+            epochs = round(EPOCHS * max(one.again for one in own))
+            rows, most = "– | –", f"{epochs} epoch{'s' * (epochs != 1)}"
         lines.append(
             f"| {kind.words} | {len(own)} | {len(survived)} | {sum(one.rerun for one in survived)} | "
             f"{sum(one.hung for one in own)} | {rows} | {sum(one.again for one in own) / len(own):.2%} | {most} |"
