@@ -20,7 +20,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState, RunningState
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from catdog import cluster, run_directory, waiting
+from catdog import cluster, run_directory, storage, waiting
 from catdog.errors import CatdogError
 from catdog.events import EventHandler, Waiting
 from catdog.resources import TrainPlan
@@ -151,7 +151,9 @@ def run_workers(job: WorkerJob) -> TrainResult:
             placement_strategy="SPREAD",
         ),
         run_config=ray.train.RunConfig(
-            storage_path=config.run.uri,
+            # For a bucket ours, which knows the server also where a worker's environment does not.
+            storage_filesystem=None if storage.is_local(config.run.uri) else storage.resolve(config.run.uri)[0],
+            storage_path=storage.resolve(config.run.uri)[1],
             name=run_directory.CHECKPOINTS,
             failure_config=ray.train.FailureConfig(max_failures=_MAX_RESTARTS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
