@@ -16,19 +16,22 @@ def prefetch(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     """Maps a function over items, one ahead of what is asked for, so that at most two results are in memory.
 
     Args:
-        function: called in a thread, for one item at a time.
+        function: called in a thread, for one item at a time; for the first one before anything is asked for.
         items: what it is called with.
 
-    Yields:
-        The function's results, in the items' order.
-
-    Raises:
-        Exception: what the function raised, where its result would have come.
+    Returns:
+        The function's results, in the items' order. Where one would have come that the function raised an exception
+        for, the exception is raised.
     """
     left = iter(items)
-    with ThreadPoolExecutor(1) as thread:
-        ahead: deque[Future[Result]] = deque(thread.submit(function, item) for item in itertools.islice(left, 1))
-        while ahead:
-            current = ahead.popleft().result()
-            ahead.extend(thread.submit(function, item) for item in itertools.islice(left, 1))
-            yield current
+    thread = ThreadPoolExecutor(1)
+    ahead: deque[Future[Result]] = deque(thread.submit(function, item) for item in itertools.islice(left, 1))
+
+    def results() -> Iterator[Result]:
+        with thread:
+            while ahead:
+                current = ahead.popleft().result()
+                ahead.extend(thread.submit(function, item) for item in itertools.islice(left, 1))
+                yield current
+
+    return results()

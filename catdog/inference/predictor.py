@@ -7,6 +7,7 @@ compute a logit that differs in its last bits.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from catdog.inference.bundle import ModelBundle, SavedBundle, merge_infos, read_
 from catdog.prefetch import prefetch
 
 Item = TypeVar("Item")
+_ALONE = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,12 @@ class Predictor:
         """
         return self._predict(images.decode_batch(group, self._pixels) for group in self._groups(files))
 
-    def predict_uris(self, uris: list[str], decode: Decode = images.decode_batch) -> Predictions:
+    def predict_uris(
+        self,
+        uris: list[str],
+        decode: Decode = images.decode_batch,
+        turn: AbstractContextManager[object] = _ALONE,
+    ) -> Predictions:
         """Reads and predicts images.
 
         The files of one batch are read ahead, in a thread, so that the model need not wait. They are decoded in the
@@ -108,9 +115,11 @@ class Predictor:
         Args:
             uris: N files, all in one place.
             decode: decodes each batch.
+            turn: held while the model is used, where several threads use it; the first batch is read before.
         """
         read = prefetch(lambda group: list(images.fetch_all(group)), self._groups(uris))
-        return self._predict(decode(files, self._pixels) for files in read)
+        with turn:
+            return self._predict(decode(files, self._pixels) for files in read)
 
     def predict_decoded(self, decoded: Batch) -> Predictions:
         """Predicts images that are decoded already.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import threading
 import time
 import warnings
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ import psutil
 import pyarrow as pa
 import ray
 
-from catdog import cluster, restarts
+from catdog import cluster, restarts, storage
 from catdog.choices import EngineName
 from catdog.data import images, isolation
 from catdog.data.catalog import Catalog
@@ -74,6 +75,8 @@ def make_parts(missing: list[Part], plan: ScorePlan, job: ScoringJob, on_event: 
             batch_size=1 if plan.gpu else None,
             # In the thread of the call, which is the only one that Ray tells about the call.
             compute=ActorPoolStrategy(size=plan.actors, enable_true_multi_threading=True),
+            # Two calls at once read the first batch of a part from a bucket while the part before it is predicted.
+            max_concurrency=1 if storage.is_local(missing[0].rows["uri"][0].as_py()) else 2,
             # The tasks that read for a GPU need the CPUs.
             num_cpus=0 if plan.gpu else plan.threads,
             num_gpus=1 if plan.gpu else 0,
@@ -181,6 +184,7 @@ class PartScorer:
         self, bundles: list[SavedBundle], rows: Rows, engine: EngineName, batch_size: int, threads: int, gpu: bool
     ) -> None:
         self._predictor = restarts.load_in_actor("the model", _load, bundles, engine, threads, batch_size, gpu)
+        self._turn = threading.Lock()
         self._rows = {split: ray.get(ref) for split, ref in rows.items()}
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -196,10 +200,12 @@ class PartScorer:
         split, start, stop, uri = (block[name][0].as_py() for name in ("split", "start", "stop", "uri"))
         rows = self._rows[split].slice(start, stop - start)
         if "decoded" in block.column_names:
-            predictions = self._predictor.predict_decoded(pickle.loads(block["decoded"][0].as_buffer()))
+            decoded = pickle.loads(block["decoded"][0].as_buffer())
+            with self._turn:
+                predictions = self._predictor.predict_decoded(decoded)
         else:
             with isolation.surviving_decoder(_name_part(split, start, stop), self._predictor.sizes) as decode:
-                predictions = self._predictor.predict_uris(rows["uri"].to_pylist(), decode)
+                predictions = self._predictor.predict_uris(rows["uri"].to_pylist(), decode, self._turn)
         parts.write_part(uri, rows, predictions)
         node = ray.get_runtime_context().get_node_id()
         seconds = time.perf_counter() - started

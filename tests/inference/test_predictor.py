@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import jpeg, save_untrained
 
+from catdog import storage
 from catdog.data import images
 from catdog.data.catalog import Catalog
 from catdog.errors import UsageError
@@ -53,6 +57,28 @@ def test_alone_and_in_a_batch_an_image_gets_the_same_bits(
         assert read[:5] + read[6:] == alone[:5] + alone[6:]
         found[batch_size] = alone
     assert all(each == alone for each in found.values())
+
+
+def test_while_another_thread_has_its_turn_the_first_batch_is_read(
+    untrained: str, drawn: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [shutil.copy(uri, tmp_path) for uri in drawn.split("test")["uri"].to_pylist()[:11]]
+    read: list[str] = []
+    read_bytes = storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: [read_bytes(uri), read.append(uri)][0])
+
+    @contextlib.contextmanager
+    def turn() -> Iterator[None]:
+        end = time.monotonic() + 20
+        while len(read) < 8:
+            assert time.monotonic() < end, "nothing is read ahead"
+            time.sleep(0.01)
+        for uri in uris:
+            Path(uri).unlink()
+        yield
+
+    found = Predictor.load([untrained], batch_size=8).predict_uris(uris, turn=turn())
+    assert found.statuses == ["ok"] * 8 + ["unreadable"] * 3
 
 
 def test_several_bundles_are_averaged_and_an_unreadable_image_gets_the_prior(pair: list[str]) -> None:
