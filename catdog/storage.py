@@ -15,30 +15,26 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, ParamSpec
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from catdog import buckets
-from catdog.errors import CatdogError, UsageError, first_line
+from catdog.errors import CatdogError, UsageError
 
 # Set by Ray in the process of a submitted job (ray._private.runtime_env.constants.RAY_JOB_CONFIG_JSON_ENV_VAR).
 _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 # Images in a row group of a shard; a group, a few megabytes, is read at once.
 PACKED_GROUP = 128
+_PACKED = re.compile(r"(.+\.parquet)#(\d{1,18})(\?.*)?")
 # Of `temporary_name`.
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
-# Rows of a table to the bytes of its file: of columns without content, a small file declares billions.
-_MOST_ROWS_A_BYTE = 8
-_PACKED = re.compile(r"(.+\.parquet)#(\d{1,18})(\?.*)?")
-
-_P = ParamSpec("_P")
 
 
 class NotPackedError(OSError):
@@ -334,59 +330,6 @@ def writing(uri: str) -> Iterator[BinaryIO]:
 def _upload(spool: BinaryIO, filesystem: pafs.FileSystem, path: str) -> None:
     with filesystem.open_output_stream(path) as stream:
         shutil.copyfileobj(spool, stream, 1 << 20)
-
-
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """Reads a Parquet file.
-
-    Args:
-        uri: of the file.
-        columns: the names of those that are wanted; None is all.
-
-    Raises:
-        OSError: as by `read_bytes`.
-        pyarrow.ArrowInvalid: it is damaged, or lacks a column.
-    """
-    return table_from_bytes(read_bytes(uri), columns)
-
-
-def write_table(uri: str, table: pa.Table, compression: str = "zstd") -> None:
-    """Writes a Parquet file atomically, as `write_bytes` does."""
-    write_bytes(uri, table_to_bytes(table, compression))
-
-
-def _telling_damage(read: Callable[_P, pa.Table]) -> Callable[_P, pa.Table]:
-    """Makes a reader of bytes raise `pyarrow.ArrowInvalid` for damage of every kind; pyarrow has an error for each."""
-
-    @functools.wraps(read)
-    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> pa.Table:
-        try:
-            return read(*args, **kwargs)
-        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-            raise pa.ArrowInvalid(first_line(error)) from error
-
-    return wrapped
-
-
-@_telling_damage
-def table_from_bytes(data: bytes, columns: list[str] | None = None) -> pa.Table:
-    """Reads the bytes of a Parquet file; arguments and errors as for `read_table`."""
-    # `pq.read_table` would import pandas first.
-    file = pq.ParquetFile(pa.BufferReader(data))
-    if file.metadata.num_rows > _MOST_ROWS_A_BYTE * len(data):  # each of ours has a row's own key or digest
-        raise pa.ArrowInvalid(f"{file.metadata.num_rows:,} rows in {len(data):,} bytes")
-    if absent := set(columns or ()) - set(file.schema_arrow.names):
-        raise pa.ArrowInvalid(f"no column {', '.join(sorted(absent))}")
-    table = file.read(columns)
-    table.validate(full=True)  # else text that is no UTF-8 would be an error wherever it is looked at
-    return table
-
-
-def table_to_bytes(table: pa.Table, compression: str = "zstd") -> bytes:
-    """The bytes of a table's Parquet file."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression=compression)
-    return sink.getvalue().to_pybytes()
 
 
 def create_text(uri: str, text: str) -> bool:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from helpers import NOBODY, Outcome, as_user, jpeg
 
-from catdog import storage
+from catdog import storage, tables
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError
 from catdog.inference.predictor import Predictions
@@ -64,7 +64,7 @@ def test_what_does_not_fit_leaves_nothing(disk: SmallDisk, drawn: Catalog, what:
     uri = str(disk.folder / "results.csv")
     written, write = {
         "part": ("p.parquet", lambda: parts.write_part(f"{disk.folder}/p.parquet", rows, predictions(len(rows)))),
-        "features": ("f.parquet", lambda: storage.write_table(f"{disk.folder}/f.parquet", pa.table({"x": range(9)}))),
+        "features": ("f.parquet", lambda: tables.write_table(f"{disk.folder}/f.parquet", pa.table({"x": range(9)}))),
         "csv": ("results.csv", lambda: submission.write_submission(uri, rows["id"], np.full(len(rows), 0.5))),
         "sidecar": ("results.meta.json", lambda: result_set.write_meta(uri, {"a": 1})),
     }[what]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from catdog import storage
+from catdog import storage, tables
 from catdog.data import images
 from catdog.errors import CatdogError, UsageError
 
@@ -107,12 +107,12 @@ def test_a_table_is_read_as_it_was_written_and_a_damaged_one_is_told(tmp_path: P
     schema = pa.schema([pa.field("key", pa.string(), nullable=False), pa.field("logit", pa.float32())])
     table = pa.Table.from_pydict({"key": ["a", "b"], "logit": [0.5, None]}, schema=schema)
     uri = str(tmp_path / "table.parquet")
-    storage.write_table(uri, table)
-    assert storage.read_table(uri).equals(table)
-    assert storage.read_table(uri).schema.equals(schema)
-    assert storage.read_table(uri, ["logit"]).column_names == ["logit"]
-    assert storage.table_to_bytes(table) == Path(uri).read_bytes()
+    tables.write_table(uri, table)
+    assert tables.read_table(uri).equals(table)
+    assert tables.read_table(uri).schema.equals(schema)
+    assert tables.read_table(uri, ["logit"]).column_names == ["logit"]
+    assert tables.table_to_bytes(table) == Path(uri).read_bytes()
     with pytest.raises(pa.ArrowInvalid, match="no column absent"):
-        storage.read_table(uri, ["key", "absent"])
+        tables.read_table(uri, ["key", "absent"])
     with pytest.raises(pa.ArrowInvalid):
-        storage.table_from_bytes(Path(uri).read_bytes()[:-5])
+        tables.table_from_bytes(Path(uri).read_bytes()[:-5])

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catdog import storage
+from catdog import storage, tables
 from catdog.errors import CatdogError, UsageError, did_you_mean, first_line
 
 FILE_NAME = "catalog.parquet"
@@ -118,7 +118,7 @@ class Catalog:
         }
         relative = [storage.relative(uri, self.root) for uri in self.table["uri"].to_pylist()]
         table = self.table.set_column(2, SCHEMA.field("uri"), pa.array(relative, pa.string()))
-        storage.write_table(storage.join(self.root, FILE_NAME), table.replace_schema_metadata(metadata))
+        tables.write_table(storage.join(self.root, FILE_NAME), table.replace_schema_metadata(metadata))
 
 
 def digest_of(data: bytes) -> int:
@@ -153,7 +153,7 @@ def read_catalog(data: str) -> Catalog:
             f"{did_you_mean(storage.name(root), storage.names_beside(root))}"
         )
     try:
-        table = storage.read_table(path)
+        table = tables.read_table(path)
         header = json.loads(table.schema.metadata[b"catdog"])
         version, class_names, options = header["schema_version"], header["class_names"], header["options"]
         if not isinstance(class_names, list) or [type(name) for name in class_names] != [str, str]:

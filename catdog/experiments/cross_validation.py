@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catdog import cluster, rng, stall, storage, waiting
+from catdog import cluster, rng, stall, storage, tables, waiting
 from catdog.data import catalog, key_list
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError, did_you_mean
@@ -198,7 +198,7 @@ def _cross_validate(config: ResolvedConfig, folds: int, only: int | None, on_eve
     merged = merged.append_column("probability", pa.array(found.probabilities))
     if only is not None and _holds_more(config.run.uri, folds):
         return found
-    storage.write_table(storage.join(config.run.uri, OOF_NAME), merged)
+    tables.write_table(storage.join(config.run.uri, OOF_NAME), merged)
     content = {
         "catalog_fingerprint": data.fingerprint,
         "folds": folds,
@@ -239,7 +239,7 @@ def read_out_of_fold(run: str) -> OutOfFold:
         raise UsageError(
             f"received {run}, which has no {OOF_NAME}; create it with `catdog train --folds K --name …`{near}"
         )
-    table = storage.read_table(path).sort_by("key")
+    table = tables.read_table(path).sort_by("key")
     report = json.loads(storage.read_bytes(storage.join(run, REPORT_NAME)))
     labels, folds, logits = (table[name].to_numpy() for name in ("label", "fold", "logit"))
     keys = table["key"].to_pylist()

@@ -18,7 +18,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from catdog import cluster, lease, run_directory, stall, storage, waiting
+from catdog import cluster, lease, run_directory, stall, storage, tables, waiting
 from catdog.data import catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import selection
@@ -157,11 +157,11 @@ def judge_search(config: TrainConfig, trials: list[Trial]) -> selection.Judged |
     files = [RunDirectory(run).valid for run in runs]
     judged, figures = None, {}
     if len(runs) > 1 and all(storage.exists(file) for file in files):
-        tables = [storage.read_table(file) for file in files]
+        predicted = [tables.read_table(file) for file in files]
         calibrated = bundle.read_info(runs[0])[1].calibration == "validation"
-        logits = np.stack([table["logit"].to_numpy() for table in tables])
+        logits = np.stack([table["logit"].to_numpy() for table in predicted])
         judged = selection.judge_selection(
-            tables[0]["label"].to_numpy(), logits, tables[0]["key"].to_pylist(), calibrated
+            predicted[0]["label"].to_numpy(), logits, predicted[0]["key"].to_pylist(), calibrated
         )
         figures = {"log_loss_cross_searched": judged.log_loss}
     for run in runs:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from catdog import storage
+from catdog import tables
 
 SCHEMA = pa.schema([pa.field("digest", pa.uint64(), nullable=False), pa.field("split", pa.string(), nullable=False)])
 _NONE = np.empty(0, np.uint64)
@@ -60,7 +60,7 @@ class Provenance:
         """Writes a Parquet file of `SCHEMA`."""
         splits = ["train"] * len(self.train) + ["valid"] * len(self.valid)
         table = pa.table([pa.array(np.concatenate([self.train, self.valid])), pa.array(splits, pa.string())], SCHEMA)
-        return storage.table_to_bytes(table)
+        return tables.table_to_bytes(table)
 
     @classmethod
     def from_bytes(cls, data: bytes, known: bool) -> Provenance:
@@ -69,7 +69,7 @@ class Provenance:
         Raises:
             pyarrow.ArrowInvalid: it is something else.
         """
-        table = storage.table_from_bytes(data)
+        table = tables.table_from_bytes(data)
         if not table.schema.equals(SCHEMA):
             raise pa.ArrowInvalid(f"columns {table.schema.names}, expected {SCHEMA.names}")
         digests, splits = table["digest"].to_numpy(), table["split"].to_numpy(zero_copy_only=False)

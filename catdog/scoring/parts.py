@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catdog import storage
+from catdog import storage, tables
 from catdog.data import images
 from catdog.errors import CatdogError
 from catdog.inference.predictor import Predictions
@@ -101,7 +101,7 @@ def write_part(uri: str, rows: pa.Table, predictions: Predictions) -> None:
         "status": predictions.statuses,
         "detail": predictions.details,
     }
-    storage.write_table(uri, pa.Table.from_pydict(columns, schema=PART_SCHEMA))
+    tables.write_table(uri, pa.Table.from_pydict(columns, schema=PART_SCHEMA))
 
 
 def read_part(uri: str) -> pa.Table:
@@ -144,4 +144,4 @@ def _table(part: Part) -> pa.Table | None:
 
 
 def _parse(data: bytes) -> pa.Table:
-    return storage.table_from_bytes(data, PART_SCHEMA.names).cast(PART_SCHEMA)
+    return tables.table_from_bytes(data, PART_SCHEMA.names).cast(PART_SCHEMA)

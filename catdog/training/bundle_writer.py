@@ -12,7 +12,7 @@ import pyarrow as pa
 import pydantic
 import ray.train
 
-from catdog import rng, storage
+from catdog import rng, tables
 from catdog.evaluation import calibration, selection
 from catdog.inference import export, novelty
 from catdog.inference.novelty import KnownImages
@@ -59,7 +59,7 @@ def write_trained_bundle(
     unreadable = dict(validator.pixels.rejected)
     details = [unreadable.get(row, "") for row in range(len(keys))]
     table = pa.table({"key": keys, "label": labels, "logit": logits, "detail": pa.array(details, pa.string())})
-    storage.write_table(run.valid, table)
+    tables.write_table(run.valid, table)
     validation = {"epoch": progress.best_epoch, **figures, **_cross_chosen(job, labels, progress)}
     chosen_on = "validation" if _was_chosen(job, progress) else "none"
     pixels = validator.pixels

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from catdog import cluster, resources, restarts, rng, stall, storage, waiting
+from catdog import cluster, resources, restarts, rng, stall, storage, tables, waiting
 from catdog.data import isolation
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError
@@ -150,7 +150,7 @@ class _Extractor:
         if not readable:
             return pa.table({"images": [block.num_rows]})
         keys = block["key"].take(readable)
-        tables = []
+        by_view = []
         for view in self._views:
             found: list[np.ndarray] = []
             for start in range(0, len(readable), _BATCH):
@@ -159,9 +159,9 @@ class _Extractor:
                 padded = np.pad(batch, ((0, _BATCH - len(batch)), (0, 0), (0, 0), (0, 0)))
                 found.append(self._features(apply_view(padded, view)).numpy()[: len(batch)])
             values = pa.array(list(np.concatenate(found)), pa.list_(pa.float32()))
-            tables.append(pa.table({"key": keys, "view": [view] * len(readable), "features": values}))
+            by_view.append(pa.table({"key": keys, "view": [view] * len(readable), "features": values}))
         mark = hashlib.sha256("\0".join([*block["key"].to_pylist(), *self._views]).encode()).hexdigest()[:24]
-        storage.write_table(storage.join(self._folder, f"{mark}.parquet"), pa.concat_tables(tables))
+        tables.write_table(storage.join(self._folder, f"{mark}.parquet"), pa.concat_tables(by_view))
         return pa.table({"images": [block.num_rows]})
 
 
@@ -204,7 +204,7 @@ def _parts(folder: str, columns: list[str]) -> Iterator[pa.Table]:
                     f"could not read {uri}: {error.strerror or error}; run the same command again"
                 ) from error
             try:
-                table = storage.table_from_bytes(data, columns)
+                table = tables.table_from_bytes(data, columns)
             except (pa.ArrowException, OSError):
                 continue
             yield table

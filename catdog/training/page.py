@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catdog import storage
+from catdog import storage, tables
 from catdog.data import catalog
 from catdog.data.catalog import Catalog
 from catdog.evaluation import metrics
@@ -69,7 +69,7 @@ def _judge(run: RunDirectory, saved: SavedBundle, prepared: Catalog) -> tuple[Re
     rows = prepared.split("valid")
     if not storage.exists(run.valid):
         return Report(), {}
-    kept = storage.read_table(run.valid)
+    kept = tables.read_table(run.valid)
     if not kept["key"].equals(rows["key"]):
         return Report(), {}
     info = saved.info

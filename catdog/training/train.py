@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from catdog import cluster, resources, stall, storage
+from catdog import cluster, resources, stall, storage, tables
 from catdog.data import catalog
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
@@ -228,14 +228,14 @@ def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler
             on_event(MemberStarted(number, len(members)))
             member = member.replace("run", resume=RunDirectory(member.run.uri).exists)
             results.append(_train_exclusively(_train_one, member, data, on_event, nested=True))
-    valid = [storage.read_table(RunDirectory(member.run.uri).valid) for member in members]
+    valid = [tables.read_table(RunDirectory(member.run.uri).valid) for member in members]
     logits = np.mean([table["logit"].to_numpy() for table in valid], axis=0)
     labels, keys = valid[0]["label"].to_numpy(), valid[0]["key"].to_pylist()
     figures, temperature, clip = calibration.judge_and_calibrate(labels, logits, keys, config.validation.calibrate)
     validation = {"epoch": max(int(result.validation["epoch"]) for result in results), **figures}
     chosen_on = "validation" if any(result.chosen_on == "validation" for result in results) else "none"
     at = valid[0].column_names.index("logit")
-    storage.write_table(run.valid, valid[0].set_column(at, "logit", pa.array(logits)))
+    tables.write_table(run.valid, valid[0].set_column(at, "logit", pa.array(logits)))
     infos = [bundle.read_info(result.bundle).info for result in results]
     seconds = sum(info.training.get("seconds", 0.0) for info in infos)
     export.assemble_bundle(

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from catdog import storage
+from catdog import storage, tables
 from catdog.data import catalog
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError
@@ -31,9 +31,9 @@ ROWS = {
 def with_uri(folder: str, uri: str) -> None:
     """Makes a catalog name another file for its first image."""
     place = storage.join(folder, catalog.FILE_NAME)
-    table = storage.read_table(place)
+    table = tables.read_table(place)
     uris = pa.array([uri, *table["uri"].to_pylist()[1:]], pa.string())
-    storage.write_table(place, table.set_column(2, catalog.SCHEMA.field("uri"), uris))
+    tables.write_table(place, table.set_column(2, catalog.SCHEMA.field("uri"), uris))
 
 
 @pytest.mark.parametrize(

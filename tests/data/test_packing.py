@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from catdog import storage
+from catdog import storage, tables
 from catdog.data import catalog, images, packing
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
@@ -46,7 +46,7 @@ def test_a_packed_set_is_the_same_set_in_fewer_files(
 
 def test_rows_that_a_shard_does_not_have_are_unreadable_images(tmp_path: Path) -> None:
     shard = str(tmp_path / "a.parquet")
-    storage.write_table(shard, pa.table({"bytes": [1, 2]}))
+    tables.write_table(shard, pa.table({"bytes": [1, 2]}))
     for row in (0, 5, 200, 10**9 * storage.PACKED_GROUP, 10**17):
         assert str(images.fetch(f"{shard}#{row}")).startswith("could not be read: a.parquet is damaged: ")
     assert str(images.fetch(f"{shard}#{'9' * 5000}")).startswith("could not be read: ")

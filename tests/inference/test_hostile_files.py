@@ -28,7 +28,7 @@ import pytest
 from helpers import jpeg
 from onnx import helper
 
-from catdog import storage
+from catdog import tables
 from catdog.errors import CatdogError
 from catdog.inference import bundle, export
 from catdog.inference.bundle import ModelBundle
@@ -460,7 +460,7 @@ def test_statistics_that_declare_more_than_they_hold() -> None:
 )
 def test_lists_of_images_that_are_none(tiny: str, tmp_path: Path, table: pa.Table, message: str) -> None:
     folder = Path(shutil.copytree(tiny, tmp_path / "model"))
-    put(folder, "images.parquet", storage.table_to_bytes(table))
+    put(folder, "images.parquet", tables.table_to_bytes(table))
     with pytest.raises(CatdogError, match=f"images.parquet is no list of images that catdog wrote .{message}") as error:
         bundle.read_provenance(*bundle.read_info(str(folder)))
     assert "\n" not in str(error.value)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from catdog import storage
+from catdog import tables
 from catdog.data.catalog import Catalog
 from catdog.inference.predictor import Predictions
 from catdog.scoring import parts
@@ -46,6 +46,6 @@ def test_a_part_with_any_byte_changed_is_no_error(part: Part) -> None:
 def test_a_part_of_other_types_is_made_again(part: Part, column: str, values: list) -> None:
     table = parts.read_part(part.uri)
     at = table.column_names.index(column)
-    storage.write_table(part.uri, table.set_column(at, column, pa.array(values)))
+    tables.write_table(part.uri, table.set_column(at, column, pa.array(values)))
     expected = column in ("label", "logit") and values[0] is None  # which may be unknown
     assert parts.is_complete(part) == (expected or (column == "detail" and values == ["x"] * 4))

@@ -186,7 +186,7 @@ def seeds(name: str) -> list[bytes]:
         predicted = {"logit": [0.5], "probability": [0.5], "status": ["ok"], "detail": [""]}
         part = CATALOG.table.slice(4, 1).select(["key", "id", "label"]).to_pydict() | predicted
         tables = [pa.table(rows), pa.Table.from_pydict(part, schema=parts.PART_SCHEMA)]
-        written = [storage.table_to_bytes(table, kind) for table in tables for kind in ("none", "zstd")]
+        written = [tables.table_to_bytes(table, kind) for table in tables for kind in ("none", "zstd")]
         return [storage.read_bytes(str(FOLDER / "set" / "catalog.parquet")), *written]
     texts = [
         "id,label\n5,0.5\n",

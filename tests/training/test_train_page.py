@@ -15,7 +15,7 @@ from helpers import Outcome, save_untrained
 from scipy import special
 from sklearn import metrics as sklearn_metrics
 
-from catdog import storage
+from catdog import tables
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.inference.provenance import Provenance
@@ -39,7 +39,7 @@ def run(drawn: Catalog, tmp_path: Path) -> str:
 
 def write_logits(run: str, rows: pa.Table, logits: np.ndarray, **more: object) -> None:
     columns = {"key": rows["key"], "label": rows["label"], "logit": logits} | more
-    storage.write_table(RunDirectory(run).valid, pa.table(columns))
+    tables.write_table(RunDirectory(run).valid, pa.table(columns))
 
 
 def test_it_has_curves_and_what_validation_says(drawn: Catalog, run: str) -> None:
