@@ -147,7 +147,7 @@ def _zip_members(stream: BinaryIO, name: str) -> Iterator[Member]:
         for info in archive.infolist():
             is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
             path = _safe_path(info.filename, is_link, name)
-            if info.is_dir() or not path:
+            if not path or info.is_dir():  # of an empty name, zipfile cannot tell
                 continue
             if info.flag_bits & 1:
                 raise CatdogError(f"{name} holds {path}, which is encrypted; {_UNPACK}")

@@ -6,6 +6,7 @@ is resized to S×S without cropping. Batches are uint8 RGB; the models themselve
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
@@ -209,8 +210,10 @@ def _exif_of_plain_png(data: bytes) -> bytes | None:
     """The EXIF of a complete 8-bit grey or RGB PNG without transparency, which may be empty (W3C PNG); else None."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n") or len(data) < 33 or data[24] != 8 or data[25] not in (0, 2):
         return None
+    # OpenCV believes a header that is damaged, and then takes gigabytes.
+    is_whole = data[8:16] == b"\0\0\0\rIHDR" and zlib.crc32(data[12:29]) == int.from_bytes(data[29:33], "big")
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    if not 0 < width * height <= MAX_PIXELS:
+    if not is_whole or any(data[26:28]) or not 0 < width * height <= MAX_PIXELS:
         return None
     at, exif = 8, b""
     while at + 12 <= len(data):

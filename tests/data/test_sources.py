@@ -94,6 +94,12 @@ def test_a_sample_of_old_macs_is_read_and_one_that_is_no_csv_is_told(tmp_path: P
         datasets.prepare_dataset(str(source), str(tmp_path / "other"))
 
 
+def test_a_member_without_a_name_is_no_error(tmp_path: Path) -> None:
+    data = zipped({"qzq": b"x"} | kaggle_files(test=3)).replace(b"qzq", b"\0zq")  # zipfile ends names at a zero
+    (tmp_path / "set.zip").write_bytes(data)
+    assert datasets.prepare_dataset(str(tmp_path / "set.zip"), str(tmp_path / "set")).count("test") == 3
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
 def test_tars_are_sources_like_zips(tmp_path: Path, mode: str) -> None:
     ending = {"w": ".tar", "w:gz": ".tgz", "w:bz2": ".tar.bz2", "w:xz": ".tar.xz"}[mode]
