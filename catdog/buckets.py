@@ -6,9 +6,12 @@ keeps two processes apart, so those are made by obstore.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
@@ -66,6 +69,29 @@ def open_filesystem(scheme: str, bucket: str, query: str) -> pafs.FileSystem:
         query = "&".join(filter(None, [query, "allow_delayed_open=true"]))
     options = f"?{query}" if query else ""
     return fs.FileSystem.from_uri(f"{scheme}://{bucket}/{options}")[0]
+
+
+def read(filesystem: pafs.FileSystem, path: str, require_size: Callable[[int], None]) -> bytes:
+    """Reads an object, again if its connection ends in the middle, which pyarrow does not repeat.
+
+    Args:
+        filesystem: of the bucket.
+        path: its bucket and key.
+        require_size: called with its size in bytes; raises OSError if that is too large.
+
+    Raises:
+        OSError: it is absent, too large, or could not be read several times.
+    """
+    for pause in (0.1, 0.4, 1.6, None):
+        try:
+            with filesystem.open_input_file(path) as stream:
+                require_size(stream.size())
+                return stream.read()
+        except OSError as error:
+            if pause is None or error.errno in (errno.ENOENT, errno.EFBIG):
+                raise
+            time.sleep(pause)
+    raise AssertionError
 
 
 def create(uri: str, path: str, data: bytes) -> bool:

@@ -217,10 +217,7 @@ def read_bytes(uri: str, most: int | None = None) -> bytes:
             raise OSError(errno.EINVAL, "is not a regular file")
         _require_size(status.st_size, most)
         return place.read_bytes()
-    filesystem, path = resolve(uri)
-    with filesystem.open_input_file(path) as stream:
-        _require_size(stream.size(), most)
-        return stream.read()
+    return buckets.read(*resolve(uri), functools.partial(_require_size, most=most))
 
 
 def read_if_there(uri: str) -> bytes | None:
