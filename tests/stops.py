@@ -6,6 +6,7 @@ import json
 import pickle
 import random
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import pytest
 from faults import KINDS, DeathError, Fault, Place
 
 from catdog import rng, storage
-from catdog.data import datasets, packing
+from catdog.data import catalog, datasets, packing
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError
 from catdog.inference import bundle, export
@@ -256,7 +257,8 @@ def make_benches(drawn: Catalog, untrained: str, folder: Path, labelled: bool = 
     for at, row in enumerate(rows):
         found.setdefault((row["split"], row["label"]), []).append(at)
     chosen = np.concatenate([places[: 6 if split == "test" else 4] for (split, _), places in found.items()])
-    few = Catalog(drawn.table.take(chosen), drawn.class_names, str(folder / "few"), drawn.options)
+    whole = catalog.read_catalog(str(shutil.copytree(drawn.root, folder / "few")))
+    few = Catalog(whole.table.take(chosen), whole.class_names, whole.root, whole.options)
     few.write()
     other = folder / "other"
     saved = bundle.read_info(untrained)

@@ -326,6 +326,7 @@ def _run_fold(
             "run", runs=config.run.uri, name=storage.name(run), resume=resume
         ),
         on_event,
+        data=judged,
     )
     request = ScoreConfig(
         model=[run],
@@ -337,7 +338,7 @@ def _run_fold(
         wait=config.resources.wait,
         stall_timeout=config.resources.stall_timeout,
     )
-    score.score_dataset(request, on_event)
+    score.score_dataset(request, on_event, judged)
     if storage.exists(clock):
         spent = json.loads(storage.read_bytes(clock))
     else:
@@ -351,7 +352,7 @@ def _run_fold(
 
 
 def _fold_catalog(config: ResolvedConfig, data: Catalog, fold_of: np.ndarray, fold: int, root: str) -> Catalog:
-    """Writes the data set of a fold: the same labelled files with other splits."""
+    """Writes the data set of a fold: the same labelled files, which are not in its folder, with other splits."""
     keys = data.table["key"].to_pylist()
     drawn = rng.uniform(fold, rng.Stream.CHOICE, rng.key_hash(keys), 1)[:, 0]
     chosen = drawn[_first_copies(data)] < _CHOICE_SHARE

@@ -75,8 +75,12 @@ class ScoringJob:
         return found
 
 
-def open_job(config: ScoreConfig) -> ScoringJob:
+def open_job(config: ScoreConfig, data: Catalog | None = None) -> ScoringJob:
     """Reads what the options name, and makes sure that it fits together; nothing is written.
+
+    Args:
+        config: what to score.
+        data: its data set's catalog, if it was read or made already.
 
     Raises:
         UsageError: no such model or data, or an option that cannot be.
@@ -93,7 +97,7 @@ def open_job(config: ScoreConfig) -> ScoringJob:
             raise UsageError(
                 f"--engine received onnx, but {saved.uri} has no ONNX model ({saved.info.onnx}); use tensorflow"
             )
-    catalog = read_catalog(config.data)
+    catalog = data or read_catalog(config.data)
     if catalog.class_names != info.class_names:
         raise UsageError(f"the model tells {info.class_names} apart, but the data set holds {catalog.class_names}")
     splits = _splits(config.split, catalog)

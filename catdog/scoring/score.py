@@ -6,6 +6,7 @@ import time
 
 from catdog import cluster, lease, resources, stall, storage, waiting
 from catdog.choices import EngineName
+from catdog.data.catalog import Catalog
 from catdog.events import EventHandler, ScoringPlanned
 from catdog.inference import bundle
 from catdog.scoring import actor, parts, results
@@ -15,12 +16,15 @@ from catdog.scoring.plan import ScoringJob, open_job
 from catdog.scoring.results import ScoreResult
 
 
-def score_dataset(config: ScoreConfig, on_event: EventHandler | None = None) -> ScoreResult:
+def score_dataset(
+    config: ScoreConfig, on_event: EventHandler | None = None, data: Catalog | None = None
+) -> ScoreResult:
     """Scores a data set with a model and writes the submission, the report and their sidecars.
 
     Args:
         config: what to do.
         on_event: told of `ScoringPlanned`, `PartDone` and `Waiting`.
+        data: the catalog, if it was read or made already.
 
     Returns:
         Where everything is. More unreadable images than allowed are told there, after all is written.
@@ -30,7 +34,7 @@ def score_dataset(config: ScoreConfig, on_event: EventHandler | None = None) -> 
         CatdogError: scoring failed; the parts that were done stay, and the same command goes on from them.
     """
     started = time.perf_counter()
-    job = open_job(config)
+    job = open_job(config, data)
     # It also shows now, and not after an hour of scoring, whether anything can be written there.
     with lease.hold(storage.join(job.folder, "lease.json"), "scoring") as held:
         seconds = {"start": time.perf_counter() - started}

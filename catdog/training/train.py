@@ -35,7 +35,10 @@ from catdog.waiting import wait_for
 
 
 def train_model(
-    config: TrainConfig | ResolvedConfig, on_event: EventHandler | None = None, patience: float = 0.0
+    config: TrainConfig | ResolvedConfig,
+    on_event: EventHandler | None = None,
+    patience: float = 0.0,
+    data: Catalog | None = None,
 ) -> TrainResult:
     """Trains a model and writes its bundle to `RUNS/NAME/model/`.
 
@@ -43,6 +46,7 @@ def train_model(
         config: what to do, as it is asked for or as it was resolved.
         on_event: called in this process with each `events.TrainingEvent`.
         patience: how long to wait for another process that works on the run, in seconds.
+        data: the catalog, if it was read or made already.
 
     Returns:
         Where the bundle is, and its validation figures.
@@ -54,7 +58,7 @@ def train_model(
     """
     on_event = on_event or (lambda _event: None)
     resolved = config if isinstance(config, ResolvedConfig) else resolve(config)
-    data = catalog.read_catalog(resolved.data.uri)
+    data = data or catalog.read_catalog(resolved.data.uri)
     trained = _train_members if resolved.run.members else _train_one
     return _train_exclusively(trained, resolved, data, on_event, patience)
 

@@ -131,14 +131,14 @@ def test_training_and_scoring_as_jobs(head: Head, tmp_path: Path) -> None:
     submit = ["job", "submit", "--working-dir", ".", "--"]
     options = "--arch workshop_cnn --image-size 32 --epochs 1 --batch-size 16 --name job"
     train = f"python jobs/train.py --data {data.root} {options}"
-    # Both in one job: each costs seconds to start.
-    printed = head.run(*submit, "sh", "-c", f"{train} || {train} --runs {tmp_path / 'runs'}")
+    out = tmp_path / "out" / "results.csv"
+    score = f"python jobs/score.py --model {tmp_path / 'runs' / 'job'} --data {data.root} --out {out}"
+    # All in one job: each costs seconds to start.
+    printed = head.run(*submit, "sh", "-c", f"{train} || {train} --runs {tmp_path / 'runs'} && {score}", timeout=480)
     assert "--runs received the relative path 'runs' in a submitted job" in printed
     assert "Training on 2 workers" in printed
     assert "epoch   1  loss" in printed
-    out = tmp_path / "out" / "results.csv"
-    score = f"python jobs/score.py --model {tmp_path / 'runs' / 'job'} --data {data.root} --out {out}"
-    assert "log loss" in head.run(*submit, *score.split())
+    assert "log loss" in printed.partition("/runs/job/report.html")[2]  # which training says last
     assert submission.check_submission(str(out), data).rows == 24
     assert json.loads((out.parent / "results.report.json").read_text())["n"] == data.count("valid")
 

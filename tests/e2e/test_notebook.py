@@ -6,11 +6,15 @@ from pathlib import Path
 
 import nbclient
 import nbformat
+import pytest
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "tour.ipynb"
 
 
-def test_the_notebook_runs_and_its_last_cell_finds_the_same_logit(tmp_path: Path) -> None:
+def test_the_notebook_runs_and_its_last_cell_finds_the_same_logit(
+    tmp_path: Path, two_cpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", two_cpus)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "clear the outputs before committing"
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()

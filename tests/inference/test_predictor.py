@@ -65,7 +65,7 @@ def test_while_another_thread_has_its_turn_the_first_batch_is_read(
     uris = [shutil.copy(uri, tmp_path) for uri in drawn.split("test")["uri"].to_pylist()[:11]]
     read: list[str] = []
     read_bytes = storage.read_bytes
-    monkeypatch.setattr(storage, "read_bytes", lambda uri: [read_bytes(uri), read.append(uri)][0])
+    monkeypatch.setattr(storage, "read_bytes", lambda uri, *most: [read_bytes(uri, *most), read.append(uri)][0])
 
     @contextlib.contextmanager
     def turn() -> Iterator[None]:
