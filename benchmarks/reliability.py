@@ -70,6 +70,7 @@ class Kind:
         victims: finds the processes.
         tries: how many, unless that is asked for.
         shapes: CPUs of the head and of the second node, of each cluster that tries take in turn.
+        replaced: another node comes for one that was lost, while the command runs.
     """
 
     words: str
@@ -77,6 +78,7 @@ class Kind:
     victims: Victims
     tries: int = 20
     shapes: tuple[tuple[int, int], ...] = ((2, 0),)
+    replaced: bool = False
 
 
 @dataclass
@@ -122,16 +124,30 @@ KINDS = {
     "train-worker-of-two": Kind("training: a worker of two", "train-two", clusters.workers),
     "train-controller": Kind("training: Train's controller", "train", clusters.controller),
     "train-driver": Kind("training: the command", "train", clusters.command),
-    "train-node": Kind("training: a node of two, a worker on each", "train-two", clusters.node, shapes=((1, 1),)),
+    "train-node": Kind(
+        "training: a node of two, a worker on each; another comes",
+        "train-two",
+        clusters.node,
+        shapes=((1, 1),),
+        replaced=True,
+    ),
     "head": Kind("scoring as a job: the head, with all on it", "score", clusters.command),
 }
 OUT = Path(__file__).with_name("reliability.md")
 # A run has hung after so many times the seconds of an undisturbed one, and no sooner than this.
 _LIMIT, _LEAST_LIMIT = 3.0, 60.0
+_REPLACED_SECONDS = 5.0
 
 
 def run_command(
-    work: Work, name: str, machine: Machine, limit: float, seen: set, victims: Victims, kill: Callable[[float], bool]
+    work: Work,
+    name: str,
+    machine: Machine,
+    limit: float,
+    seen: set,
+    victims: Victims,
+    kill: Callable[[float], bool],
+    replaced: bool = False,
 ) -> tuple[int | None, float, float]:
     """Runs a command, and kills one of its processes by the way.
 
@@ -143,6 +159,7 @@ def run_command(
         seen: gets every part's file.
         victims: those that may be killed.
         kill: whether to kill one now, from the seconds for which there were any; then never asked again.
+        replaced: whether another node comes for the one that was lost, some seconds later, as by an autoscaler.
 
     Returns:
         Exit code, or None where it hung; seconds to the kill, or 0; for how many seconds there were victims.
@@ -167,6 +184,9 @@ def run_command(
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(sorted(alive)[int(1000 * span) % len(alive)], signal.SIGKILL)
                         after = now
+            if replaced and after and now > after + _REPLACED_SECONDS:
+                replaced = False
+                machine.refill()
             if now > limit:
                 process.kill()
                 process.wait()
@@ -184,7 +204,7 @@ def attempt(kind: str, number: int, seed: int, work: Work, machine: Machine) -> 
     moment = chance * work.spans[kind]
     started = time.monotonic()
     code, found.after, span = run_command(
-        work, name, machine, limit, seen, KINDS[kind].victims, lambda span: span >= moment
+        work, name, machine, limit, seen, KINDS[kind].victims, lambda span: span >= moment, KINDS[kind].replaced
     )
     if not found.after:
         work.spans[kind] = span  # the machine has become faster since

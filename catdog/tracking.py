@@ -17,7 +17,7 @@ import queue
 import secrets
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +43,9 @@ class _Client(Protocol):
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """Adds figures."""
+
+    def epochs(self) -> set[int] | None:
+        """The epochs whose figures are there; None if the library cannot tell."""
 
     def keep(self, file: Path, folder: str) -> None:
         """Uploads a file into a folder of the tracked run."""
@@ -107,14 +110,21 @@ class Tracker:
                 figures = {self._inner + name: float(getattr(event, name)) for name in _CURVES}
                 self._tasks.put(lambda: self._client.log(figures, event.epoch))
 
-    def finish(self, figures: Mapping[str, float], files: Mapping[str, Iterable[str]]) -> None:
+    def finish(
+        self,
+        figures: Mapping[str, float],
+        files: Mapping[str, Iterable[str]],
+        history: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Adds the results of a run.
 
         Args:
             figures: by name.
             files: URIs of files, or of folders whose files are meant, by the folder that they get in the tracked run.
+            history: of the epochs; one is added that a process finished which was killed before it was tracked.
         """
         if self._root:
+            self._tasks.put(lambda: self._complete(history))
             self._tasks.put(lambda: self._client.log(figures, 0))
             for folder, uris in files.items():
                 for uri in uris:
@@ -140,6 +150,12 @@ class Tracker:
         options = (RunDirectory(run).read() or {}).get("options", {})
         tracked = self._client.open(known.get(self._where), storage.name(run), dict(_flat(options)))
         storage.write_text(RunDirectory(run).tracking, json.dumps(known | {self._where: tracked}, indent=2) + "\n")
+
+    def _complete(self, history: Sequence[Mapping[str, Any]]) -> None:
+        there = self._client.epochs()
+        for entry in history:
+            if there is not None and entry["epoch"] not in there:
+                self._client.log({name: float(entry[name]) for name in _CURVES}, entry["epoch"])
 
     def _keep(self, uri: str, folder: str) -> None:
         if storage.kind(uri) == "folder":
@@ -216,6 +232,9 @@ class _Mlflow:
         for name, value in figures.items():
             self._client.log_metric(self._run, name, value, step=step)
 
+    def epochs(self) -> set[int]:
+        return {point.step for point in self._client.get_metric_history(self._run, _CURVES[0])}
+
     def keep(self, file: Path, folder: str) -> None:
         self._client.log_artifact(self._run, str(file), folder or None)
 
@@ -256,6 +275,9 @@ class _Wandb:
         else:
             self._run.summary.update(figures)
 
+    def epochs(self) -> None:
+        return None
+
     def keep(self, file: Path, folder: str) -> None:
         artifact = self.library.Artifact(f"{self._run.id}-{file.name}", type=folder.partition("/")[0])
         artifact.add_file(str(file))
@@ -282,6 +304,9 @@ class _Trackio:
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         self._run.log(dict(figures), step=step or None)
+
+    def epochs(self) -> None:
+        return None
 
     def keep(self, file: Path, folder: str) -> None:
         self._run.log_artifact(str(file), f"{self._run.name}-{file.name}", folder.partition("/")[0])

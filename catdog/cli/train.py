@@ -157,7 +157,8 @@ def _train_once(asked: TrainConfig, open_: bool, track: str | None) -> None:
         if tracker is not None:
             view.stage("Uploading")
             figures = {f"validation.{name}": float(value) for name, value in result.validation.items()}
-            tracker.finish(figures, {"": [result.bundle], "report": [written] if isinstance(written, str) else []})
+            files = {"": [result.bundle], "report": [written] if isinstance(written, str) else []}
+            tracker.finish(figures, files, result.history)
     display.show_training(result, time.perf_counter() - started)
     if isinstance(written, Exception):
         display.show_missing_page(written)
