@@ -21,7 +21,7 @@ demo: .venv/installed
 	$(BIN)/python jobs/demo.py
 
 test: .venv/installed check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The commands of README and docs, on small pictures: five minutes.
 test-docs: .venv/installed
