@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,13 @@ class Head:
         self.address = f"http://127.0.0.1:{dashboard}"
         end = time.monotonic() + 120
         while time.monotonic() < end:
-            with contextlib.suppress(OSError):
+            try:
                 urllib.request.urlopen(f"{self.address}/api/version", timeout=2).close()
                 return
+            except urllib.error.HTTPError:  # it is there, and wants the token that `ray job submit` will show
+                return
+            except OSError:
+                pass
             time.sleep(0.5)
         raise RuntimeError("the head did not come up")
 

@@ -35,7 +35,10 @@ import works
 from clusters import Head, Machine
 from works import EPOCHS, Work
 
+from catdog.data import catalog
+
 QUIET = {
+    catalog.ALLOW_OUTSIDE: "1",  # the images are some of another set, many times
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_prestart_worker_first_driver": "0",
