@@ -1,4 +1,4 @@
-"""Images that kill, stop or fill a scoring actor cost themselves only; an actor that dies for another reason ends."""
+"""Images that kill, stop or fill a scoring actor cost themselves only."""
 
 from __future__ import annotations
 
@@ -19,13 +19,6 @@ from catdog.scoring import results
 
 ROOT = Path(__file__).parents[2]
 POISON = ROOT / "tests" / "poison"
-# An actor that is killed while it writes any part, whatever decoded the images.
-DEADLY = """
-def _kill(parts):
-    parts.write_part = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-
-PATCHES["catdog.scoring.parts"] = _kill
-"""
 
 
 def run_score(poison: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -80,14 +73,3 @@ def test_deadly_images_cost_themselves_only(drawn: Catalog, untrained: str, tmp_
     assert run_score(POISON, *options).returncode == 0
     assert before == {part.name: part.stat().st_mtime_ns for part in out.with_suffix(".parts").glob("*.parquet")}
     assert out.read_bytes() == first
-
-
-def test_an_actor_that_always_dies_ends_the_job(drawn: Catalog, untrained: str, tmp_path: Path) -> None:
-    poison = tmp_path / "poison"
-    poison.mkdir()
-    (poison / "sitecustomize.py").write_text((POISON / "sitecustomize.py").read_text() + DEADLY)
-    out = tmp_path / "results.csv"
-    done = run_score(poison, "--model", untrained, "--data", drawn.root, "--out", out, "--split", "test")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
-    assert "part 0-24 of test killed its process 4 times, though the images were decoded in isolation" in done.stderr
-    assert not out.exists()
