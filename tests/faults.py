@@ -265,7 +265,7 @@ class _Handler(fs.FileSystemHandler):
         return self._place.calls.make(f"{name} {path.rpartition('/')[2]}", call, half)
 
     def refuse(self, *_: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("a call that `storage` did not make so far: watch it as well")
 
     create_dir = delete_dir_contents = delete_root_dir_contents = move = copy_file = open_append_stream = refuse
 

@@ -58,17 +58,22 @@ def test_the_uri_may_name_the_server(bucket: S3Server, monkeypatch: pytest.Monke
     assert storage.read_bytes(uri) == b"1"
 
 
-def test_what_a_store_refuses_or_the_network_loses_is_repeated(bucket: S3Server) -> None:
-    bucket.set_faults(seed=1, busy=0.15, cut=0.15, slow=0.1, delay=0.1)
-    for number in range(5):
+def write_read_and_replace(objects: int) -> None:
+    """Requests of every kind that `storage` makes, all of which must have their effect once."""
+    for number in range(objects):
         uri = f"s3://bucket/f/{number}"
         storage.write_bytes(uri, b"%d" % number * 1000)
         assert storage.read_bytes(uri) == b"%d" % number * 1000
         assert storage.create_text(f"s3://bucket/c/{number}", f"text {number}")
         assert storage.replace_text(f"s3://bucket/c/{number}", b"text %d" % number, f"other {number}")
+    assert len(storage.list_names("s3://bucket/f")) == objects
+
+
+def test_what_a_store_refuses_or_the_network_loses_is_repeated(bucket: S3Server) -> None:
+    bucket.set_faults(seed=1, busy=0.15, cut=0.15, slow=0.1, delay=0.1)
+    write_read_and_replace(5)
     counts = bucket.take_counts()
     assert min(counts["busy"], counts["cut"], counts["slow"]) > 0
-    assert len(storage.list_names("s3://bucket/f")) == 5
 
 
 def test_a_data_set_is_prepared_whatever_the_store_refuses_or_lists_late(bucket: S3Server, tmp_path: Path) -> None:

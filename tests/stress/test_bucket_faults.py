@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from s3_server import S3Server
+from test_buckets import write_read_and_replace
 
 from catdog import storage
 from catdog.errors import CatdogError
@@ -12,14 +13,8 @@ from catdog.errors import CatdogError
 @pytest.mark.parametrize("fault", [{"busy": 0.3}, {"cut": 0.2}, {"slow": 0.3, "delay": 0.2}])
 def test_what_a_store_refuses_or_the_network_loses_is_repeated(bucket: S3Server, fault: dict[str, float]) -> None:
     bucket.set_faults(seed=1, **fault)
-    for number in range(12):
-        uri = f"s3://bucket/f/{number}"
-        storage.write_bytes(uri, b"%d" % number * 1000)
-        assert storage.read_bytes(uri) == b"%d" % number * 1000
-        assert storage.create_text(f"s3://bucket/c/{number}", f"text {number}")
-        assert storage.replace_text(f"s3://bucket/c/{number}", b"text %d" % number, f"other {number}")
+    write_read_and_replace(12)
     assert bucket.take_counts()[next(iter(fault))] >= 5
-    assert len(storage.list_names("s3://bucket/f")) == 12
 
 
 def test_a_store_that_only_refuses_ends_with_one_line(bucket: S3Server) -> None:
