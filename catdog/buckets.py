@@ -82,16 +82,17 @@ def read(filesystem: pafs.FileSystem, path: str, require_size: Callable[[int], N
     Raises:
         OSError: it is absent, too large, or could not be read several times.
     """
-    for pause in (0.1, 0.4, 1.6, None):
+    pauses = iter((0.1, 0.4, 1.6))
+    while True:
         try:
             with filesystem.open_input_file(path) as stream:
                 require_size(stream.size())
                 return stream.read()
         except OSError as error:
+            pause = next(pauses, None)
             if pause is None or error.errno in (errno.ENOENT, errno.EFBIG):
                 raise
             time.sleep(pause)
-    raise AssertionError
 
 
 def create(uri: str, path: str, data: bytes) -> bool:
