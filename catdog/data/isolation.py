@@ -149,14 +149,16 @@ class IsolatedDecoder:
 
     Args:
         sizes: of the images, in pixels.
+        seconds: the most for one image.
 
     Example:
         with IsolatedDecoder([192]) as decoder:
             batch = decoder.decode_batch(files, {192: np.empty((len(files), 192, 192, 3), np.uint8)})
     """
 
-    def __init__(self, sizes: list[int]) -> None:
+    def __init__(self, sizes: list[int], seconds: float = 2 * MOST_SECONDS) -> None:
         self._sizes = sizes
+        self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
@@ -165,6 +167,14 @@ class IsolatedDecoder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._end()
+
+    def start(self) -> None:
+        """Starts the process, which the first image would otherwise wait for.
+
+        Raises:
+            CatdogError: it cannot be started.
+        """
+        self._started()
 
     def decode_batch(self, files: Iterable[bytes | str], pixels: dict[int, np.ndarray]) -> Batch:
         """Decodes files like `images.decode_batch`; an image that kills its process is unreadable.
@@ -193,24 +203,30 @@ class IsolatedDecoder:
         for last in (False, True):
             try:
                 return self._ask(data, row)
+            except TimeoutError:
+                self._end(patience=0)
+                reason = _timed_out(self._seconds)
+                break
             except (EOFError, OSError, ValueError):
                 code = self._end()
+                reason = _reason(code)
             # The kernel, for want of memory, or a person may have killed it: then the image is not to blame at once.
             if last or -code in (*_TIMED_OUT, *_CRASHED):
                 break
         for array in row.values():
             array[:] = 0
-        return Batch(row, ["unreadable"], [_reason(code)])
+        return Batch(row, ["unreadable"], [reason])
 
     def _ask(self, data: bytes, row: dict[int, np.ndarray]) -> Batch:
         """Lets the process decode one image.
 
         Raises:
-            EOFError, OSError, ValueError: it died, or is late, or its answer is no answer.
+            TimeoutError: it is late.
+            EOFError, OSError, ValueError: it died, or its answer is no answer.
         """
         pipe = self._started()
         pipe.send_bytes(data)
-        if not pipe.poll(2 * MOST_SECONDS):
+        if not pipe.poll(self._seconds):
             raise TimeoutError
         status, detail = json.loads(pipe.recv_bytes())
         for size in self._sizes:
@@ -244,14 +260,17 @@ class IsolatedDecoder:
             reason = f"exit code {self._end()}"
         raise CatdogError(f"{_NOT_STARTED} ({reason})")
 
-    def _end(self) -> int:
-        """Ends the process; returns its exit code, or the negative number of the signal that ended it."""
+    def _end(self, patience: float = 5.0) -> int:
+        """Ends the process; returns its exit code, or the negative number of the signal that ended it.
+
+        Args:
+            patience: seconds until it is killed; with its pipe closed it ends by itself, unless it is busy.
+        """
         if self._pipe is None or self._process is None:
             return 0
         self._pipe.close()
         try:
-            # With its pipe closed it ends by itself, unless it is busy with an image.
-            code = self._process.wait(timeout=5)
+            code = self._process.wait(timeout=patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -263,8 +282,12 @@ class IsolatedDecoder:
 def _reason(code: int) -> str:
     """Why an image is unreadable whose process ended with this exit code."""
     if -code in _TIMED_OUT:
-        return f"timed out while decoding ({MOST_CPU_SECONDS if -code == signal.SIGPROF else MOST_SECONDS:g} s)"
+        return _timed_out(MOST_CPU_SECONDS if -code == signal.SIGPROF else MOST_SECONDS)
     return images.TOO_MUCH_MEMORY if code == -signal.SIGKILL else "crashed while decoding"
+
+
+def _timed_out(seconds: float) -> str:
+    return f"timed out while decoding ({seconds:g} s)"
 
 
 def serve(pipe: int, *sizes: int) -> None:

@@ -92,13 +92,14 @@ class Predictor:
         engine = engine or merge_infos([each.info for each in saved]).engines[0]
         return cls([ModelBundle.load_saved(each, engine, threads) for each in saved], batch_size)
 
-    def predict_files(self, files: list[bytes | str]) -> Predictions:
+    def predict_files(self, files: list[bytes | str], decode: Decode = images.decode_batch) -> Predictions:
         """Predicts images from their files' bytes.
 
         Args:
             files: N, as of `images.fetch`: the bytes of each file, or why there are none.
+            decode: decodes each batch.
         """
-        return self._predict(images.decode_batch(group, self._pixels) for group in self._groups(files))
+        return self._predict(decode(group, self._pixels) for group in self._groups(files))
 
     def predict_uris(
         self,

@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
-from catdog.data import images
+from catdog.data import images, isolation
 from catdog.inference import engines, novelty
 from catdog.inference.bundle import SavedBundle, merge_infos
 from catdog.inference.explanation import Explainer
@@ -33,9 +33,13 @@ _READY_SECONDS = 5.0
 
 
 class Model:
-    """A replica of the model; requests that arrive together are predicted together."""
+    """A replica of the model; requests that arrive together are predicted together.
 
-    def __init__(self, bundles: list[SavedBundle], replicas: Replicas) -> None:
+    Their files are decoded in another process, because one that crashes its decoder would take those of all others
+    with it.
+    """
+
+    def __init__(self, bundles: list[SavedBundle], replicas: Replicas, seconds: float) -> None:
         if replicas.engine == "tensorflow":
             engines.set_up(replicas.threads, replicas.gpu)
         images.use_one_thread()
@@ -44,6 +48,8 @@ class Model:
         self._scorer = novelty.NoveltyScorer(bundles) if known else None
         # One, because a predictor is for one thread at a time; and not the event loop's, which must stay responsive.
         self._thread = ThreadPoolExecutor(1)
+        self._decoder = isolation.IsolatedDecoder(self._predictor.sizes, seconds)
+        self._decoder.start()
 
     @serve.batch(max_batch_size=_BATCH, batch_wait_timeout_s=_WAIT_SECONDS)
     async def predict(self, files: list[bytes | str]) -> list[Predicted]:
@@ -55,7 +61,8 @@ class Model:
         Returns:
             N; the caller gets one.
         """
-        found = await asyncio.get_running_loop().run_in_executor(self._thread, self._predictor.predict_files, files)
+        predict, decode = self._predictor.predict_files, self._decoder.decode_batch
+        found = await asyncio.get_running_loop().run_in_executor(self._thread, predict, files, decode)
         rows = zip(found.logits.tolist(), found.probabilities.tolist(), found.statuses, found.details, strict=True)
         return [Predicted(*row, batch=len(files)) for row in rows]
 
@@ -228,5 +235,5 @@ def application(
         max_ongoing_requests=10 * limits.requests + 1000,
         **common,
     )
-    loaded = model.bind(bundles, replicas)
+    loaded = model.bind(bundles, replicas, limits.seconds)
     return ingress.bind(loaded, explanations.bind(bundles), bundles, limits, pictures, hosts)

@@ -58,6 +58,17 @@ def test_each_image_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert children() == before
 
 
+def test_an_image_that_takes_longer_than_it_may_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = children()
+    monkeypatch.syspath_prepend(str(POISON))
+    with IsolatedDecoder([16, 48], seconds=1.0) as decoder:
+        decoder.start()
+        found = decoder.decode_batch([jpeg(0), poisoned("DEADLOCK"), jpeg(1)], arrays(3))
+    assert found.statuses == ["ok", "unreadable", "ok"]
+    assert found.details[1] == "timed out while decoding (1 s)"
+    assert children() == before
+
+
 def test_a_process_that_was_killed_from_outside_blames_no_image() -> None:
     before = children()
     with IsolatedDecoder([16, 48]) as decoder:

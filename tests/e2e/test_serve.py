@@ -23,6 +23,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from catdog.data.catalog import Catalog
 from catdog.scoring import ScoreConfig, read_parts, score_dataset
 
+ROOT = Path(__file__).parents[2]
+# Decoders with the faults of bad native code, for files that name one.
+POISON = ROOT / "tests" / "poison"
+
 
 class Server:
     """The command, in a process of its own."""
@@ -36,7 +40,7 @@ class Server:
         options = ["--model", model, "--pictures", pictures, "--port", str(port), "--max-requests", "6"]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "catdog", "serve", *options],
-            env=os.environ | {"RAY_TMPDIR": str(temporary)},
+            env=os.environ | {"RAY_TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join([str(POISON), str(ROOT)])},
             stdout=self.log.open("w"),
             stderr=subprocess.STDOUT,
         )
@@ -100,6 +104,25 @@ def test_the_server(server: Server, untrained: str, drawn: Catalog, tmp_path: Pa
         assert explained.status_code == 200, explained.text
         assert Image.open(io.BytesIO(explained.content)).format == "JPEG"
         assert client.get("/v1/random").json()["prediction"]["status"] == "ok"
+
+        # A picture that crashes its decoder, or never ends, costs itself; those beside it get their bits.
+        sent = [(key, data) for key, data in files.items() if key in found][:5]
+        deadly = {1: ("SEGFAULT", "crashed while decoding"), 3: ("SPIN", "timed out while decoding (1 s)")}
+        poisoned = [
+            ("files", (key, data + (b"POISON:" + deadly[at][0].encode() if at in deadly else b"")))
+            for at, (key, data) in enumerate(sent)
+        ]
+        # No replica died of it, or this would be a failure.
+        answer = client.post("/v1/predict", files=poisoned)
+        assert answer.status_code == 200, answer.text
+        for at, (prediction, (key, _)) in enumerate(zip(answer.json()["predictions"], sent, strict=True)):
+            if at in deadly:
+                assert (prediction["status"], prediction["detail"]) == ("unreadable", deadly[at][1])
+            else:
+                assert prediction["logit"] == found[key][0]
+        alone = client.post("/v1/explain", files={"files": sent[0][1] + b"POISON:SEGFAULT"})
+        assert alone.status_code == 422
+        assert "crashed while decoding" in alone.json()["error"]
 
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(20) == 128 + signal.SIGTERM
