@@ -61,9 +61,10 @@ class Lease:
             CatdogError: another process took over, because there was no heartbeat for `STALE_SECONDS`.
         """
         if not self._is_held():
+            folder = storage.parent(self.uri)
             raise CatdogError(
-                f"{self.what}: another process took over {storage.parent(self.uri)} while this one was suspended; "
-                "nothing more was written"
+                f"{self.what}: another process took over {folder} while this one was suspended or cut off; nothing "
+                "more was written"
             )
 
     def _is_held(self) -> bool:

@@ -97,7 +97,7 @@ def audit(
     debug: Debug = False,
 ) -> None:
     """List probably wrong labels, ambiguous images, outliers and near-duplicates, and draw the most suspect ones."""
-    from catdog import cluster, stall, storage, waiting
+    from catdog import cluster, lease, stall, storage, waiting
     from catdog.data import catalog
     from catdog.experiments import audit, cross_validation
     from catdog.reporting import result_set
@@ -115,6 +115,7 @@ def audit(
     with (
         advice,
         ProgressView("Auditing", debug) as view,
+        lease.hold(result_set.sidecar(target, "lease.json"), "an audit") as held,
         cluster.connect(address, debug),
         stall.watching(view.event, limit, "nothing was written; start it again") as watch,
     ):
@@ -124,6 +125,7 @@ def audit(
             values, at = feature_cache.read_features(found.features, found.keys, "identity")
             known = (values, [found.keys[row] for row in at])
         findings = audit.audit_labels(rows, found, known, distance)
+        held.require_held()
         audit.write_findings(findings, target)
         audit.draw_findings(findings, rows, pictures)
     display.show_findings(findings)

@@ -23,6 +23,7 @@ from catdog.errors import CatdogError, UsageError
 from catdog.events import EventHandler
 from catdog.inference import engines
 from catdog.inference.provenance import Provenance
+from catdog.lease import Lease
 from catdog.resources import TrainPlan
 from catdog.run_directory import RunDirectory
 from catdog.training import corrections, ingest, launch, train
@@ -250,7 +251,8 @@ def _job(
     config: ResolvedConfig, plan: TrainPlan, keys: list[str], labels: np.ndarray, weights: ray.ObjectRef | None
 ) -> WorkerJob:
     split = SplitData([], keys, labels)
-    return WorkerJob(config, plan, split, split, weights, None, 0.5, ("", ""), "", Provenance(), None, 0.0)
+    nowhere = Lease("", "measuring")
+    return WorkerJob(config, plan, split, split, weights, None, 0.5, ("", ""), "", Provenance(), nowhere, None, 0.0)
 
 
 def _rate(work: Callable[[], object], count: int) -> float:

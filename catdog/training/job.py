@@ -9,6 +9,7 @@ import numpy as np
 import ray
 
 from catdog.inference.provenance import Provenance
+from catdog.lease import Lease
 from catdog.resources import TrainPlan
 from catdog.training.config import ResolvedConfig
 
@@ -43,6 +44,7 @@ class WorkerJob:
         class_names: of classes 0 and 1.
         catalog_fingerprint: of the data set.
         provenance: digests of both splits' images.
+        lease: of the run's folder, which another process may take over while this one is cut off.
         events: a queue, from `launch.listening`.
         started: time at which the run was started or resumed, in seconds since 1970.
     """
@@ -57,6 +59,7 @@ class WorkerJob:
     class_names: tuple[str, str]
     catalog_fingerprint: str
     provenance: Provenance
+    lease: Lease
     events: Any
     started: float
 

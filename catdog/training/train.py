@@ -24,6 +24,7 @@ from catdog.events import DecodingStarted, EventHandler, MemberStarted, Progress
 from catdog.inference import bundle, export
 from catdog.inference.engines import set_up
 from catdog.inference.provenance import Provenance
+from catdog.lease import Lease
 from catdog.models import pretrained, registry
 from catdog.run_directory import RunDirectory
 from catdog.training import corrections, feature_cache, ingest, launch
@@ -64,7 +65,7 @@ def train_model(
 
 
 def _train_exclusively(
-    trained: Callable[[ResolvedConfig, Catalog, EventHandler], TrainResult],
+    trained: Callable[[ResolvedConfig, Catalog, EventHandler, Lease], TrainResult],
     config: ResolvedConfig,
     data: Catalog,
     on_event: EventHandler,
@@ -84,13 +85,13 @@ def _train_exclusively(
     corrections.read_corrections(config.data.leave_out, data)
     finished = _check_run(config, data, nested)
     if finished is None:
-        with RunDirectory(config.run.uri).hold("training", patience):
+        with RunDirectory(config.run.uri).hold("training", patience) as held:
             # Checked again: another process may have opened or finished it since.
-            finished = _check_run(config, data, nested) or trained(config, data, on_event)
+            finished = _check_run(config, data, nested) or trained(config, data, on_event, held)
     return finished
 
 
-def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
+def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler, held: Lease) -> TrainResult:
     """Trains one model, unless there is no progress."""
     started = time.time()
     rows = {split: data.split(split) for split in ("train", "valid")}
@@ -105,7 +106,7 @@ def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler) ->
     with cluster.connect(asked.address, asked.debug) as may_grow:
         try:
             with stall.watching(on_event, asked.stall_timeout, advice) as watch:
-                return _train_on_cluster(config, data, rows, started, watch.event, may_grow)
+                return _train_on_cluster(config, data, rows, started, watch.event, may_grow, held)
         except CatdogError:
             # Ray Train's processes may hang at their own end, when nothing is left to be done.
             if not (isinstance(watch.last, RunWritten) and run.finished):
@@ -120,6 +121,7 @@ def _train_on_cluster(
     started: float,
     on_event: EventHandler,
     may_grow: bool,
+    held: Lease,
 ) -> TrainResult:
     """Decodes the images, fits the head if that is asked for, and starts the workers."""
     images = sum(table.num_rows for table in rows.values())
@@ -152,6 +154,7 @@ def _train_on_cluster(
                 class_names=data.class_names,
                 catalog_fingerprint=data.fingerprint,
                 provenance=Provenance.of(rows["train"], rows["valid"]),
+                lease=held,
                 events=events,
                 started=started,
             )
@@ -219,7 +222,7 @@ def _fit_head(
     return feature_cache.fit_head(folder, rows, config.model.spec, config.run.seed, views, config.optimizer.epochs > 0)
 
 
-def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler) -> TrainResult:
+def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler, held: Lease) -> TrainResult:
     """Trains each member as a run of its own in `RUNS/NAME/member-N`, then makes one bundle of them."""
     run = RunDirectory(config.run.uri)
     members = member_configs(config)
@@ -239,6 +242,7 @@ def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler
     validation = {"epoch": max(int(result.validation["epoch"]) for result in results), **figures}
     chosen_on = "validation" if any(result.chosen_on == "validation" for result in results) else "none"
     at = valid[0].column_names.index("logit")
+    held.require_held()
     tables.write_table(run.valid, valid[0].set_column(at, "logit", pa.array(logits)))
     infos = [bundle.read_info(result.bundle).info for result in results]
     seconds = sum(info.training.get("seconds", 0.0) for info in infos)

@@ -104,6 +104,7 @@ class Trainer:
             trained = time.perf_counter()
             validated = self._validate()
             entry = self._record(loss, validated, started, trained)
+            self._require_lease()
             checkpoint.report_checkpoint(
                 self.progress, self.replica.model, self.replica.optimizer, self.best, self.group.rank
             )
@@ -171,6 +172,7 @@ class Trainer:
         self.replica.assign(self.best)
         digests = self.group.require_equal_variables(self.replica.model)
         logits = self.validator.logits(self.job.config.validation.views)
+        self._require_lease()
         if self.group.rank != 0:
             return None
         result = write_trained_bundle(
@@ -178,6 +180,20 @@ class Trainer:
         )
         self._tell(RunWritten())
         return result
+
+    def _require_lease(self) -> None:
+        """Ends the run in all workers before they write into one that another process has taken over.
+
+        The process that started them may be cut off, or gone, and cannot tell them.
+        """
+        lost = ""
+        if self.group.rank == 0:
+            try:
+                self.job.lease.require_held()
+            except CatdogError as error:
+                lost = str(error)
+        if not self.group.all_true(not lost):
+            raise CommonError(lost or "another process took over the run")
 
     # --- events, from rank 0 -------------------------------------------------------------------------------------
 

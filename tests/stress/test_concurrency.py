@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -102,6 +103,41 @@ def test_two_trainings_of_one_name(place: str, drawn: Catalog, started: list[sub
     assert code == 0, errors
     for name in ("one", "two"):
         assert "lease.json" not in storage.list_names(storage.join(place, name))
+
+
+def test_a_training_that_was_taken_over_writes_no_more(
+    place: str, drawn: Catalog, started: list[subprocess.Popen[str]]
+) -> None:
+    started.append(begin("train", "--data", drawn.root, "--runs", place, "--name", "lost", *TRAIN, "--epochs", "200"))
+    run = storage.join(place, "lost")
+    wait_for(storage.join(run, "checkpoints"))
+    # As another machine does, after this one was cut off for a minute.
+    taken = json.loads(storage.read_bytes(storage.join(run, "lease.json"))) | {"token": "another", "space": "elsewhere"}
+    storage.write_text(storage.join(run, "lease.json"), json.dumps(taken))
+    code, errors = finish(started[-1])
+    assert code == 1, errors
+    assert f"training: another process took over {run} while this one was suspended or cut off" in errors
+    assert not storage.exists(storage.join(run, "model", "bundle.json"))
+    assert json.loads(storage.read_bytes(storage.join(run, "lease.json"))) == taken
+
+
+def test_two_audits_into_one_csv(
+    place: str, drawn: Catalog, tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    folds = ("train", "--data", drawn.root, "--runs", str(tmp_path), "--name", "cv", "--folds", "2", *TRAIN)
+    code, errors = finish(begin(*folds))
+    assert code == 0, errors
+    out = storage.join(place, "audit.csv")
+    words = ("data", "audit", "--data", drawn.root, "--oof", str(tmp_path / "cv"), "--out", out)
+    started.append(begin(*words))
+    wait_for(storage.join(place, "audit.lease.json"))
+    started[0].send_signal(signal.SIGSTOP)
+    assert f"an audit, process {started[0].pid} on this machine" in refused(words)
+    started[0].kill()
+    started[0].wait()
+    code, errors = finish(begin(*words))
+    assert code == 0, errors
+    assert storage.list_names(place) == ["audit.csv", "audit.png"]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may make a PID namespace")
