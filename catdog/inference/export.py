@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catdog import storage
+from catdog import stall, storage
 from catdog.errors import CatdogError, first_line
 from catdog.inference import card, novelty
 from catdog.inference.bundle import (
@@ -79,6 +79,7 @@ def save_bundle(
                 continue
             # As it will be loaded; and a model built for several workers cannot be translated.
             rebuilt = rebuild_model(spec, files[-1])
+            stall.beat()  # a translation takes long
             try:
                 onnx.append(export_onnx(rebuilt, sample))
             except CatdogError as error:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from catdog import stall
 from catdog.data import images
 from catdog.errors import CatdogError
 from catdog.inference.bundle import VERIFIED, SavedBundle, read_file, read_onnx, statistics_name
@@ -181,8 +182,11 @@ class FeatureExtractor:
         Returns:
             float32, N×D.
         """
-        groups = (np.stack(pixels[start : start + CHUNK]) for start in range(0, len(pixels), CHUNK))
-        return np.concatenate([self._engine.run(group) for group in groups])
+        found = []
+        for start in range(0, len(pixels), CHUNK):
+            stall.beat()
+            found.append(self._engine.run(np.stack(pixels[start : start + CHUNK])))
+        return np.concatenate(found)
 
 
 def fit_statistics(onnx: bytes, known: KnownImages, threads: int = 1) -> FeatureStatistics | None:
