@@ -25,6 +25,8 @@ class Machine:
         from ray.cluster_utils import Cluster
 
         self._folder = tempfile.mkdtemp(prefix="cr-", dir="/tmp")
+        # `Cluster` leaves a note of its address here, in a folder that only a cluster without `temp_dir` makes.
+        (Path(tempfile.gettempdir()) / "ray").mkdir(exist_ok=True)
         node = {"num_cpus": cpus, "object_store_memory": 150_000_000, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=node | {"temp_dir": self._folder})
         self._second, self._nodes = second, list[Any]()

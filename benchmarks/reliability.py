@@ -18,6 +18,7 @@ import json
 import os
 import random
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -340,6 +341,9 @@ def stress(
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.update(QUIET)
     folder = Path(tempfile.mkdtemp(prefix="catdog-stress-"))
+    # As the README asks for: a head wants a token as soon as there is one on the machine.
+    (folder / "token").write_text(secrets.token_hex(32))
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(folder / "token"))
     made = works.make_works(folder)
     end = time.monotonic() + 60 * minutes
     chosen = kinds.split(",")
@@ -377,7 +381,7 @@ def _attempts(kind: str, made: dict[str, Work], tries: int, seed: int, first: in
                     break
                 machine.refill()
                 one = attempt_head(number, seed, work) if kind == "head" else attempt(kind, number, seed, work, machine)
-                if one.after:  # else the run had ended by then
+                if one.after or not one.same:  # else the run had ended before it could be killed
                     yield one
         finally:
             if kind != "head":

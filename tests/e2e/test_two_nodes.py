@@ -13,15 +13,14 @@ from catdog.reporting import submission
 ROOT = Path(__file__).parents[2]
 KERAS = {"backend": "jax", "floatx": "float16", "epsilon": 0.1, "image_data_format": "channels_first"}
 SCRIPT = """
-import json, os, ray
+import json, os, ray, tempfile
 from ray.cluster_utils import Cluster
 from catdog.events import PartDone, ScoringPlanned, TrainingStarted
-from catdog.scoring import score
-from catdog.events import PartDone, ScoringPlanned
 from catdog.scoring import parts, score
 from catdog.training import train
 
 node = dict(num_cpus=1, object_store_memory=200_000_000)
+os.makedirs(os.path.join(tempfile.gettempdir(), "ray"), exist_ok=True)  # where Cluster leaves a note of its address
 cluster = Cluster(initialize_head=True, head_node_args=dict(node, include_dashboard=False, temp_dir=TEMPORARY))
 cluster.add_node(**node)
 cluster.wait_for_nodes()

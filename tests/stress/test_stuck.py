@@ -154,13 +154,14 @@ def test_deadly_images_in_training_cost_themselves_only(drawn: Catalog, tmp_path
 
 
 NODES = """
-import json, os, ray, signal, time
+import json, os, ray, signal, tempfile, time
 from ray.cluster_utils import Cluster
 from catdog.errors import CatdogError
 from catdog.events import EpochDone, TrainingStarted, Waiting
 from catdog.training import train
 
 node = dict(num_cpus=1, object_store_memory=200_000_000)
+os.makedirs(os.path.join(tempfile.gettempdir(), "ray"), exist_ok=True)  # where Cluster leaves a note of its address
 cluster = Cluster(initialize_head=True, head_node_args=dict(node, include_dashboard=False, temp_dir=TEMPORARY))
 second = cluster.add_node(**node)
 cluster.wait_for_nodes()
@@ -212,6 +213,47 @@ def test_a_lost_node(workers: str, wait: float | None, tmp_path: Path, short_tmp
         assert (found["error"], found["workers"][-1][0]) == ("", 1)
         assert found["epochs"][-1] == 4
         assert all(abs(value).max() < 1e6 for value in weights(str(tmp_path / "lost")))
+
+
+JOINING = """
+import json, os, ray, tempfile
+from ray.cluster_utils import Cluster
+from catdog.events import EpochDone, TrainingStarted
+from catdog.training import train
+
+node = dict(num_cpus=1, object_store_memory=200_000_000)
+os.makedirs(os.path.join(tempfile.gettempdir(), "ray"), exist_ok=True)  # where Cluster leaves a note of its address
+cluster = Cluster(initialize_head=True, head_node_args=dict(node, include_dashboard=False, temp_dir=TEMPORARY))
+os.environ["RAY_ADDRESS"] = cluster.address
+events = []
+
+def tell(event):
+    events.append(event)
+    if isinstance(event, EpochDone) and event.epoch == 2:
+        cluster.add_node(**node)
+
+config = train.TrainConfig(data=DATA, arch="small_resnet", image_size=64, epochs=100, patience=100, batch_size=16,
+                           name="joined", runs=RUNS, workers="1:2")
+train.train_model(config, tell)
+print(json.dumps({
+    "workers": [[event.workers, event.nodes, event.epoch] for event in events if isinstance(event, TrainingStarted)],
+    "epochs": [event.epoch for event in events if isinstance(event, EpochDone)],
+}))
+cluster.shutdown()
+"""
+
+
+def test_a_node_that_joins_is_used(tmp_path: Path, short_tmp: Path) -> None:
+    data = synthetic.synthesize(str(tmp_path / "set"), 256, 8, seed=5)
+    values = {"TEMPORARY": str(short_tmp / "j"), "DATA": data.root, "RUNS": str(tmp_path)}
+    script = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + JOINING
+    found = json.loads(in_process(script, timeout=550, PYTHONPATH=str(ROOT)).splitlines()[-1])
+    # Ray Train looks once a minute.
+    assert found["workers"][0] == [1, 1, 0]
+    workers, nodes, epoch = found["workers"][-1]
+    assert (workers, nodes) == (2, 2)
+    assert 2 <= epoch < 100
+    assert sorted(set(found["epochs"])) == list(range(1, 101))
 
 
 BEATS = """
