@@ -218,6 +218,8 @@ def _exif_of_plain_png(data: bytes) -> bytes | None:
     at, exif = 8, b""
     while at + 12 <= len(data):
         kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if end > len(data):  # OpenCV believes the length of a chunk, too
+            return None
         if kind in (b"IEND", b"tRNS", b"acTL"):
             return exif if kind == b"IEND" else None
         if kind == b"eXIf":
