@@ -34,7 +34,7 @@ with atheris.instrument_imports(include=["catdog", "PIL", "zipfile", "tarfile", 
     from bad_images import every_bad_file
     from helpers import class_folders, kaggle_zip, saved_info, zipped
 
-    from catdog import storage
+    from catdog import storage, tables
     from catdog.data import (
         catalog,
         csv_tables,
@@ -185,8 +185,8 @@ def seeds(name: str) -> list[bytes]:
         rows = {"image": [b"x", b"y"], "label": [0, 1], "split": ["train", "test"]}
         predicted = {"logit": [0.5], "probability": [0.5], "status": ["ok"], "detail": [""]}
         part = CATALOG.table.slice(4, 1).select(["key", "id", "label"]).to_pydict() | predicted
-        tables = [pa.table(rows), pa.Table.from_pydict(part, schema=parts.PART_SCHEMA)]
-        written = [tables.table_to_bytes(table, kind) for table in tables for kind in ("none", "zstd")]
+        whole = [pa.table(rows), pa.Table.from_pydict(part, schema=parts.PART_SCHEMA)]
+        written = [tables.table_to_bytes(table, kind) for table in whole for kind in ("none", "zstd")]
         return [storage.read_bytes(str(FOLDER / "set" / "catalog.parquet")), *written]
     texts = [
         "id,label\n5,0.5\n",
