@@ -11,6 +11,10 @@ EngineChoice = Literal["auto", EngineName]
 SplitChoice = Literal["test", "valid", "all"]
 # The epoch of a training run that is kept.
 Keep = Literal["best", "last"]
+# Where training's images are kept.
+StoreName = Literal["decoded", "encoded", "files"]
+# The order of training's images.
+Shuffle = Literal["full", "blocks"]
 Duplicates = Literal["keep", "drop", "refuse"]
 # The name of a view as `catdog.inference.views.apply_view` takes it.
 View = Annotated[str, pydantic.Field(pattern=r"^(identity|mirror|crop-[5-9][0-9](-mirror)?)$")]

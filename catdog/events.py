@@ -60,10 +60,23 @@ class DecodingStarted:
     Attributes:
         images: number of images.
         run: URI of the run.
+        store: where they are kept, and why, if they are not kept decoded; else "".
     """
 
     images: int
     run: str
+    store: str = ""
+
+
+@dataclass(frozen=True)
+class PortsExposed:
+    """Workers with GPUs are about to listen on public addresses, where they obey whoever reaches them.
+
+    Attributes:
+        addresses: of their nodes.
+    """
+
+    addresses: list[str]
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,7 @@ class TrainingStarted:
         rejected: one line for each image that cannot be used.
         epochs: number of epochs, if the run does not stop early.
         batch_size: images of a step, of all workers.
+        step: number of finished steps of the next epoch.
     """
 
     workers: int
@@ -114,6 +128,7 @@ class TrainingStarted:
     rejected: list[str]
     epochs: int
     batch_size: int
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -226,6 +241,7 @@ TrainingEvent = (
     | FoldStarted
     | MemberStarted
     | DecodingStarted
+    | PortsExposed
     | FeaturesStarted
     | Progress
     | TrainingStarted
@@ -261,6 +277,7 @@ def describe_event(event: Event) -> str:
         FoldStarted: "the start of a fold",
         MemberStarted: "the start of a member",
         DecodingStarted: "the start of decoding",
+        PortsExposed: "a warning of public addresses",
         FeaturesStarted: "the start of computing features",
         RunWritten: "the model was written",
     }[type(event)]

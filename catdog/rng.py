@@ -17,6 +17,7 @@ class Stream(IntEnum):
     FOLD = 4
     CHOICE = 5
     MIXUP = 2**33
+    BLOCK_ORDER = 2**34
 
 
 def key_hash(keys: list[str]) -> np.ndarray:

@@ -239,12 +239,23 @@ def _require_size(size: int, most: int | None) -> None:
         raise OSError(errno.EFBIG, f"has {size:,} bytes, expected {most:,} at most")
 
 
-@functools.lru_cache(maxsize=1)
-def _row_group(shard: str, group: int) -> pa.Array:
-    """Reads a row group; the last one is cached, because shards are read in order."""
+def keep_groups(count: int) -> None:
+    """Sets how many row groups of shards this process keeps in memory, of those that it read last.
+
+    Args:
+        count: of groups; one is enough where shards are read in order.
+    """
+    global _row_group
+    _row_group = functools.lru_cache(maxsize=count)(_read_row_group)
+
+
+def _read_row_group(shard: str, group: int) -> pa.Array:
     stream = open_seekable(shard)
     with stream:
         return pq.ParquetFile(stream).read_row_group(group, columns=["bytes"])["bytes"].combine_chunks()
+
+
+_row_group = functools.lru_cache(maxsize=1)(_read_row_group)
 
 
 def _read_packed(shard: str, row: int) -> bytes:
@@ -262,6 +273,13 @@ def _read_packed(shard: str, row: int) -> bytes:
 def is_packed(uri: str) -> bool:
     """Returns whether a URI names a row of a shard; reading it also loads its row group."""
     return _PACKED.fullmatch(uri) is not None
+
+
+def packed_group(uri: str) -> tuple[str, int]:
+    """Shard and number of the row group that a packed image is in."""
+    found = _PACKED.fullmatch(uri)
+    assert found is not None
+    return found[1] + (found[3] or ""), int(found[2]) // PACKED_GROUP
 
 
 def packed(shard: str, row: int) -> str:

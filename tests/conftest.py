@@ -65,6 +65,16 @@ def short_tmp() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.fixture(scope="session")
+def two_cpus(short_tmp: Path) -> Iterator[str]:
+    """Ray, in this process, with two CPUs; its address."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=str(short_tmp / "r"), log_to_driver=False)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
 @pytest.fixture(scope="module")
 def s3() -> Iterator[S3Server]:
     """An S3 server that `s3://bucket` leads to."""

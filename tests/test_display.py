@@ -18,6 +18,7 @@ from catdog.events import (
     FoldStarted,
     MemberStarted,
     PartDone,
+    PortsExposed,
     Progress,
     RunOpened,
     RunWritten,
@@ -37,9 +38,22 @@ LINES: list[tuple[Event, list[str]]] = [
     (FoldStarted(2, 5), ["Fold 2 of 5"]),
     (MemberStarted(1, 3), ["Member 1 of 3"]),
     (DecodingStarted(96, "/runs/[a]"), ["Run: /runs/[a]"]),
+    (
+        PortsExposed(["192.0.2.1"]),
+        [
+            "Warning: the addresses 192.0.2.1 are public, and workers with GPUs obey whoever reaches their ports; let "
+            "only the cluster's machines reach each other (docs/cluster.md)"
+        ],
+    ),
     (FeaturesStarted(10, 86), []),
     (Progress("features", 5, 10), []),
     (TrainingStarted(1, 1, 0, [], 10, 64), ["Training on 1 worker"]),
+    (TrainingStarted(2, 1, 0, [], 10, 64, 24), ["Training on 2 workers after step 24"]),
+    (TrainingStarted(2, 1, 1, [], 10, 64, 24), ["Training on 2 workers after epoch 1, step 24"]),
+    (
+        DecodingStarted(96, "/runs/a", "encoded, 0.20 GB of shared memory a node (as asked for)"),
+        ["Run: /runs/a", "Images: encoded, 0.20 GB of shared memory a node (as asked for)"],
+    ),
     (
         TrainingStarted(4, 2, 3, ["cat.1.jpg: no image"], 10, 64),
         ["Training on 4 workers on 2 nodes after epoch 3", "Left out: cat.1.jpg: no image"],

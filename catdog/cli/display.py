@@ -18,6 +18,7 @@ from catdog.events import (
     Event,
     FoldStarted,
     MemberStarted,
+    PortsExposed,
     RunOpened,
     ScoringPlanned,
     TrainingStarted,
@@ -68,9 +69,17 @@ def show_event(event: Event) -> None:
             out.print(f"Member {event.member} of {event.members}")
         case DecodingStarted():
             out.print(f"Run: {event.run}")
+            if event.store:
+                out.print(f"Images: {event.store}")
+        case PortsExposed():
+            out.print(
+                f"Warning: the addresses {', '.join(event.addresses)} are public, and workers with GPUs obey whoever "
+                "reaches their ports; let only the cluster's machines reach each other (docs/cluster.md)"
+            )
         case TrainingStarted():
             where = f" on {event.nodes} nodes" if event.nodes > 1 else ""
-            after = f" after epoch {event.epoch}" if event.epoch else ""
+            done = [f"epoch {event.epoch}"] * bool(event.epoch) + [f"step {event.step}"] * bool(event.step)
+            after = f" after {', '.join(done)}" if done else ""
             out.print(f"Training on {count(event.workers, 'worker')}{where}{after}")
             for line in event.rejected:
                 out.print(f"Left out: {line}")

@@ -76,6 +76,8 @@ def train(
     workers: Annotated[str | None, field_option("workers")] = None,
     cpus_per_worker: Annotated[int | None, field_option("cpus_per_worker")] = None,
     gpu: Gpu = None,
+    store: Annotated[str | None, field_option("store")] = None,
+    checkpoint_minutes: Annotated[float | None, field_option("checkpoint_minutes")] = None,
     name: Annotated[str | None, field_option("name", complete=complete_name)] = None,
     runs: Runs = "runs",
     resume: Annotated[bool, field_option("resume", "--resume")] = False,

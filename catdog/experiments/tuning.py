@@ -25,7 +25,7 @@ from catdog.evaluation import selection
 from catdog.events import EpochDone, Event, EventHandler, SearchProgress
 from catdog.inference import bundle, export
 from catdog.run_directory import RunDirectory
-from catdog.training import ingest, train
+from catdog.training import stores, train
 from catdog.training.config import resolve
 from catdog.training.request import TrainConfig
 
@@ -121,7 +121,7 @@ def run_search(
             concurrent = max(1, int(ray.cluster_resources().get("CPU", 1)) // share)
         # Each trial has its own copy of the decoded images in memory.
         sizes = grid.get("image_size") or [resolve(TrainConfig(**options)).model.image_size]
-        concurrent = min(concurrent, max(1, ingest.room(len(catalog.read_catalog(options["data"]).table), max(sizes))))
+        concurrent = min(concurrent, max(1, stores.room(len(catalog.read_catalog(options["data"]).table), max(sizes))))
         first = {"CPU": int(options["cpus_per_worker"])} | ({"GPU": 1} if options.get("gpu") else {})
         limit = stall.DEFAULT_SECONDS if config.stall_timeout is None else config.stall_timeout
         advice = "finished trials are kept, and the same command goes on"

@@ -19,11 +19,11 @@ from catdog.inference.novelty import KnownImages
 from catdog.run_directory import RunDirectory
 from catdog.training.checkpoint import Progress
 from catdog.training.config import ResolvedConfig, default_options
-from catdog.training.ingest import Pixels
 from catdog.training.job import TrainResult, WorkerJob
 from catdog.training.recipes import get_recipe
 from catdog.training.replica import Replica
 from catdog.training.request import PLACE_FIELDS
+from catdog.training.stores import ImageStore
 from catdog.training.validation import Validator
 
 # Options of the command line; all others are given to --set.
@@ -36,7 +36,7 @@ _SAMPLE = 32
 def write_trained_bundle(
     job: WorkerJob,
     replica: Replica,
-    train_pixels: Pixels,
+    train_pixels: ImageStore,
     validator: Validator,
     progress: Progress,
     logits: np.ndarray,
@@ -103,7 +103,8 @@ def training_record(config: ResolvedConfig) -> dict[str, Any]:
     """
     options = config.options()
     recipe = get_recipe(config.run.recipe)
-    usual = default_options() | pydantic.TypeAdapter(dict[str, Any]).dump_python(recipe.options, mode="json")
+    own = pydantic.TypeAdapter(dict[str, Any]).dump_python(recipe.options, mode="json")
+    usual = default_options() | {"shuffle": "full"} | own
     words = ["catdog", "train", "--data", config.data.uri, "--recipe", recipe.name]
     for name, value in options.items():
         is_usual = value is None or value == usual.get(name) or (name == "augmentation" and not config.data.augment)
@@ -123,10 +124,10 @@ def training_record(config: ResolvedConfig) -> dict[str, Any]:
     return {"options": options, "command": shlex.join(words)}
 
 
-def _known_images(job: WorkerJob, train: Pixels, valid: Pixels) -> KnownImages:
+def _known_images(job: WorkerJob, train: ImageStore, valid: ImageStore) -> KnownImages:
     """A sample of both splits' images, drawn by their keys, so that it is the same for any number of workers."""
 
-    def sample(pixels: Pixels, keys: list[str], count: int) -> np.ndarray:
+    def sample(pixels: ImageStore, keys: list[str], count: int) -> np.ndarray:
         rows = pixels.readable
         return np.sort(rows[np.argsort(rng.key_hash(keys)[rows], kind="stable")[:count]])
 

@@ -1,4 +1,4 @@
-"""A training run's checkpoints: after each epoch all that going on needs, and the best weights so far."""
+"""A training run's checkpoints: all that going on needs, and the best weights so far."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import ray.train
 
-_LOGITS_NAME = "valid-logits.npz"
+_LOGITS_NAME, _MOVING_NAME = "valid-logits.npz", "moving.npz"
 
 
 @dataclass
 class Progress:
-    """Progress of a run after an epoch; with the variables, all that resuming needs.
+    """Progress of a run; with the variables, all that resuming needs.
 
     Attributes:
         epoch: how many are done.
@@ -25,6 +25,10 @@ class Progress:
         history: the figures of each epoch.
         valid_logits: float32, N, of each epoch, in the order of the validation split. None are of epochs before a
             checkpoint that held none.
+        step: how many steps of the next epoch are done.
+        losses: of these steps, of each worker's images, in nats.
+        spent: seconds that they took.
+        moving: float64, workers × M: each worker's statistics of batch-norm after them, which differ within an epoch.
     """
 
     epoch: int = 0
@@ -32,6 +36,14 @@ class Progress:
     best_log_loss: float = float("inf")
     history: list[dict[str, Any]] = field(default_factory=list)
     valid_logits: list[np.ndarray] = field(default_factory=list)
+    step: int = 0
+    losses: list[list[float]] = field(default_factory=list)
+    spent: float = 0.0
+    moving: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+
+    def begin_epoch(self) -> None:
+        """Forgets the steps of the epoch that has ended."""
+        self.step, self.losses, self.spent, self.moving = 0, [], 0.0, np.empty((0, 0))
 
 
 def variable_values(model: Any) -> list[np.ndarray]:
@@ -68,20 +80,24 @@ def restore_checkpoint(model: Any, optimizer: Any) -> tuple[Progress, list[np.nd
         if (Path(folder) / _LOGITS_NAME).exists():
             with np.load(Path(folder) / _LOGITS_NAME, allow_pickle=False) as saved:
                 progress.valid_logits = [saved[f"v{at}"] for at in range(len(saved.files))]
+        if (Path(folder) / _MOVING_NAME).exists():
+            with np.load(Path(folder) / _MOVING_NAME, allow_pickle=False) as saved:
+                progress.moving = saved["v0"]
     return progress, best
 
 
 def report_checkpoint(progress: Progress, model: Any, optimizer: Any, best: list[np.ndarray], rank: int) -> None:
-    """Tells Ray Train of an epoch, in every worker; the first one, which has rank 0, hands it the checkpoint.
+    """Hands Ray Train a checkpoint: to be called in every worker; the one of rank 0 makes it.
 
     Args:
-        progress: after the epoch; its last entry's numbers are what Ray Train shows.
+        progress: of the run; the numbers of the last epoch are what Ray Train shows.
         model: of Keras.
         optimizer: of Keras.
         best: the best values so far, in the order of `variable_values`.
         rank: of this worker.
     """
-    figures = {name: value for name, value in progress.history[-1].items() if isinstance(value, int | float)}
+    last = progress.history[-1] if progress.history else {}
+    figures = {name: value for name, value in last.items() if isinstance(value, int | float)}
     if rank != 0:
         ray.train.report(figures)
         return
@@ -91,7 +107,9 @@ def report_checkpoint(progress: Progress, model: Any, optimizer: Any, best: list
         )
         _save(Path(folder) / "best.npz", best)
         _save(Path(folder) / _LOGITS_NAME, progress.valid_logits)
-        stands = {name: value for name, value in vars(progress).items() if name != "valid_logits"}
+        if progress.moving.size:
+            _save(Path(folder) / _MOVING_NAME, [progress.moving])
+        stands = {name: value for name, value in vars(progress).items() if name not in ("valid_logits", "moving")}
         (Path(folder) / "progress.json").write_text(json.dumps(stands))
         ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
 

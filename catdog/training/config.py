@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from catdog import stall, storage
-from catdog.choices import Keep
+from catdog.choices import Keep, Shuffle, StoreName
 from catdog.errors import UsageError
 from catdog.models import registry
 from catdog.training.recipes import get_recipe
@@ -35,11 +35,12 @@ def _option(name: str) -> Any:
 class DataConfig:
     """The images, and how they become batches. Each field is the one of `TrainConfig`; `uri` is its `data`.
 
-    `leave_out` is None where there is no list.
+    `leave_out` is None where there is no list, `shuffle` until it is known where the images are kept.
     """
 
     uri: str = _option("data")
     leave_out: str | None = None
+    shuffle: Shuffle | None = None
     batch_size: int = 64
     train_scale: float = 1.0
     mixup: float = 0.0
@@ -103,12 +104,14 @@ class ValidationConfig:
 class ResourceConfig:
     """What the run may take of the cluster. Each field is the one of `TrainConfig`.
 
-    None is no limit; `workers`, `cpus_per_worker` and `gpu` are None until the cluster's plan has decided them.
+    None is no limit; `workers`, `cpus_per_worker`, `gpu` and `store` are None until the cluster's plan decides them.
     """
 
     workers: int | str | None = None
     cpus_per_worker: int | None = None
     gpu: bool | None = None
+    store: StoreName | None = None
+    checkpoint_minutes: float = 10.0
     address: str | None = None
     wait: float | None = None
     stall_timeout: float = stall.DEFAULT_SECONDS

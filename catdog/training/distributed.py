@@ -79,16 +79,17 @@ class WorkerGroup:
         Args:
             model: of Keras, built in `scope`; its floating non-trainable variables are overwritten.
         """
-        moving = [variable for variable in model.non_trainable_variables if str(variable.dtype).startswith("float")]
-        if not moving:
-            return
-        flat = np.concatenate([np.asarray(variable).ravel() for variable in moving], dtype=np.float64)
-        mean = self.gather(flat).mean(axis=0).astype(np.float32)
-        at = 0
-        for variable in moving:
-            count = int(np.prod(variable.shape))
-            variable.assign(mean[at : at + count].reshape(variable.shape))
-            at += count
+        if _moving(model):
+            assign_moving_statistics(model, self.gather_moving_statistics(model).mean(axis=0))
+
+    def gather_moving_statistics(self, model: Any) -> np.ndarray:
+        """Batch-norm's statistics of every worker: float64, the group's size × M.
+
+        Args:
+            model: of Keras, built in `scope`.
+        """
+        flat = [np.asarray(variable).ravel() for variable in _moving(model)]
+        return self.gather(np.concatenate(flat or [np.empty(0)], dtype=np.float64))
 
     def require_equal_variables(self, model: Any) -> list[str]:
         """Compares every variable of all workers' models, bit for bit.
@@ -107,6 +108,25 @@ class WorkerGroup:
         if len(set(digests)) > 1:
             raise CommonError(f"the workers' models have drifted apart ({digests}); nothing more was saved")
         return digests
+
+
+def _moving(model: Any) -> list[Any]:
+    """The variables that a step changes other than by gradients."""
+    return [variable for variable in model.non_trainable_variables if str(variable.dtype).startswith("float")]
+
+
+def assign_moving_statistics(model: Any, values: np.ndarray) -> None:
+    """Puts batch-norm's statistics into a model.
+
+    Args:
+        model: of Keras.
+        values: float, M, in the order of `WorkerGroup.gather_moving_statistics`.
+    """
+    at = 0
+    for variable in _moving(model):
+        count = int(np.prod(variable.shape))
+        variable.assign(values[at : at + count].astype(np.float32).reshape(variable.shape))
+        at += count
 
 
 class ConnectedGroup(WorkerGroup):

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from catdog import cluster, resources, rng, storage
+from catdog import cluster, rng, storage
 from catdog.data import catalog, images
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
@@ -26,7 +26,7 @@ from catdog.inference.provenance import Provenance
 from catdog.lease import Lease
 from catdog.resources import TrainPlan
 from catdog.run_directory import RunDirectory
-from catdog.training import corrections, ingest, launch, train
+from catdog.training import corrections, ingest, launch, stores, train
 from catdog.training.config import ResolvedConfig, default_options, resolve
 from catdog.training.distributed import WorkerGroup
 from catdog.training.job import SplitData, WorkerJob
@@ -34,6 +34,7 @@ from catdog.training.recipes import get_recipe
 from catdog.training.replica import build_replica
 from catdog.training.request import PLACE_FIELDS, TrainConfig
 from catdog.training.step import training_step
+from catdog.training.stores import StoreChoice
 from catdog.waiting import wait_for
 
 _IMAGES = 256
@@ -105,10 +106,11 @@ def estimate_training(
         connected = time.perf_counter() - started
         plans = [train.plan_resources(run, may_grow) for run in runs]
         counts = data.count("train") - len(left_out), data.count("valid")
-        ingest.require_memory(sum(counts), resolved.model.image_size)
+        uris = [*data.split("train")["uri"].to_pylist(), *data.split("valid")["uri"].to_pylist()]
+        store = stores.choose_store(resolved.resources.store, uris, resolved.model.image_size)
         wait_for([launch.worker_resources(plans[0])] * plans[0].workers, on_event or (lambda _: None), asked.wait)
         rates = _measure(runs[0], plans[0], data.split("train"))
-        cpus, store = int(ray.cluster_resources()["CPU"]), resources.object_store_bytes()
+        cpus = int(ray.cluster_resources()["CPU"])
     seconds = {"starting Ray": connected}
     if folds:
         counts = sum(counts) * (folds - 1) // folds, sum(counts) // folds
@@ -142,7 +144,7 @@ def _stages(
 
 
 def _describe(
-    config: ResolvedConfig, plan: TrainPlan, data: Catalog, counts: tuple[int, int], folds: int, store: int
+    config: ResolvedConfig, plan: TrainPlan, data: Catalog, counts: tuple[int, int], folds: int, store: StoreChoice
 ) -> dict[str, str]:
     defaults = default_options()
     options = [
@@ -150,7 +152,6 @@ def _describe(
         for name, value in config.options().items()
         if name not in PLACE_FIELDS | _SHOWN_ELSEWHERE and (name in _ALWAYS_SHOWN or value != defaults.get(name))
     ]
-    needed = sum(counts) * config.model.image_size**2 * 3
     each = f"{plan.cpus_per_worker} CPU{'s' * (plan.cpus_per_worker > 1)}{' and a GPU' * plan.gpu}"
     kind = f"{folds} runs, one a fold, in {config.run.uri}" if folds else config.run.uri
     members = f", {len(config.run.members)} members one after the other" if config.run.members else ""
@@ -162,7 +163,7 @@ def _describe(
         "data": f"{counts[0]:,} training and {counts[1]:,} validation images{' a fold' * bool(folds)} of "
         f"{' and '.join(data.class_names)} in {data.root}",
         "workers": f"{plan.workers} with {each} each, {config.data.batch_size} images a step",
-        "memory": f"{needed / 1e9:.2f} GB of decoded images, of {store / 1e9:.2f} GB of each node's shared memory",
+        "images": store.why,
         "outputs": ", ".join(
             [storage.join(config.run.uri, "oof.parquet")]
             if folds
@@ -218,7 +219,9 @@ def _measure_worker(
     readable = np.flatnonzero(np.array(decoded.statuses) != "unreadable")
     if not len(readable):
         return f"none of {rows.num_rows} training images could be read, such as {rows['uri'][0]}"
-    pixels = ingest.Pixels([decoded.pixels[config.model.image_size][readable]], _places(rows.num_rows, readable), [])
+    pixels = stores.DecodedStore(
+        [decoded.pixels[config.model.image_size][readable]], _places(rows.num_rows, readable), []
+    )
     share = max(1, config.data.batch_size // plan.workers)
     config = config.replace("data", batch_size=share).replace("run", members=[])
     group = WorkerGroup()
@@ -226,7 +229,7 @@ def _measure_worker(
         replica = build_replica(_job(config, plan, keys, labels, weights[0]), group, 100)
     except CatdogError as error:
         return str(error)
-    batches = ingest.Batches(config, pixels, labels, rng.key_hash(keys), 0, 1)
+    batches = ingest.Batches(config, pixels, labels, rng.key_hash(keys), np.arange(len(keys)), 0, 1)
     step = training_step(config, replica, group, batches.size)
     predict = tf.function(replica.predict, autograph=False)
     batch = pixels.take(readable[: batches.size])
@@ -241,7 +244,7 @@ def _measure_worker(
 
 
 def _places(rows: int, readable: np.ndarray) -> np.ndarray:
-    """`ingest.Pixels.where` of one block with the readable rows only."""
+    """`ImageStore.where` of one block with the readable rows only."""
     where = np.full((rows, 2), -1, np.int64)
     where[readable, 0], where[readable, 1] = 0, np.arange(len(readable))
     return where
@@ -250,7 +253,7 @@ def _places(rows: int, readable: np.ndarray) -> np.ndarray:
 def _job(
     config: ResolvedConfig, plan: TrainPlan, keys: list[str], labels: np.ndarray, weights: ray.ObjectRef | None
 ) -> WorkerJob:
-    split = SplitData([], keys, labels)
+    split = SplitData([], keys, labels, np.arange(len(keys)))
     nowhere = Lease("", "measuring")
     return WorkerJob(config, plan, split, split, weights, None, 0.5, ("", ""), "", Provenance(), nowhere, None, 0.0)
 

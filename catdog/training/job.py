@@ -19,14 +19,16 @@ class SplitData:
     """The images of one split, in the order of the catalog.
 
     Attributes:
-        refs: references to the blocks that `ingest.decode` made.
+        refs: references to the blocks that `stores.load_images` made.
         keys: catalog keys, N.
         labels: int64, N, 0 or 1.
+        blocks: int64, N: the block of the catalog that each row is in.
     """
 
     refs: list[ray.ObjectRef]
     keys: list[str]
     labels: np.ndarray
+    blocks: np.ndarray
 
 
 @dataclass(frozen=True)

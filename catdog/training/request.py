@@ -11,14 +11,15 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from catdog.choices import Keep, View
+from catdog.choices import Keep, Shuffle, StoreName, View
 
 # A resumed run takes the workers it had, unless told otherwise: with others it differs by float noise and by
 # batch-norm's share of the batch.
 SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
 # Options that may differ when a run is resumed. The data set is compared by its fingerprint, wherever it lies.
 PLACE_FIELDS = SHAPE_FIELDS | {
-    *("data", "runs", "features", "resume", "overwrite", "address", "wait", "stall_timeout", "debug")
+    *("data", "runs", "features", "resume", "overwrite", "address", "wait", "stall_timeout", "debug"),
+    *("store", "checkpoint_minutes"),
 }
 
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -75,6 +76,11 @@ class TrainConfig(pydantic.BaseModel):
         description="Training images to leave out: keys, or an audit's CSV; or a review's, which also turns labels.",
     )
     batch_size: int | None = Field(None, ge=1, description="Images per step, over all workers.")
+    shuffle: Shuffle | None = Field(
+        None,
+        description="The order of an epoch: a shuffle of all images, or of blocks that lie together, so that a packed "
+        "data set is read in pieces. Default: blocks where a packed data set is not kept in memory, else full.",
+    )
     train_scale: float | None = Field(
         None,
         ge=0.25,
@@ -157,6 +163,14 @@ class TrainConfig(pydantic.BaseModel):
     )
     cpus_per_worker: int | None = Field(None, ge=1, description="CPUs per worker. Default: an equal share.")
     gpu: bool | None = Field(None, description="A GPU for each worker. Default: where there are any.")
+    store: StoreName | None = Field(
+        None,
+        description="Where the images are during training: decoded or encoded in shared memory, or in their files. "
+        "Default: the first of them that every node has room for.",
+    )
+    checkpoint_minutes: float | None = Field(
+        None, ge=0, description="Minutes between checkpoints within an epoch; 0 is after every few steps. Default: 10."
+    )
     address: str | None = Field(
         None, description="Address of a Ray cluster. Default: RAY_ADDRESS, else a new one on this machine."
     )

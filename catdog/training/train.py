@@ -13,21 +13,30 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from catdog import cluster, resources, stall, storage, tables
-from catdog.data import catalog
+from catdog.data import catalog, web
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import calibration
-from catdog.events import DecodingStarted, EventHandler, MemberStarted, Progress, RunOpened, RunWritten
+from catdog.events import (
+    DecodingStarted,
+    EventHandler,
+    MemberStarted,
+    PortsExposed,
+    Progress,
+    RunOpened,
+    RunWritten,
+)
 from catdog.inference import bundle, export
 from catdog.inference.engines import set_up
 from catdog.inference.provenance import Provenance
 from catdog.lease import Lease
 from catdog.models import pretrained, registry
 from catdog.run_directory import RunDirectory
-from catdog.training import corrections, feature_cache, ingest, launch
+from catdog.training import corrections, feature_cache, launch, orders, stores
 from catdog.training.bundle_writer import training_record
 from catdog.training.config import ResolvedConfig, resolve
 from catdog.training.job import SplitData, TrainResult, WorkerJob
@@ -124,22 +133,27 @@ def _train_on_cluster(
     held: Lease,
 ) -> TrainResult:
     """Decodes the images, fits the head if that is asked for, and starts the workers."""
-    images = sum(table.num_rows for table in rows.values())
+    uris = [uri for table in rows.values() for uri in table["uri"].to_pylist()]
     plan = plan_resources(config, may_grow)
     workers = plan.workers if plan.bounds is None else config.resources.workers
     config = config.replace("resources", workers=workers, cpus_per_worker=plan.cpus_per_worker, gpu=plan.gpu)
     wait_for([{"CPU": 1}], on_event, config.resources.wait)  # for what comes before the workers
     weights = load_weights(config)
-    ingest.require_memory(images, config.model.image_size)
+    store = stores.choose_store(config.resources.store, uris, config.model.image_size)
+    in_pieces = store.name == "files" and storage.is_packed(uris[0])
+    config = config.replace("data", shuffle=config.data.shuffle or ("blocks" if in_pieces else "full"))
     # Only now, when nothing more can be refused, is an old run deleted or a name taken.
     _open_run(config, data, on_event)
-    on_event(DecodingStarted(images, config.run.uri))
+    on_event(DecodingStarted(len(uris), config.run.uri, "" if store.name == "decoded" else store.why))
     head = None
     if config.optimizer.head_first:
         head = _fit_head(config, data, rows["train"], weights, on_event, may_grow)
-    decoded = ingest.decode(rows, config.model.image_size, on_event)
-    splits = {split: _split_data(table, decoded[split]) for split, table in rows.items()}
+    loaded = stores.load_images(rows, config.model.image_size, store.name, on_event)
+    splits = {split: _split_data(data, table, loaded[split]) for split, table in rows.items()}
     wait_for([launch.worker_resources(plan)] * plan.fewest, on_event, config.resources.wait)
+    addresses = sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
+    if plan.gpu and plan.workers > 1 and (public := list(filter(web.is_public, addresses))):
+        on_event(PortsExposed(public))
     on_event(Progress("starting", 0, plan.workers))
     with launch.listening(on_event) as events:
         return launch.run_workers(
@@ -175,8 +189,10 @@ def plan_resources(config: ResolvedConfig, may_grow: bool) -> resources.TrainPla
     return resources.plan_training(config.data.batch_size, asked.workers, asked.cpus_per_worker, asked.gpu, may_grow)
 
 
-def _split_data(rows: pa.Table, decoded: list[ray.ObjectRef]) -> SplitData:
-    return SplitData(decoded, rows["key"].to_pylist(), rows["label"].to_numpy().astype(np.int64))
+def _split_data(data: Catalog, rows: pa.Table, loaded: list[ray.ObjectRef]) -> SplitData:
+    at = pc.index_in(rows["key"], data.table["key"].combine_chunks()).to_numpy()
+    labels = rows["label"].to_numpy().astype(np.int64)
+    return SplitData(loaded, rows["key"].to_pylist(), labels, orders.block_of(at.astype(np.int64)))
 
 
 def cache_features(

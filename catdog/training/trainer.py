@@ -18,13 +18,15 @@ from catdog.errors import CatdogError
 from catdog.events import EpochDone, Progress, RunWritten, StepDone, TrainingEvent, TrainingStarted
 from catdog.inference import engines
 from catdog.run_directory import RunDirectory
-from catdog.training import checkpoint, distributed, ingest
+from catdog.training import checkpoint, distributed, ingest, stores
 from catdog.training.bundle_writer import write_trained_bundle
+from catdog.training.checkpoint_clock import CheckpointClock
 from catdog.training.distributed import CommonError
 from catdog.training.early_stopping import EarlyStopping
 from catdog.training.job import Failure, SplitData, TrainResult, WorkerJob
 from catdog.training.replica import build_replica
 from catdog.training.step import training_step
+from catdog.training.stores import ImageStore
 from catdog.training.tensorboard import TensorBoardWriter
 from catdog.training.validation import Validator
 
@@ -83,8 +85,12 @@ class Trainer:
         self.group = group = distributed.join(context.get_world_rank(), context.get_world_size(), job.plan.gpu)
         self.train_pixels = _fetch_pixels(job.train, config.model.image_size, "training")
         valid_pixels = _fetch_pixels(job.valid, config.model.image_size, "validation")
-        hashes = rng.key_hash(job.train.keys)
-        self.batches = ingest.Batches(config, self.train_pixels, job.train.labels, hashes, group.rank, group.size)
+        hashes, train = rng.key_hash(job.train.keys), job.train
+        # Without a GPU, the step itself uses all CPUs.
+        threads = job.plan.cpus_per_worker if job.plan.gpu else 1
+        self.batches = ingest.Batches(
+            config, self.train_pixels, train.labels, hashes, train.blocks, group.rank, group.size, threads
+        )
         batch_size = self.batches.size
         if batch_size < group.size:
             raise CommonError(f"{batch_size} training images for {group.size} workers, expected one each at least")
@@ -94,29 +100,37 @@ class Trainer:
         self.stopping = EarlyStopping(config.optimizer.epochs, config.validation.keep, config.validation.patience)
         self.board: TensorBoardWriter | None = None  # rank 0 has one
         self.progress, self.best = checkpoint.restore_checkpoint(self.replica.model, self.replica.optimizer)
+        if (moving := self.progress.moving).size:
+            mine = moving[group.rank] if len(moving) == group.size else moving.mean(axis=0)
+            distributed.assign_moving_statistics(self.replica.model, mine)
+        self.clock = CheckpointClock(config.resources.checkpoint_minutes, group)
 
     def run(self) -> TrainResult | None:
         """Trains to the last epoch or until patience runs out, then writes the bundle with the weights to keep."""
         self._tell_start()
         while not self.stopping.is_over(self.progress):
-            started = time.perf_counter()
-            loss = self._train_epoch()
+            started = time.perf_counter() - self.progress.spent
+            loss = self._train_epoch(started)
             trained = time.perf_counter()
             validated = self._validate()
             entry = self._record(loss, validated, started, trained)
-            self._require_lease()
-            checkpoint.report_checkpoint(
-                self.progress, self.replica.model, self.replica.optimizer, self.best, self.group.rank
-            )
+            self._leave_checkpoint()
             self._tell_epoch(entry)
         return self._finish()
 
-    def _train_epoch(self) -> float:
-        """Trains for an epoch; returns its mean loss over all workers, in nats."""
-        losses, said, epoch = [], time.perf_counter(), self.progress.epoch
-        for step, batch in enumerate(self.batches.epoch(epoch), 1):
+    def _train_epoch(self, started: float) -> float:
+        """Trains for an epoch, or what is left of it; returns its mean loss over all workers, in nats."""
+        said, epoch, first = time.perf_counter(), self.progress.epoch, self.progress.step
+        losses = self._losses_so_far()
+        for step, batch in enumerate(self.batches.epoch(epoch, first), first + 1):
             losses.append(self.train_step(batch))
             stall.beat()
+            if step < self.batches.steps and self.clock.is_due(step):
+                self.progress.step, self.progress.spent = step, time.perf_counter() - started
+                self.progress.losses = self.group.gather(np.array(losses)).tolist()
+                if not self.job.config.model.spec.pretrained:  # else batch-norm stays in inference mode
+                    self.progress.moving = self.group.gather_moving_statistics(self.replica.model)
+                self._leave_checkpoint()
             if self.group.rank == 0 and time.perf_counter() - said > _EVENT_SECONDS:
                 said = time.perf_counter()
                 # From this worker's images only: a sum over all workers would make them wait for each other once more.
@@ -130,6 +144,20 @@ class Trainer:
                 f"{self.job.config.optimizer.learning_rate}"
             )
         return loss
+
+    def _losses_so_far(self) -> list[float]:
+        """This worker's losses in the steps of the epoch that are done already."""
+        told = self.progress.losses
+        if len(told) == self.group.size:
+            return list(told[self.group.rank])
+        # Of another number of workers.
+        return [sum(each) if self.group.rank == 0 else 0.0 for each in zip(*told, strict=True)]
+
+    def _leave_checkpoint(self) -> None:
+        self._require_lease()
+        replica = self.replica
+        checkpoint.report_checkpoint(self.progress, replica.model, replica.optimizer, self.best, self.group.rank)
+        self.clock.restart()
 
     def _validate(self) -> _Validated:
         """Validates the weights after an epoch, and makes sure that all workers have the same ones."""
@@ -163,6 +191,7 @@ class Trainer:
             "variables_sha256": validated.variables_sha256,
         }
         progress.history.append(entry)
+        progress.begin_epoch()
         progress.valid_logits.append(validated.logits.astype(np.float32))
         return entry
 
@@ -218,6 +247,7 @@ class Trainer:
                 rejected,
                 self.job.config.optimizer.epochs,
                 self.batches.size,
+                self.progress.step,
             )
         )
         self.board = TensorBoardWriter(RunDirectory(self.job.config.run.uri).tensorboard, self.progress.epoch)
@@ -231,13 +261,13 @@ class Trainer:
         self._tell(EpochDone(**entry, best=best))
 
 
-def _fetch_pixels(data: SplitData, size: int, split: str) -> ingest.Pixels:
-    """Maps a split's images into this process, S×S pixels each.
+def _fetch_pixels(data: SplitData, size: int, split: str) -> ImageStore:
+    """Opens a split's images, S×S pixels each.
 
     Raises:
         CommonError: too many of them are unreadable.
     """
-    pixels = ingest.Pixels.fetch(data.refs, len(data.labels), size)
+    pixels = stores.open_store(data.refs, len(data.labels), size)
     if len(pixels.rejected) > _MAX_REJECTED * len(pixels.where):
         raise CommonError(
             f"{len(pixels.rejected)} of {len(pixels.where)} {split} images could not be used, more than "

@@ -12,7 +12,7 @@ from catdog.choices import View
 from catdog.evaluation import metrics
 from catdog.inference.views import apply_view
 from catdog.training.distributed import WorkerGroup
-from catdog.training.ingest import Pixels
+from catdog.training.stores import ImageStore
 
 
 class Validator:
@@ -25,7 +25,7 @@ class Validator:
 
     def __init__(
         self,
-        pixels: Pixels,
+        pixels: ImageStore,
         labels: np.ndarray,
         prior: float,
         predict: Callable[[Any], Any],

@@ -18,6 +18,7 @@ import pytest
 from helpers import bundle_json, wait_for_checkpoint, weights
 
 from catdog import rng
+from catdog.choices import StoreName
 from catdog.data import images, packing, synthetic
 from catdog.data.catalog import Catalog
 from catdog.events import Event, TrainingStarted
@@ -54,9 +55,10 @@ def by_plain_keras(data: Catalog) -> list[np.ndarray]:
 @pytest.mark.usefixtures("two_cpus")
 def test_one_worker_two_workers_and_plain_keras_end_with_the_same_weights(drawn: Catalog, tmp_path: Path) -> None:
     runs = {}
-    # A packed set is trained on like the folder that it was made from.
+    # A packed set is trained on like the folder that it was made from, and from whichever store.
     packing.pack_dataset(drawn.root, str(tmp_path / "packed"))
-    for workers, data in ((1, drawn.root), (2, str(tmp_path / "packed"))):
+    kinds: list[tuple[int, str, StoreName]] = [(1, drawn.root, "encoded"), (2, str(tmp_path / "packed"), "files")]
+    for workers, data, store in kinds:
         config = TrainConfig(
             data=data,
             arch="workshop_cnn",
@@ -67,6 +69,8 @@ def test_one_worker_two_workers_and_plain_keras_end_with_the_same_weights(drawn:
             augment=False,
             workers=workers,
             cpus_per_worker=1,
+            store=store,
+            shuffle="full",
             name=f"w{workers}",
             runs=str(tmp_path),
         )

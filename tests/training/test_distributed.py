@@ -23,7 +23,7 @@ import keras
 import tensorflow as tf
 from catdog.training.collectives import Collectives
 from catdog.training.distributed import CommonError, ConnectedGroup, StrategyGroup
-from catdog.training.ingest import Pixels
+from catdog.training.stores import DecodedStore
 from catdog.training.validation import Validator
 
 rank, listener, addresses = json.loads(sys.argv[1])
@@ -65,7 +65,7 @@ images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8
 where = np.array([[0, 0], [0, 1], [0, 2], [-1, -1], [0, 4], [0, 5]])
 columns = np.linspace(-1, 2, 8, dtype=np.float32)
 predict = lambda batch: tf.reduce_mean(tf.cast(batch, tf.float32) * columns[:, None], axis=[1, 2, 3])[:, None]
-validator = Validator(Pixels([images], where, [(3, "broken")]), np.array([0, 1] * 3), 0.25, predict, group, 2)
+validator = Validator(DecodedStore([images], where, [(3, "broken")]), np.array([0, 1] * 3), 0.25, predict, group, 2)
 found["logits"] = validator.logits(["identity", "mirror"]).tolist()
 print(json.dumps(found))
 """

@@ -1,0 +1,274 @@
+"""Where training's images are while it runs: decoded or encoded in Ray's shared memory, or in their files.
+
+A Ray Data job reads and decodes each image once before the workers start, so that all stores know which images are
+readable, and none of those can harm a worker later. What it keeps of an image is the store's: its pixels, its bytes, or
+where it is. Every store gives the same pixels for a row.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from catdog import cluster, resources, storage
+from catdog.choices import StoreName
+from catdog.data import images, isolation
+from catdog.errors import CatdogError
+from catdog.events import EventHandler, Progress
+from catdog.training import orders
+
+_BLOCK_ROWS = 256
+# Of a node's shared memory, that images may take.
+_SHARE = 0.9
+# Files that are read to estimate the size of all, and what is added to the estimate.
+_SAMPLE, _MARGIN = 64, 1.15
+# Groups of a packed data set that are read at the same time.
+_READERS = 8
+
+
+class StoreChoice(NamedTuple):
+    """A store, and why it was chosen.
+
+    Attributes:
+        name: of the store.
+        why: for people, with the sizes.
+    """
+
+    name: StoreName
+    why: str
+
+
+def choose_store(asked: StoreName | None, uris: list[str], size: int) -> StoreChoice:
+    """Chooses the fastest store that every node has room for.
+
+    Args:
+        asked: the store that the user wants, or None.
+        uris: N files: of all images of the run.
+        size: S, in pixels.
+
+    Raises:
+        CatdogError: there is no room for the one that was asked for; says how much is needed and there.
+    """
+    decoded, there = len(uris) * size * size * 3, resources.object_store_bytes()
+    most = _SHARE * there
+    if asked == "files":
+        return StoreChoice("files", "read again in each epoch, as asked for")
+    if asked != "encoded" and decoded <= most:
+        return StoreChoice("decoded", f"decoded, {_gigabytes(decoded)} of {_gigabytes(there)} of shared memory a node")
+    too_large = f"decoded they need {_gigabytes(decoded)} of shared memory, and the smallest node has "
+    if asked == "decoded":
+        raise CatdogError(
+            f"--store decoded received, but {too_large}{_gigabytes(there)}; leave it out, use a smaller --image-size, "
+            "or start Ray with a larger --object-store-memory"
+        )
+    encoded = _encoded_bytes(uris)
+    if encoded <= most:
+        why = "as asked for" if asked else f"{too_large}{_gigabytes(there)}"
+        return StoreChoice("encoded", f"encoded, {_gigabytes(encoded)} of shared memory a node ({why})")
+    if asked:
+        raise CatdogError(
+            f"--store encoded received, but the files need {_gigabytes(encoded)} of shared memory, and the smallest "
+            f"node has {_gigabytes(there)}; leave it out, or start Ray with a larger --object-store-memory"
+        )
+    return StoreChoice(
+        "files", f"read again in each epoch ({too_large}{_gigabytes(there)}; encoded {_gigabytes(encoded)})"
+    )
+
+
+def room(count: int, size: int) -> int:
+    """How many times every node can hold so many decoded images of a size."""
+    return int(_SHARE * resources.object_store_bytes() / max(1, count * size * size * 3))
+
+
+def _encoded_bytes(uris: list[str]) -> int:
+    """Estimates the size of all files from a few."""
+    chosen = [uris[at] for at in np.linspace(0, len(uris) - 1, min(_SAMPLE, len(uris))).astype(int)]
+    sizes = [len(data) for data in images.fetch_all(chosen) if isinstance(data, bytes)]
+    return int(_MARGIN * len(uris) * np.mean(sizes)) if sizes else 0
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def load_images(
+    splits: dict[str, pa.Table], size: int, store: StoreName, on_event: EventHandler
+) -> dict[str, list[ray.ObjectRef]]:
+    """Reads and decodes splits on all CPUs, and keeps what a store needs in Ray's shared memory.
+
+    Args:
+        splits: the rows of each, N, column uri.
+        size: S, in pixels.
+        store: where the images are to be.
+        on_event: told of `Progress`.
+
+    Returns:
+        Blocks of each split, with the columns row (0 to N-1), status, detail, and pixels (S·S·3 bytes, uint8 RGB), data
+        (the file) or uri. They live as long as their references are held.
+
+    Raises:
+        CatdogError: a task failed for another reason than an image.
+    """
+    done, total = 0, sum(rows.num_rows for rows in splits.values())
+    found: dict[str, list[ray.ObjectRef]] = {}
+    load = functools.partial(_load_block, size=size, store=store)
+    on_event(Progress("decoding", 0, total))
+    for split, rows in splits.items():
+        blocks = [
+            pa.table({"row": range(start, start + part.num_rows), "uri": part["uri"]})
+            for start in range(0, rows.num_rows, _BLOCK_ROWS)
+            if (part := rows.slice(start, _BLOCK_ROWS))
+        ]
+        dataset = ray.data.from_arrow(blocks).map_batches(load, batch_format="pyarrow", batch_size=None)
+        found[split] = []
+        with cluster.ray_errors("decoding the images failed: {cause}"):
+            # As `materialize`, which says nothing until all is done.
+            for bundle in dataset.iter_internal_ref_bundles():
+                found[split] += bundle.block_refs
+                done += bundle.num_rows() or 0
+                on_event(Progress("decoding", done, total))
+    return found
+
+
+def _load_block(block: pa.Table, size: int, store: StoreName) -> pa.Table:
+    rows, uris = block["row"], block["uri"].to_pylist()
+    pixels = {size: np.empty((len(uris), size, size, 3), np.uint8)}
+    with isolation.surviving_decoder(f"decoding images {rows[0]}-{rows[-1]}", [size]) as decode:
+        files = list(images.fetch_all(uris))
+        _, statuses, details = decode(files, pixels)
+    kept: pa.Array | pa.ChunkedArray
+    if store == "decoded":
+        name = "pixels"
+        kept = pa.Array.from_buffers(pa.binary(size * size * 3), len(uris), [None, pa.py_buffer(pixels[size])])
+    elif store == "encoded":
+        pairs = zip(files, statuses, strict=True)
+        name, kept = "data", pa.array([None if status == "unreadable" else data for data, status in pairs], pa.binary())
+    else:
+        name, kept = "uri", block["uri"]
+    return pa.table({"row": rows, name: kept, "status": statuses, "detail": details})
+
+
+class ImageStore(ABC):
+    """A split's images by row, spread over blocks.
+
+    Attributes:
+        where: int64, N×2: block and place in it of each row, -1 where the image is unreadable.
+        rejected: row and reason of each unreadable image.
+    """
+
+    def __init__(self, where: np.ndarray, rejected: list[tuple[int, str]]) -> None:
+        self.where = where
+        self.rejected = rejected
+
+    @property
+    def readable(self) -> np.ndarray:
+        """The rows that have an image, in order."""
+        return np.flatnonzero(self.where[:, 0] >= 0)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Gathers images by row: uint8, len(rows)×S×S×3."""
+        return np.stack(list(self.images(rows)))
+
+    @abstractmethod
+    def images(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Gives images by row, uint8 S×S×3 each."""
+
+
+class DecodedStore(ImageStore):
+    """Images in shared memory, which are read from there without a copy."""
+
+    def __init__(self, blocks: list[np.ndarray], where: np.ndarray, rejected: list[tuple[int, str]]) -> None:
+        """Takes blocks, uint8 arrays n×S×S×3."""
+        super().__init__(where, rejected)
+        self._blocks = blocks
+
+    def images(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Gives images by row, uint8 S×S×3 each, without a copy."""
+        return (self._blocks[block][place] for block, place in self.where[rows])
+
+
+class EncodedStore(ImageStore):
+    """Files in shared memory, which are decoded whenever they are wanted."""
+
+    def __init__(self, blocks: list[pa.Array], where: np.ndarray, rejected: list[tuple[int, str]], size: int) -> None:
+        """Takes blocks, binary arrays of files, and the size to decode to."""
+        super().__init__(where, rejected)
+        self._blocks, self._size = blocks, size
+
+    def images(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Gives images by row, uint8 S×S×3 each."""
+        for block, place in self.where[rows]:
+            yield images.decode_image(self._blocks[block][int(place)].as_py(), self._size).pixels
+
+
+class FileStore(ImageStore):
+    """Files where they are, which are read and decoded whenever they are wanted."""
+
+    def __init__(self, blocks: list[pa.Array], where: np.ndarray, rejected: list[tuple[int, str]], size: int) -> None:
+        """Takes blocks, arrays of URIs, and the size to decode to."""
+        super().__init__(where, rejected)
+        self._blocks, self._size = blocks, size
+        first = blocks[0][0].as_py()
+        self._readers = None
+        if storage.is_packed(first):
+            # What a window of the block shuffle needs, and the one that a batch at its end begins.
+            storage.keep_groups(2 * orders.WINDOW)
+            self._readers = None if storage.is_local(first) else ThreadPoolExecutor(_READERS)
+
+    def images(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Gives images by row, uint8 S×S×3 each.
+
+        Raises:
+            CatdogError: a file that could be read at the start of the run cannot be read any more.
+        """
+        uris = [self._blocks[block][int(place)].as_py() for block, place in self.where[rows]]
+        if self._readers is not None:  # each group once, several at a time
+            list(self._readers.map(images.fetch, {storage.packed_group(uri): uri for uri in uris}.values()))
+        for uri, data in zip(uris, images.fetch_all(uris), strict=True):
+            decoded = data if isinstance(data, str) else images.decode_image(data, self._size)
+            why = decoded if isinstance(decoded, str) else decoded.detail * (decoded.status == "unreadable")
+            if isinstance(decoded, str) or why:
+                raise CatdogError(f"{uri} could be read when the run began, and cannot any more: {why}")
+            yield decoded.pixels
+
+
+def open_store(refs: list[ray.ObjectRef], rows: int, size: int) -> ImageStore:
+    """Opens the blocks of `load_images` in this process.
+
+    Args:
+        refs: of the blocks.
+        rows: N, how many rows the split has.
+        size: S, in pixels.
+    """
+    blocks: list[Any] = []
+    rejected: list[tuple[int, str]] = []
+    where = np.full((rows, 2), -1, np.int64)
+    kept = "pixels"
+    for table in ray.get(refs):
+        for batch in table.to_batches():
+            kept = batch.schema.names[1]
+            row = batch.column("row").to_numpy()
+            readable = np.array(batch.column("status").to_pylist()) != "unreadable"
+            where[row[readable], 0] = len(blocks)
+            where[row[readable], 1] = np.flatnonzero(readable)
+            rejected += [(int(row[at]), batch.column("detail")[int(at)].as_py()) for at in np.flatnonzero(~readable)]
+            column = batch.column(kept)
+            blocks.append(_pixels(column, size) if kept == "pixels" else column)
+    rejected.sort()
+    if kept == "pixels":
+        return DecodedStore(blocks, where, rejected)
+    images.use_one_thread()
+    return (EncodedStore if kept == "data" else FileStore)(blocks, where, rejected, size)
+
+
+def _pixels(column: pa.Array, size: int) -> np.ndarray:
+    pixels = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, size, size, 3)
+    return pixels[column.offset : column.offset + len(column)]
