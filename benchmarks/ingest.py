@@ -129,9 +129,10 @@ class Peaks(threading.Thread):
 
 
 DRIVE = """
-import sys, ray
-ray.init(address="local", object_store_memory=STORE, include_dashboard=False, log_to_driver=False)
-import os
+import os, ray
+ray.init(
+    address="local", object_store_memory=STORE, include_dashboard=False, log_to_driver=False, logging_level="error"
+)
 os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 from catdog.cli import main
 main.main()
@@ -154,8 +155,9 @@ def memory(
         place = repeat(source, number, root / f"{kind}-{number}").root
         if kind == "packed":
             place = packing.pack_dataset(place, str(root / "shards"))[0].root
-        words = ["train", "--data", place, *_SMALL, "--workers", "1", "--name", f"{kind}-{number}", "--runs", str(root),
-                 *(["--store", "files"] if number < count else [])]  # fmt: skip
+        name, runs = f"{kind}-{number}", root / "runs"
+        words = ["train", "--data", place, *_SMALL, "--workers", "1", "--name", name, "--runs", str(runs)]
+        words += ["--store", "files"] if number < count else []
         started = time.perf_counter()
         script = DRIVE.replace("STORE", str(_STORE_BYTES))
         process = subprocess.Popen([sys.executable, "-c", script, *words], stdout=subprocess.PIPE, text=True)
@@ -165,7 +167,7 @@ def memory(
         peaks.over.set()
         if process.returncode:
             raise RuntimeError(said)
-        training = json.loads((root / f"{kind}-{number}/model/bundle.json").read_text())["training"]
+        training = json.loads((runs / name / "model/bundle.json").read_text())["training"]
         print(
             f"| {number:,} | {number * mean / 1e9:.2f} | {_STORE_BYTES / 1e9:.2f} | {kind} | "
             f"{training['options']['shuffle']} | {peaks.driver:.0f} | {peaks.worker:.0f} | {peaks.early:.0f} | "
