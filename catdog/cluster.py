@@ -206,12 +206,10 @@ def _require_head(address: str) -> None:
     token: list[tuple[str, str]] = []
     with contextlib.suppress(RayError):  # no token is set
         token = [(name.lower(), value) for name, value in get_auth_headers_if_auth_enabled({}).items()]
-    with grpc.insecure_channel(where, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        try:
-            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", _ANSWER_SECONDS, token)
-            return
-        except grpc.RpcError as error:
-            code, details = error.code(), error.details()
+    error = _call_head(where, token)
+    if error is None:
+        return
+    code, details = error.code(), error.details()
     if code == grpc.StatusCode.UNAUTHENTICATED and not token:
         raise CatdogError(
             f"the Ray cluster at {where} requires a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
@@ -228,3 +226,25 @@ def _require_head(address: str) -> None:
     else:
         reason = details.rpartition(": ")[2].rstrip("]")
     raise CatdogError(f"could not reach the Ray cluster at {where}: {reason}")
+
+
+def asks_for_token(address: str) -> bool | None:
+    """Whether the Ray head at HOST:PORT refuses who has no token; None if it gives another answer, or none."""
+    import grpc
+
+    error = _call_head(address, [])
+    if error is None:
+        return False
+    return True if error.code() == grpc.StatusCode.UNAUTHENTICATED else None
+
+
+def _call_head(where: str, token: list[tuple[str, str]]) -> Any:
+    """Asks the head at HOST:PORT whether it lives; returns None or gRPC's error."""
+    import grpc
+
+    with grpc.insecure_channel(where, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", _ANSWER_SECONDS, token)
+        except grpc.RpcError as error:
+            return error
+    return None

@@ -52,6 +52,7 @@ COMMANDS = {
     "oof": [],
     "recipes": [],
     "runs": ["--runs", "--json"],
+    "doctor": ["--data", "--image-size", "--model", "--runs", "--json"],
 }  # fmt: skip
 
 

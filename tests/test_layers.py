@@ -14,7 +14,7 @@ ROOT = Path(catdog.__file__).parent
 # From the top down; packages of one layer do not import each other.
 LAYERS = (
     {"cli"},
-    {"experiments"},
+    {"experiments", "doctor"},
     {"training", "scoring", "serving", "kaggle"},
     {"reporting"},
     {"inference"},

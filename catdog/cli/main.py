@@ -12,7 +12,7 @@ import typer
 import typer.exceptions
 
 from catdog import __version__, buckets, imports, interruption
-from catdog.cli import data, kaggle, predict, score, serve, train
+from catdog.cli import data, doctor, kaggle, predict, score, serve, train
 from catdog.cli.display import err, out
 from catdog.cli.options import add_command
 from catdog.errors import CatdogError, UsageError
@@ -47,6 +47,7 @@ add_command(app, "tune", train.tune)
 add_command(app, "oof", train.oof)
 add_command(app, "runs", train.list_runs)
 add_command(app, "recipes", train.recipes)
+add_command(app, "doctor", doctor.doctor)
 
 
 def main() -> NoReturn:

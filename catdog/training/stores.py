@@ -40,10 +40,12 @@ class StoreChoice(NamedTuple):
     Attributes:
         name: of the store.
         why: for people, with the sizes.
+        held: bytes of shared memory that it needs on each node.
     """
 
     name: StoreName
     why: str
+    held: int = 0
 
 
 def choose_store(asked: StoreName | None, uris: list[str], size: int) -> StoreChoice:
@@ -62,7 +64,8 @@ def choose_store(asked: StoreName | None, uris: list[str], size: int) -> StoreCh
     if asked == "files":
         return StoreChoice("files", "read again in each epoch, as asked for")
     if asked != "encoded" and decoded <= most:
-        return StoreChoice("decoded", f"decoded, {_gigabytes(decoded)} of {_gigabytes(there)} of shared memory a node")
+        why = f"decoded, {_gigabytes(decoded)} of {_gigabytes(there)} of shared memory a node"
+        return StoreChoice("decoded", why, decoded)
     too_large = f"decoded they need {_gigabytes(decoded)} of shared memory, and the smallest node has "
     if asked == "decoded":
         raise CatdogError(
@@ -72,7 +75,7 @@ def choose_store(asked: StoreName | None, uris: list[str], size: int) -> StoreCh
     encoded = _encoded_bytes(uris)
     if encoded <= most:
         why = "as asked for" if asked else f"{too_large}{_gigabytes(there)}"
-        return StoreChoice("encoded", f"encoded, {_gigabytes(encoded)} of shared memory a node ({why})")
+        return StoreChoice("encoded", f"encoded, {_gigabytes(encoded)} of shared memory a node ({why})", encoded)
     if asked:
         raise CatdogError(
             f"--store encoded received, but the files need {_gigabytes(encoded)} of shared memory, and the smallest "
