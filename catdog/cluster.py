@@ -7,9 +7,11 @@ import importlib
 import logging
 import os
 import re
+import secrets
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,6 +27,19 @@ _may_grow = False
 
 # A reachable head answers within milliseconds.
 _ANSWER_SECONDS = 10
+
+
+def _give_token_without_home() -> None:
+    """Gives a local cluster its token by the environment, where Ray could not write it into the user's home."""
+    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    try:
+        (Path.home() / ".ray").mkdir(parents=True, exist_ok=True)
+        if os.access(Path.home() / ".ray", os.W_OK):
+            return
+    except (OSError, RuntimeError):  # there is no home, or it cannot be written
+        pass
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @contextlib.contextmanager
@@ -77,6 +92,7 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
             # Ray often connects to its object store before that listens, and by default retries only a second later.
             os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
             os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
+            _give_token_without_home()
             options["include_dashboard"] = False
         # Importing Ray Data and starting Ray both take seconds and mostly wait, so they run at the same time.
         with quiet_stderr(not debug), ThreadPoolExecutor(1) as pool:
@@ -84,7 +100,7 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
             # With address=None, Ray would join a cluster that already runs on this machine.
             with interruption.keeping_handlers():
                 ray.init(address=address or "local", job_config=_JobConfig(), **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError, RayError) as error:
+    except Exception as error:  # Ray raises this class itself where its start takes too long
         where = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
         raise CatdogError(f"could not {where}: {first_line(error)}") from error
     try:

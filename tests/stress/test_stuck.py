@@ -216,7 +216,7 @@ def test_a_lost_node(workers: str, wait: float | None, tmp_path: Path, short_tmp
 
 
 JOINING = """
-import json, os, ray, tempfile
+import json, os, psutil, ray, subprocess, tempfile
 from ray.cluster_utils import Cluster
 from catdog.events import EpochDone, TrainingStarted
 from catdog.training import train
@@ -225,20 +225,23 @@ node = dict(num_cpus=1, object_store_memory=200_000_000)
 os.makedirs(os.path.join(tempfile.gettempdir(), "ray"), exist_ok=True)  # where Cluster leaves a note of its address
 cluster = Cluster(initialize_head=True, head_node_args=dict(node, include_dashboard=False, temp_dir=TEMPORARY))
 os.environ["RAY_ADDRESS"] = cluster.address
-events = []
+events, joined = [], []
 
 def tell(event):
     events.append(event)
     if isinstance(event, EpochDone) and event.epoch == 2:
-        cluster.add_node(**node)
+        words = [RAY, "start", "--address", cluster.address, "--num-cpus=1", "--object-store-memory=200000000"]
+        joined.append(subprocess.Popen([*words, "--block"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
 
-config = train.TrainConfig(data=DATA, arch="small_resnet", image_size=64, epochs=100, patience=100, batch_size=16,
+config = train.TrainConfig(data=DATA, arch="small_resnet", image_size=64, epochs=150, patience=150, batch_size=16,
                            name="joined", runs=RUNS, workers="1:2")
 train.train_model(config, tell)
 print(json.dumps({
     "workers": [[event.workers, event.nodes, event.epoch] for event in events if isinstance(event, TrainingStarted)],
     "epochs": [event.epoch for event in events if isinstance(event, EpochDone)],
 }))
+for process in [*psutil.Process(joined[0].pid).children(recursive=True), joined[0]]:
+    process.kill()
 cluster.shutdown()
 """
 
@@ -246,14 +249,15 @@ cluster.shutdown()
 def test_a_node_that_joins_is_used(tmp_path: Path, short_tmp: Path) -> None:
     data = synthetic.synthesize(str(tmp_path / "set"), 256, 8, seed=5)
     values = {"TEMPORARY": str(short_tmp / "j"), "DATA": data.root, "RUNS": str(tmp_path)}
+    values["RAY"] = str(Path(sys.executable).with_name("ray"))
     script = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + JOINING
     found = json.loads(in_process(script, timeout=550, PYTHONPATH=str(ROOT)).splitlines()[-1])
     # Ray Train looks once a minute.
     assert found["workers"][0] == [1, 1, 0]
     workers, nodes, epoch = found["workers"][-1]
     assert (workers, nodes) == (2, 2)
-    assert 2 <= epoch < 100
-    assert sorted(set(found["epochs"])) == list(range(1, 101))
+    assert 2 <= epoch < 150
+    assert sorted(set(found["epochs"])) == list(range(1, 151))
 
 
 BEATS = """
