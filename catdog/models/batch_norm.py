@@ -11,7 +11,6 @@ with AMX, about 1.6 times with AVX-512 BF16. The variables are those of the Kera
 from __future__ import annotations
 
 import functools
-import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,21 +86,66 @@ def has_bfloat16() -> bool:
 
 
 def can_fold_batch_norm(model: keras.Model) -> bool:
-    """Returns whether model and backbone are chains of layers, the backbone of convolutions, batch-norm and ReLU."""
+    """Returns whether every convolution of a model's backbone is followed by a batch-norm of its own.
+
+    That is so in MobileNet, MobileNetV2 and EfficientNet-Lite. Not in networks with biases or activations in their
+    convolutions (VGG16, squeeze-and-excitation), with batch-norm before a convolution or after a sum (ResNet50V2,
+    DenseNet121), or with layers of other kinds (Xception's separable convolutions, ConvNeXt's layer-norm).
+
+    Args:
+        model: with a backbone; the layers around that form a chain.
+    """
     from keras import layers
 
     outer = (layers.InputLayer, layers.Rescaling, layers.GlobalAveragePooling2D, layers.Dropout, layers.Dense)
-    inner = (layers.Conv2D, layers.DepthwiseConv2D, layers.BatchNormalization, layers.ReLU, layers.ZeroPadding2D)
-    backbone = model.get_layer(BACKBONE).layers[1:]
-    return (
-        all(isinstance(layer, outer) or layer.name == BACKBONE for layer in model.layers)
-        and all(isinstance(layer, inner) for layer in backbone)
-        and all(
-            isinstance(after, layers.BatchNormalization) and not before.use_bias
-            for before, after in itertools.pairwise(backbone)
-            if isinstance(before, layers.Conv2D | layers.DepthwiseConv2D)
-        )
+    # Their inference mode is a function of their inputs alone.
+    inner = (
+        *(layers.Conv2D, layers.DepthwiseConv2D, layers.BatchNormalization, layers.ReLU, layers.Activation, layers.Add),
+        *(layers.ZeroPadding2D, layers.Dropout, layers.MaxPooling2D, layers.AveragePooling2D),
     )
+    backbone = model.get_layer(BACKBONE)
+    inside = backbone.layers[1:]
+    if not (
+        all(isinstance(layer, outer) or layer.name == BACKBONE for layer in model.layers)
+        and all(isinstance(layer, inner) for layer in inside)
+    ):
+        return False
+    takers: dict[int, list[keras.Layer | None]] = {id(backbone.output): [None]}
+    for layer in inside:
+        for tensor in _inputs(layer):
+            takers.setdefault(id(tensor), []).append(layer)
+    made = {id(backbone.input)} | {id(layer.output) for layer in inside}
+    convolutions = [layer for layer in inside if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D)]
+    norms = [layer for layer in inside if isinstance(layer, layers.BatchNormalization)]
+    followers = [takers.get(id(layer.output), []) for layer in convolutions]
+    return (
+        # A tensor that no layer makes is of a layer called twice.
+        set(takers) <= made
+        and all(map(_has_kernel_alone, convolutions))
+        and all(len(after) == 1 and after[0] in norms for after in followers)
+        and len(convolutions) == len(norms)
+        and all(norm.scale and norm.center and norm.axis in (-1, 3) for norm in norms)
+    )
+
+
+def _has_kernel_alone(layer: Any) -> bool:
+    """Whether a convolution is one that `_convolve` computes: a kernel, and neither bias nor activation."""
+    import keras
+
+    return (
+        not layer.use_bias
+        and layer.activation is keras.activations.linear
+        and layer.strides[0] == layer.strides[1]
+        and set(layer.dilation_rate) == {1}
+        and getattr(layer, "groups", 1) == 1
+        and getattr(layer, "depth_multiplier", 1) == 1
+        and layer.data_format == "channels_last"
+    )
+
+
+def _inputs(layer: keras.Layer) -> list[Any]:
+    """The symbolic tensors that a layer of a functional model takes."""
+    return layer.input if isinstance(layer.input, list) else [layer.input]
 
 
 def apply_folded(model: keras.Model, batch: tf.Tensor, bfloat16: bool = True, training: bool = True) -> tf.Tensor:
@@ -120,15 +164,24 @@ def apply_folded(model: keras.Model, batch: tf.Tensor, bfloat16: bool = True, tr
 
 
 def _backbone(backbone: keras.Model, x: tf.Tensor, bfloat16: bool) -> tf.Tensor:
+    """Computes a backbone's output; its layers are in an order in which each comes after those that it takes from."""
     from keras import layers
 
-    chain = iter(backbone.layers[1:])
-    for layer in chain:
+    values = {id(backbone.input): x}
+    convolutions = {}  # and what they take, by what they make: each is computed with its batch-norm
+    for layer in backbone.layers[1:]:
+        inputs, made = _inputs(layer), id(layer.output)
         if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D):
-            x = _convolve(layer, next(chain), x, bfloat16)
+            convolutions[made] = layer, values[id(inputs[0])]
+        elif isinstance(layer, layers.BatchNormalization):
+            convolution, given = convolutions[id(inputs[0])]
+            values[made] = _convolve(convolution, layer, given, bfloat16)
+        elif isinstance(layer, layers.Dropout):
+            values[made] = values[id(inputs[0])]
         else:
-            x = layer(x)
-    return x
+            given = [values[id(tensor)] for tensor in inputs]
+            values[made] = layer(given if len(given) > 1 else given[0])
+    return values[id(backbone.output)]
 
 
 def _convolve(layer: Any, norm: keras.layers.BatchNormalization, x: tf.Tensor, bfloat16: bool) -> tf.Tensor:
