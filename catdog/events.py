@@ -120,6 +120,8 @@ class TrainingStarted:
         epochs: number of epochs, if the run does not stop early.
         batch_size: images of a step, of all workers.
         step: number of finished steps of the next epoch.
+        precision: of the matrix products in training.
+        rates: images per second of all workers by precision, of which the faster one was taken; else empty.
     """
 
     workers: int
@@ -129,6 +131,8 @@ class TrainingStarted:
     epochs: int
     batch_size: int
     step: int = 0
+    precision: str = "float32"
+    rates: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

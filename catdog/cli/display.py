@@ -81,6 +81,10 @@ def show_event(event: Event) -> None:
             done = [f"epoch {event.epoch}"] * bool(event.epoch) + [f"step {event.step}"] * bool(event.step)
             after = f" after {', '.join(done)}" if done else ""
             out.print(f"Training on {count(event.workers, 'worker')}{where}{after}")
+            if event.rates:
+                slower = {name: rate for name, rate in event.rates.items() if name != event.precision}
+                rest = "".join(f" ({name} {rate:,.1f})" for name, rate in slower.items())
+                out.print(f"Precision: {event.precision}, {event.rates[event.precision]:,.1f} images/s{rest}")
             for line in event.rejected:
                 out.print(f"Left out: {line}")
         case EpochDone():

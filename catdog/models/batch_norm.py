@@ -4,8 +4,8 @@ For trained batch-norm, TensorFlow has a single operation where Keras 3 uses a d
 whole activation.
 
 Batch-norm in inference mode is a scale and an offset, which can be folded into the preceding kernel. A 1×1
-convolution is then a matrix product. CPUs with bfloat16 instructions compute it faster than in float32: several times
-with AMX, about 1.6 times with AVX-512 BF16. The variables are those of the Keras model and stay float32.
+convolution is then a matrix product, which CPUs with AMX compute several times faster in bfloat16 than in float32; with
+AVX-512 BF16 alone some are faster and some are not. The variables are those of the Keras model and stay float32.
 """
 
 from __future__ import annotations

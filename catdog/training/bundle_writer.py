@@ -85,7 +85,7 @@ def write_trained_bundle(
         seed=config.run.seed,
         training={
             **training_record(config),
-            "precision": replica.precision,
+            "precision": progress.precision,
             "history": progress.history,
             # Of a resumed run: what its epochs took, if that is more than the last session.
             "seconds": max(time.time() - job.started, sum(entry["seconds"] for entry in progress.history)),

@@ -6,11 +6,12 @@ import json
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray.train
 
+Precision = Literal["float32", "bfloat16"]
 _LOGITS_NAME, _MOVING_NAME = "valid-logits.npz", "moving.npz"
 
 
@@ -23,6 +24,8 @@ class Progress:
         best_epoch: the one that is kept.
         best_log_loss: its validation log loss.
         history: the figures of each epoch.
+        precision: of the matrix products, which decides the bits of what follows. None at the start, and in a
+            checkpoint that held none.
         valid_logits: float32, N, of each epoch, in the order of the validation split. None are of epochs before a
             checkpoint that held none.
         step: how many steps of the next epoch are done.
@@ -35,6 +38,7 @@ class Progress:
     best_epoch: int = 0
     best_log_loss: float = float("inf")
     history: list[dict[str, Any]] = field(default_factory=list)
+    precision: Precision | None = None
     valid_logits: list[np.ndarray] = field(default_factory=list)
     step: int = 0
     losses: list[list[float]] = field(default_factory=list)
@@ -47,12 +51,12 @@ class Progress:
 
 
 def variable_values(model: Any) -> list[np.ndarray]:
-    """Copies of all variables of a Keras model, in its order."""
+    """Copies of all variables of a Keras model or optimizer, in its order."""
     return [np.asarray(variable).copy() for variable in model.variables]
 
 
 def assign_variables(model: Any, arrays: list[np.ndarray]) -> None:
-    """Puts arrays, in the order of `variable_values`, into a Keras model's variables."""
+    """Puts arrays, in the order of `variable_values`, into a Keras model's or optimizer's variables."""
     for variable, value in zip(model.variables, arrays, strict=True):
         variable.assign(value)
 
@@ -102,9 +106,7 @@ def report_checkpoint(progress: Progress, model: Any, optimizer: Any, best: list
         ray.train.report(figures)
         return
     with tempfile.TemporaryDirectory() as folder:
-        _save(
-            Path(folder) / "variables.npz", variable_values(model) + [np.asarray(each) for each in optimizer.variables]
-        )
+        _save(Path(folder) / "variables.npz", variable_values(model) + variable_values(optimizer))
         _save(Path(folder) / "best.npz", best)
         _save(Path(folder) / _LOGITS_NAME, progress.valid_logits)
         if progress.moving.size:

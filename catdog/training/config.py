@@ -9,7 +9,7 @@ import dataclasses
 import json
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from catdog import stall, storage
 from catdog.choices import Keep, Shuffle, StoreName
@@ -87,7 +87,7 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     label_smoothing: float = 0.0
     ema: float = 0.0
-    precision: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,11 @@ from catdog.lease import Lease
 from catdog.resources import TrainPlan
 from catdog.run_directory import RunDirectory
 from catdog.training import corrections, ingest, launch, stores, train
+from catdog.training.checkpoint import Precision, Progress
 from catdog.training.config import ResolvedConfig, default_options, resolve
 from catdog.training.distributed import WorkerGroup
 from catdog.training.job import SplitData, WorkerJob
+from catdog.training.precision import measure_steps, possible_precisions
 from catdog.training.recipes import get_recipe
 from catdog.training.replica import build_replica
 from catdog.training.request import PLACE_FIELDS, TrainConfig
@@ -52,18 +54,37 @@ class Rates:
         decode: images per second of one CPU.
         forward: images per second and view of all workers, predicted.
         train: images per second of all workers, trained on; 0 if no epoch is trained.
+        precision: that the run would train in, where it would measure which is faster; else "".
+        slower: images per second trained on in the other one, or 0.
     """
 
     start: float
     decode: float
     forward: float
     train: float
+    precision: str = ""
+    slower: float = 0.0
 
     @property
     def words(self) -> str:
         """The same for people."""
         trained = f", {self.train:,.0f} trained on" if self.train else ""
-        return f"{self.decode:,.0f} images/s decoded by a CPU, {self.forward:,.0f} predicted{trained} by all workers"
+        other = "float32" if self.precision == "bfloat16" else "bfloat16"
+        precision = f" in {self.precision} ({self.slower:,.0f} in {other})" if self.precision else ""
+        return (
+            f"{self.decode:,.0f} images/s decoded by a CPU, {self.forward:,.0f} predicted{trained} by all workers"
+            f"{precision}"
+        )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one worker measured: as `Rates`, of itself; `train` by precision."""
+
+    start: float
+    decode: float
+    forward: float
+    train: dict[Precision, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,11 +130,12 @@ def estimate_training(
         uris = [*data.split("train")["uri"].to_pylist(), *data.split("valid")["uri"].to_pylist()]
         store = stores.choose_store(resolved.resources.store, uris, resolved.model.image_size)
         wait_for([launch.worker_resources(plans[0])] * plans[0].workers, on_event or (lambda _: None), asked.wait)
-        rates = _measure(runs[0], plans[0], data.split("train"))
+        if folds:
+            counts = sum(counts) * (folds - 1) // folds, sum(counts) // folds
+        steps = counts[0] // max(1, min(counts[0], runs[0].data.batch_size)) * runs[0].optimizer.epochs
+        rates = _measure(runs[0], plans[0], data.split("train"), steps)
         cpus = int(ray.cluster_resources()["CPU"])
     seconds = {"starting Ray": connected}
-    if folds:
-        counts = sum(counts) * (folds - 1) // folds, sum(counts) // folds
     probe = bool(folds) and resolved.optimizer.head_first and not resolved.optimizer.epochs and not resolved.run.members
     missing = "fitting heads and saving models" if resolved.optimizer.head_first else "saving models"
     for run in runs * (1 if probe or only else folds or 1):
@@ -179,24 +201,42 @@ def _short(value: Any, default: Any) -> Any:
     return value
 
 
-def _measure(config: ResolvedConfig, plan: TrainPlan, rows: pa.Table) -> Rates:
-    """Measures in one process for each worker, all at the same time."""
+def _measure(config: ResolvedConfig, plan: TrainPlan, rows: pa.Table, steps: int) -> Rates:
+    """Measures in one process for each worker, all at the same time; `steps` is of the whole run."""
     weights = train.load_weights(config)
     task = ray.remote(max_calls=1, num_cpus=plan.cpus_per_worker, num_gpus=1 if plan.gpu else 0)(_measure_worker)
     started = time.time()
     with cluster.ray_errors("measuring failed: {cause}"):
         spread = [rows.slice(rows.num_rows * rank // plan.workers, _IMAGES) for rank in range(plan.workers)]
-        found = ray.get([task.remote(config, plan, part, [weights], started) for part in spread])
-    if any(isinstance(one, str) for one in found):
-        raise CatdogError(next(one for one in found if isinstance(one, str)))
-    start, decode, forward, trained = np.array(found).T
-    return Rates(float(start.max()), float(decode.mean()), float(forward.sum()), float(trained.sum()))
+        answers = ray.get([task.remote(config, plan, part, [weights], started, steps) for part in spread])
+    found: list[_Measured] = []
+    for answer in answers:
+        if isinstance(answer, str):
+            raise CatdogError(answer)
+        found.append(answer)
+    # As the run decides: of what every worker can do, what its slowest does fastest.
+    common = [precision for precision in found[0].train if all(precision in one.train for one in found)]
+    common.sort(key=lambda precision: min(one.train[precision] for one in found), reverse=True)
+    trained = [sum(one.train[precision] for one in found) for precision in common]
+    return Rates(
+        start=max(one.start for one in found),
+        decode=sum(one.decode for one in found) / len(found),
+        forward=sum(one.forward for one in found),
+        train=trained[0] if common else 0.0,
+        precision=common[0] if len(common) > 1 else "",
+        slower=trained[1] if len(common) > 1 else 0.0,
+    )
 
 
 def _measure_worker(
-    config: ResolvedConfig, plan: TrainPlan, rows: pa.Table, weights: list[ray.ObjectRef | None], started: float
-) -> tuple[float, float, float, float] | str:
-    """Measures one worker's share of a batch: seconds to start, and images per second decoded, predicted, trained on.
+    config: ResolvedConfig,
+    plan: TrainPlan,
+    rows: pa.Table,
+    weights: list[ray.ObjectRef | None],
+    started: float,
+    run_steps: int,
+) -> _Measured | str:
+    """Measures one worker's share of a batch.
 
     Args:
         config: of the run.
@@ -204,9 +244,10 @@ def _measure_worker(
         rows: of the catalog, at most `_IMAGES`.
         weights: the backbone's; in a list, in which Ray leaves a reference as it is.
         started: time at which all were asked for, in seconds since 1970.
+        run_steps: of the whole run.
 
     Returns:
-        These, or what is wrong with the options.
+        What was measured, or what is wrong with the options.
     """
     engines.set_up(plan.cpus_per_worker, plan.gpu)
     import tensorflow as tf
@@ -230,17 +271,26 @@ def _measure_worker(
     except CatdogError as error:
         return str(error)
     batches = ingest.Batches(config, pixels, labels, rng.key_hash(keys), np.arange(len(keys)), 0, 1)
-    step = training_step(config, replica, group, batches.size)
+    precisions = possible_precisions(config, replica, group, run_steps, Progress())
+    steps = {precision: training_step(config, replica, group, batches.size, precision) for precision in precisions}
     predict = tf.function(replica.predict, autograph=False)
     batch = pixels.take(readable[: batches.size])
     predict(batch)
     if config.optimizer.epochs:
-        step(next(batches.epoch(0)))
+        first = next(batches.epoch(0))
+        if len(steps) > 1:
+            measure_steps(steps, replica, group, first)  # takes what it takes at the start of the run
+        else:
+            steps[precisions[0]](first)
     start = time.time() - started - decode_seconds
     forward = _rate(lambda: predict(batch).numpy(), len(batch))
     feed = itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count())
-    trained = _rate(lambda: step(next(feed)), batches.size) if config.optimizer.epochs else 0.0
-    return start, rows.num_rows / decode_seconds, forward, trained
+    trained = {
+        precision: _rate(lambda step=step: step(next(feed)), batches.size)  # type: ignore[misc]
+        for precision, step in steps.items()
+        if config.optimizer.epochs
+    }
+    return _Measured(start, rows.num_rows / decode_seconds, forward, trained)
 
 
 def _places(rows: int, readable: np.ndarray) -> np.ndarray:

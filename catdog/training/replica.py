@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
@@ -29,7 +29,6 @@ class Replica:
         optimizer: of Keras, built for `model`.
         ema: whether the optimizer averages the weights, and the averages are what is validated and kept.
         folds_batch_norm: whether batch-norm that stays as it is may be folded into the convolution before it.
-        precision: of the matrix products in training.
     """
 
     model: Any
@@ -37,7 +36,6 @@ class Replica:
     optimizer: Any
     ema: bool
     folds_batch_norm: bool
-    precision: Literal["float32", "bfloat16"]
 
     def predict(self, pixels: Any) -> Any:
         """Computes the logits of the validation model.
@@ -101,13 +99,9 @@ def build_replica(job: WorkerJob, group: WorkerGroup, steps: int) -> Replica:
         optimizer = optimizers.build_optimizer(config, model, steps)
         optimizer.build(model.trainable_variables)
     folds = config.model.spec.pretrained and batch_norm.can_fold_batch_norm(model) and not job.plan.gpu
-    able = group.all_true(batch_norm.has_bfloat16())
     if config.optimizer.precision == "bfloat16" and not folds:
         raise CommonError(f"--precision bfloat16 received, but {config.model.arch} as asked for is not trained in it")
-    # Where every worker's CPU has bfloat16 in hardware and the backbone's batch-norm stays as it is.
-    wanted = config.optimizer.precision == "bfloat16" or (config.optimizer.precision == "auto" and able)
-    precision: Literal["float32", "bfloat16"] = "bfloat16" if folds and wanted else "float32"
-    return Replica(model, validation_model, optimizer, bool(config.optimizer.ema), folds, precision)
+    return Replica(model, validation_model, optimizer, bool(config.optimizer.ema), folds)
 
 
 def _build(spec: registry.ModelSpec, weights: bytes | None, group: WorkerGroup) -> Any:

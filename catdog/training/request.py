@@ -142,7 +142,9 @@ class TrainConfig(pydantic.BaseModel):
         None, description="Decay per step of the averaged weights that are validated and kept; 0 is none."
     )
     precision: Literal["auto", "float32", "bfloat16"] | None = Field(
-        None, description="Precision of the frozen and fine-tuned backbone's matrix products while training."
+        None,
+        description="Precision of the frozen and fine-tuned backbone's matrix products while training. Default: auto, "
+        "the faster one as measured at the start, so the same command may take another one at another time.",
     )
 
     # --- validation

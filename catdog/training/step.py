@@ -9,13 +9,14 @@ import numpy as np
 
 from catdog.models import batch_norm, surgery
 from catdog.training import augmentation
+from catdog.training.checkpoint import Precision
 from catdog.training.config import ResolvedConfig
 from catdog.training.distributed import WorkerGroup
 from catdog.training.replica import Replica
 
 
 def training_step(
-    config: ResolvedConfig, replica: Replica, group: WorkerGroup, batch_size: int
+    config: ResolvedConfig, replica: Replica, group: WorkerGroup, batch_size: int, precision: Precision
 ) -> Callable[[list[np.ndarray]], float]:
     """Makes the function that trains on one batch.
 
@@ -24,6 +25,7 @@ def training_step(
         replica: whose model and optimizer are updated.
         group: adds up the workers' gradients.
         batch_size: of the global batch, in images.
+        precision: of the matrix products; bfloat16 only if the replica folds batch-norm.
 
     Returns:
         A function of this worker's share of a batch, as `ingest.Batches.epoch` yields it. It returns this share's part
@@ -34,7 +36,7 @@ def training_step(
     model, optimizer = replica.model, replica.optimizer
 
     def forward(pixels: Any) -> Any:
-        if replica.precision == "bfloat16":
+        if precision == "bfloat16":
             return batch_norm.apply_folded(model, pixels)
         if config.model.spec.pretrained:
             return surgery.forward_in_inference_mode(model, pixels)

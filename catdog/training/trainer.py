@@ -24,8 +24,8 @@ from catdog.training.checkpoint_clock import CheckpointClock
 from catdog.training.distributed import CommonError
 from catdog.training.early_stopping import EarlyStopping
 from catdog.training.job import Failure, SplitData, TrainResult, WorkerJob
+from catdog.training.precision import choose_precision
 from catdog.training.replica import build_replica
-from catdog.training.step import training_step
 from catdog.training.stores import ImageStore
 from catdog.training.tensorboard import TensorBoardWriter
 from catdog.training.validation import Validator
@@ -95,7 +95,6 @@ class Trainer:
         if batch_size < group.size:
             raise CommonError(f"{batch_size} training images for {group.size} workers, expected one each at least")
         self.replica = build_replica(job, group, self.batches.steps * config.optimizer.epochs)
-        self.train_step = training_step(config, self.replica, group, batch_size)
         self.validator = Validator(valid_pixels, job.valid.labels, job.prior, self.replica.predict, group, batch_size)
         self.stopping = EarlyStopping(config.optimizer.epochs, config.validation.keep, config.validation.patience)
         self.board: TensorBoardWriter | None = None  # rank 0 has one
@@ -104,6 +103,8 @@ class Trainer:
             mine = moving[group.rank] if len(moving) == group.size else moving.mean(axis=0)
             distributed.assign_moving_statistics(self.replica.model, mine)
         self.clock = CheckpointClock(config.resources.checkpoint_minutes, group)
+        self.choice = choose_precision(config, self.replica, group, self.batches, self.progress)
+        self.progress.precision = self.choice.precision
 
     def run(self) -> TrainResult | None:
         """Trains to the last epoch or until patience runs out, then writes the bundle with the weights to keep."""
@@ -123,7 +124,7 @@ class Trainer:
         said, epoch, first = time.perf_counter(), self.progress.epoch, self.progress.step
         losses = self._losses_so_far()
         for step, batch in enumerate(self.batches.epoch(epoch, first), first + 1):
-            losses.append(self.train_step(batch))
+            losses.append(self.choice.step(batch))
             stall.beat()
             if step < self.batches.steps and self.clock.is_due(step):
                 self.progress.step, self.progress.spent = step, time.perf_counter() - started
@@ -248,6 +249,8 @@ class Trainer:
                 self.job.config.optimizer.epochs,
                 self.batches.size,
                 self.progress.step,
+                self.choice.precision,
+                self.choice.rates,
             )
         )
         self.board = TensorBoardWriter(RunDirectory(self.job.config.run.uri).tensorboard, self.progress.epoch)

@@ -9,6 +9,7 @@ import keras
 import pytest
 
 from catdog.data.catalog import Catalog
+from catdog.models import batch_norm
 from catdog.training import TrainConfig, estimate
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
@@ -20,7 +21,7 @@ def test_it_says_what_the_run_then_does(drawn: Catalog, tmp_path: Path, catdog) 
     keras.applications.MobileNet((32, 32, 3), alpha=0.25, include_top=False, weights=None).save_weights(weights)
     said = catdog(
         "train", "--data", drawn.root, "--arch", "mobilenet", "--alpha", 0.25, "--weights", weights, "--image-size", 48,
-        "--epochs", 2, "--batch-size", 16, "--runs", tmp_path / "runs", "--name", "new", "--dry-run",
+        "--epochs", 20, "--batch-size", 16, "--runs", tmp_path / "runs", "--name", "new", "--dry-run",
     )  # fmt: skip
     assert said.code == 0, said.err
     assert not (tmp_path / "runs").exists()
@@ -28,7 +29,7 @@ def test_it_says_what_the_run_then_does(drawn: Catalog, tmp_path: Path, catdog) 
     assert rows["run"] == f"{tmp_path}/runs/new"
     assert rows["recipe"].startswith("fine-tune: ")
     assert rows["model"] == f"mobilenet at 48 px, weights {weights}"
-    assert {"epochs=2", "batch_size=16", "optimizer=adamw"} <= set(rows["options"].split("  "))
+    assert {"epochs=20", "batch_size=16", "optimizer=adamw"} <= set(rows["options"].split("  "))
     assert "augmentation={crop=[0.75, 1.0], aspect=1.18" in rows["options"]
     assert rows["data"].startswith(f"{drawn.count('train')} training and {drawn.count('valid')} validation images")
     assert rows["workers"] == "2 with 1 CPU each, 16 images a step"
@@ -36,6 +37,8 @@ def test_it_says_what_the_run_then_does(drawn: Catalog, tmp_path: Path, catdog) 
     speeds = re.findall(r"[\d,]+(?= images/s decoded by a CPU| predicted| trained on by all)", rows["measured"])
     assert len(speeds) == 3
     assert min(int(speed.replace(",", "")) for speed in speeds) > 1
+    both = re.search(r" in (float32|bfloat16) \([\d,]+ in (float32|bfloat16)\)$", rows["measured"])
+    assert bool(both) == batch_norm.has_bfloat16()
     assert re.match(r"about \d+:\d\d, an estimate: .*features .*starting workers", rows["time"])
 
 

@@ -15,7 +15,7 @@ def test_averaged_weights_are_validated_and_training_goes_on_with_its_own() -> N
     validation_model = keras.models.clone_model(model)
     optimizer = keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5)
     optimizer.build(model.trainable_variables)
-    replica = Replica(model, validation_model, optimizer, ema=True, folds_batch_norm=False, precision="float32")
+    replica = Replica(model, validation_model, optimizer, ema=True, folds_batch_norm=False)
     trained = []
     for _ in range(2):
         optimizer.apply([np.ones(variable.shape, np.float32) for variable in model.trainable_variables])
