@@ -59,7 +59,7 @@ LINES: list[tuple[Event, list[str]]] = [
         ["Training on 4 workers on 2 nodes after epoch 3", "Left out: cat.1.jpg: no image"],
     ),
     (
-        TrainingStarted(2, 1, 0, [], 10, 64, "float32", {"float32": 58.64, "bfloat16": 50.5}),
+        TrainingStarted(2, 1, 0, [], 10, 64, 0, "float32", {"float32": 58.64, "bfloat16": 50.5}),
         ["Training on 2 workers", "Precision: float32, 58.6 images/s (bfloat16 50.5)"],
     ),
     (StepDone(1, 2, 3, 0.5), []),

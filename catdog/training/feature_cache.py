@@ -346,7 +346,7 @@ def _fit(
         return _fit_logistic(features, labels, (_GENTLE_STRENGTH,) if gentle else _STRENGTHS)
     held_out = rng.uniform(rng.Stream.HEAD_HELD_OUT, seed, rng.key_hash(keys), 1)[:, 0] < 0.1
     head.compile(keras.optimizers.Adam(1e-3), keras.losses.BinaryCrossentropy(from_logits=True))
-    alive = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: stall.beat())
+    alive = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: stall.beat())
     stop = keras.callbacks.EarlyStopping(patience=3, restore_best_weights=True)
     head.fit(
         np.concatenate([view[~held_out] for view in features]),

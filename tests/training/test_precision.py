@@ -22,11 +22,12 @@ from catdog.training import checkpoint
 from catdog.training.checkpoint import Precision, Progress
 from catdog.training.config import ResolvedConfig, resolve
 from catdog.training.distributed import WorkerGroup
-from catdog.training.ingest import Batches, Pixels
+from catdog.training.ingest import Batches
 from catdog.training.job import SplitData, WorkerJob
 from catdog.training.precision import choose_precision, possible_precisions
 from catdog.training.replica import Replica, build_replica
 from catdog.training.request import TrainConfig
+from catdog.training.stores import DecodedStore
 
 COUNT, SIZE = 16, 48
 
@@ -51,14 +52,14 @@ def config(**options: Any) -> ResolvedConfig:
 def build(config: ResolvedConfig, group: WorkerGroup) -> tuple[Replica, Batches]:
     """A worker's replica, of random weights that are always the same, and batches of noise."""
     keys, labels = [str(number) for number in range(COUNT)], np.arange(COUNT) % 2
-    split = SplitData([], keys, labels)
+    split = SplitData([], keys, labels, np.arange(COUNT))
     plan = TrainPlan(1, 1, False)
     nothing = Provenance(), Lease("", "testing"), None
     keras.utils.set_random_seed(3)
     job = WorkerJob(config, plan, split, split, None, None, 0.5, ("cat", "dog"), "", *nothing, 0.0)
     noise = np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3), dtype=np.uint8)
     where = np.stack([np.zeros(COUNT, int), np.arange(COUNT)], axis=1)
-    batches = Batches(config, Pixels([noise], where, []), labels, rng.key_hash(keys), 0, 1)
+    batches = Batches(config, DecodedStore([noise], where, []), labels, rng.key_hash(keys), np.arange(COUNT), 0, 1)
     return build_replica(job, group, batches.steps * config.optimizer.epochs), batches
 
 
