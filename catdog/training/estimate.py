@@ -286,7 +286,7 @@ def _measure_worker(
     forward = _rate(lambda: predict(batch).numpy(), len(batch))
     feed = itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count())
     trained = {
-        precision: _rate(lambda step=step: step(next(feed)), batches.size)  # type: ignore[misc]
+        precision: _rate(lambda step=step: float(step(next(feed))), batches.size)  # type: ignore[misc]
         for precision, step in steps.items()
         if config.optimizer.epochs
     }

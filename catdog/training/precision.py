@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from catdog.training.ingest import Batches
 from catdog.training.replica import Replica
 from catdog.training.step import training_step
 
-Step = Callable[[list[np.ndarray]], float]
+Step = Callable[[list[np.ndarray]], Any]
 _MEASURED = 3  # steps of each precision, after one that traces it
 # A shorter run would spend more of its time on measuring than the faster precision could give back.
 _FEWEST_STEPS = 50
@@ -111,7 +112,7 @@ def measure_steps(
         for precision, step in steps.items():  # in turn, so that a busy spell of the machine slows down both
             stall.beat()
             started = time.perf_counter()
-            step(batch)
+            float(step(batch))  # which waits until it is done
             seconds[precision].append(time.perf_counter() - started)
     for part, values in zip((replica.model, replica.optimizer), before, strict=True):
         checkpoint.assign_variables(part, values)

@@ -17,7 +17,7 @@ from catdog.training.replica import Replica
 
 def training_step(
     config: ResolvedConfig, replica: Replica, group: WorkerGroup, batch_size: int, precision: Precision
-) -> Callable[[list[np.ndarray]], float]:
+) -> Callable[[list[np.ndarray]], Any]:
     """Makes the function that trains on one batch.
 
     Args:
@@ -29,7 +29,7 @@ def training_step(
 
     Returns:
         A function of this worker's share of a batch, as `ingest.Batches.epoch` yields it. It returns this share's part
-        of the batch's mean loss, in nats.
+        of the batch's mean loss, in nats: a tensor, which on a GPU is computed only after the function has returned.
     """
     import tensorflow as tf
 
@@ -57,4 +57,4 @@ def training_step(
 
     # There is no control flow on tensors, and AutoGraph's search for it takes a third of the tracing.
     traced = tf.function(lambda *batch: group.run(step, batch), autograph=False)
-    return lambda batch: float(traced(*map(tf.constant, batch)))
+    return lambda batch: traced(*map(tf.constant, batch))

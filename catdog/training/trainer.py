@@ -122,13 +122,18 @@ class Trainer:
     def _train_epoch(self, started: float) -> float:
         """Trains for an epoch, or what is left of it; returns its mean loss over all workers, in nats."""
         said, epoch, first = time.perf_counter(), self.progress.epoch, self.progress.step
-        losses = self._losses_so_far()
+        # Those of this session stay on their device until they are told, so that no step waits for the one before.
+        losses: list[Any] = self._losses_so_far()
+
+        def told() -> np.ndarray:
+            return np.array([*map(float, losses)])
+
         for step, batch in enumerate(self.batches.epoch(epoch, first), first + 1):
             losses.append(self.choice.step(batch))
             stall.beat()
             if step < self.batches.steps and self.clock.is_due(step):
                 self.progress.step, self.progress.spent = step, time.perf_counter() - started
-                self.progress.losses = self.group.gather(np.array(losses)).tolist()
+                self.progress.losses = self.group.gather(told()).tolist()
                 if not self.job.config.model.spec.pretrained:  # else batch-norm stays in inference mode
                     self.progress.moving = self.group.gather_moving_statistics(self.replica.model)
                 self._leave_checkpoint()
@@ -136,9 +141,9 @@ class Trainer:
                 said = time.perf_counter()
                 # From this worker's images only: a sum over all workers would make them wait for each other once more.
                 share = len(range(self.group.rank, self.batches.size, self.group.size))
-                estimate = float(np.mean(losses)) * self.batches.size / share
+                estimate = float(told().mean()) * self.batches.size / share
                 self._tell(StepDone(epoch + 1, step, self.batches.steps, estimate))
-        loss = float(self.group.gather(np.array([np.mean(losses)])).sum())
+        loss = float(self.group.gather(np.array([told().mean()])).sum())
         if not np.isfinite(loss):
             raise CommonError(
                 f"training diverged: the loss of epoch {epoch + 1} is {loss}; use a --learning-rate below "
