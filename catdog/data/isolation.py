@@ -43,6 +43,7 @@ MOST_DEATHS = 4
 
 _TIMED_OUT = (signal.SIGPROF, signal.SIGALRM)
 _CRASHED = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
+_NAMESPACE = b"catdog"
 _NOT_STARTED = "could not start a process to decode images in isolation"
 _CHILD = "import sys; from catdog.data import isolation; isolation.serve(int(sys.argv[1]), *map(int, sys.argv[2:]))"
 
@@ -65,16 +66,20 @@ def surviving_decoder(what: str, sizes: list[int]) -> Iterator[Decode]:
     """
     import ray
 
-    # How often Ray started this call before. Calls that only waited behind a deadly one count as well.
-    deaths = ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()
-    if deaths >= MOST_DEATHS:
-        raise CatdogError(
-            f"{what} killed its process {deaths} times, though the images were decoded in isolation; is there enough "
-            "memory?"
-        )
-    if not deaths:
+    # How often Ray sent this call before; calls that only waited for an actor or a node that was lost count as well.
+    if not ray._private.worker.global_worker.core_worker.get_current_task_attempt_number():
         yield decode_batch
         return
+    from ray.experimental import internal_kv as kept  # which outlives the process
+
+    key = f"isolated {ray.get_runtime_context().get_task_id()}".encode()
+    begun = int(kept._internal_kv_get(key, namespace=_NAMESPACE) or 0)
+    if begun >= MOST_DEATHS - 1:
+        raise CatdogError(
+            f"{what} killed its process {begun + 1} times, though the images were decoded in isolation; is there "
+            "enough memory?"
+        )
+    kept._internal_kv_put(key, b"%d" % (begun + 1), namespace=_NAMESPACE)
     with IsolatedDecoder(sizes) as decoder:
         yield decoder.decode_batch
 

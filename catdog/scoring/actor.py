@@ -29,6 +29,8 @@ from catdog.scoring.parts import Part
 from catdog.scoring.plan import ScoringJob
 
 _MEASURED_SECONDS = 3.0
+# Of a call.
+_MOST_RETRIES = 50
 # By split, what `share_rows` put.
 Rows = dict[str, ray.ObjectRef]
 
@@ -80,8 +82,9 @@ def make_parts(missing: list[Part], plan: ScorePlan, job: ScoringJob, on_event: 
             # The tasks that read for a GPU need the CPUs.
             num_cpus=0 if plan.gpu else plan.threads,
             num_gpus=1 if plan.gpu else 0,
-            # By default the call of an actor that dies is repeated for ever.
-            max_task_retries=isolation.MOST_DEATHS,
+            # By default the call of an actor that dies is repeated for ever. `surviving_decoder` ends that sooner; Ray
+            # also counts how often a call was sent to an actor that was lost, before it ran anywhere.
+            max_task_retries=_MOST_RETRIES,
         )
     with cluster.ray_errors(
         "scoring failed ({cause}); finished parts stay, and the same command goes on from them "
