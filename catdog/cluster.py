@@ -100,6 +100,8 @@ def connect(address: str | None = None, debug: bool = False) -> Iterator[bool]:
             # With address=None, Ray would join a cluster that already runs on this machine.
             with interruption.keeping_handlers():
                 ray.init(address=address or "local", job_config=_JobConfig(), **options)
+    except CatdogError:
+        raise
     except Exception as error:  # Ray raises this class itself where its start takes too long
         where = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
         raise CatdogError(f"could not {where}: {first_line(error)}") from error

@@ -141,7 +141,9 @@ def _train_on_cluster(
     weights = load_weights(config)
     store = stores.choose_store(config.resources.store, uris, config.model.image_size)
     in_pieces = store.name == "files" and storage.is_packed(uris[0])
-    config = config.replace("data", shuffle=config.data.shuffle or ("blocks" if in_pieces else "full"))
+    before = RunDirectory(config.run.uri).read() if config.run.resume else None
+    kept = before["options"].get("shuffle") if before else None
+    config = config.replace("data", shuffle=config.data.shuffle or kept or ("blocks" if in_pieces else "full"))
     # Only now, when nothing more can be refused, is an old run deleted or a name taken.
     _open_run(config, data, on_event)
     on_event(DecodingStarted(len(uris), config.run.uri, "" if store.name == "decoded" else store.why))
@@ -333,6 +335,8 @@ def _check_run(config: ResolvedConfig, data: Catalog, nested: bool = False) -> T
         return None
     before = run.require_run(config.run.runs)
     for name, value in _computed(config).items():
+        if name == "shuffle" and value is None:  # the run's own, then
+            continue
         if (then := before["options"].get(name)) != value:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(
