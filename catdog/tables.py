@@ -38,6 +38,7 @@ def table_from_bytes(data: bytes, columns: list[str] | None = None) -> pa.Table:
         file = pq.ParquetFile(pa.BufferReader(data))
         if file.metadata.num_rows > _MOST_ROWS_A_BYTE * len(data):  # each of ours has a row's own key or digest
             raise ValueError(f"{file.metadata.num_rows:,} rows in {len(data):,} bytes")
+        require_whole_groups(file.metadata)
         if absent := set(columns or ()) - set(file.schema_arrow.names):
             raise ValueError(f"no column {', '.join(sorted(absent))}")
         table = file.read(columns)
@@ -45,6 +46,17 @@ def table_from_bytes(data: bytes, columns: list[str] | None = None) -> pa.Table:
         return table
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # pyarrow has one for each kind of damage
         raise pa.ArrowInvalid(first_line(error)) from error
+
+
+def require_whole_groups(metadata: pq.FileMetaData) -> None:
+    """Makes sure that the groups of a Parquet file have its rows, since Arrow takes memory for those that they claim.
+
+    Raises:
+        ValueError: they have not.
+    """
+    groups = [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)]
+    if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
+        raise ValueError(f"{metadata.num_rows:,} rows, of which its groups have {sum(groups):,}")
 
 
 def table_to_bytes(table: pa.Table, compression: str = "zstd") -> bytes:

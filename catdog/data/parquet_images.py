@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from catdog import tables
 from catdog.data import formats
 from catdog.errors import CatdogError, first_line
 
@@ -18,7 +19,7 @@ _IMAGE_NAMES = ("image", "img", "image_bytes", "bytes", "picture", "photo", "jpg
 _LABEL_NAMES = ("label", "labels", "class", "target", "category", "y")
 _BATCH_ROWS = 64
 # Also names and text that are no UTF-8.
-_BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)
+_BROKEN = (pa.ArrowException, OSError, ValueError)
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2", "HEIF": ".heic"}
 
 
@@ -61,7 +62,9 @@ def read_rows(stream: BinaryIO, name: str) -> Iterator[ImageRow] | None:
         CatdogError: the file is damaged, or two columns could hold the images or the labels; also while rows are read.
     """
     try:
-        return _open_rows(pq.ParquetFile(stream), name)
+        file = pq.ParquetFile(stream)
+        tables.require_whole_groups(file.metadata)
+        return _open_rows(file, name)
     except _BROKEN as error:
         raise CatdogError(
             f"{name} is not a Parquet file, or damaged ({first_line(error)}); download it again"
