@@ -23,11 +23,11 @@ from catdog.data import catalog, images, key_list
 from catdog.data.catalog import Catalog
 from catdog.errors import UsageError
 from catdog.evaluation import metrics
-from catdog.events import EpochDone, Event, FeaturesStarted, FoldStarted, MemberStarted, PartDone, TrainingStarted
+from catdog.events import EpochDone, Event, FeaturesStarted, FoldStarted, MemberStarted, PartDone
 from catdog.experiments import cross_validation
 from catdog.inference import bundle
 from catdog.inference.bundle import ModelBundle
-from catdog.models import batch_norm, registry
+from catdog.models import registry
 from catdog.run_directory import RunDirectory
 from catdog.scoring import results
 from catdog.training import feature_cache, train
@@ -115,28 +115,6 @@ def test_fine_tuning_with_everything_on_keeps_workers_equal_and_scores_as_it_val
         assert "members=[" in page
     shown = [float(re.findall(r"<strong>log loss is\s([\d.]+)</strong>", page)[0]) for page in pages]
     assert shown == pytest.approx([report["log_loss"]] * 2, abs=2e-3)
-
-
-def test_the_measured_precision_gives_the_bits_of_the_same_one_by_name(
-    drawn: Catalog, weights: str, tmp_path: Path
-) -> None:
-    config = TrainConfig(
-        data=drawn.root, arch="mobilenet", alpha=0.25, weights=weights, image_size=48, epochs=6, batch_size=8,
-        workers=2, head_first=False, views=["identity"], calibrate=False, dropout=0.5, runs=str(tmp_path), name="auto",
-    )  # fmt: skip
-    events: list[Event] = []
-    train.train_model(config, events.append)
-    (start,) = [event for event in events if isinstance(event, TrainingStarted)]
-    # Where no CPU has bfloat16 there is nothing to measure.
-    assert bool(start.rates) == batch_norm.has_bfloat16()
-    assert start.precision == max(start.rates or {"float32": 1.0}, key=lambda name: start.rates.get(name, 0.0))
-    measured = bundle_json(str(tmp_path / "auto"))["training"]
-    assert measured["precision"] == start.precision
-    train.train_model(config.model_copy(update={"name": "named", "precision": start.precision}), events.append)
-    named = bundle_json(str(tmp_path / "named"))["training"]
-    digests = [[entry["variables_sha256"] for entry in run["history"]] for run in (measured, named)]
-    assert digests[0] == digests[1]
-    assert len({digest for epoch in digests[0] for digest in epoch}) == len(measured["history"])
 
 
 def test_a_dense_head_is_fitted_to_cached_features(tmp_path: Path) -> None:
