@@ -46,19 +46,34 @@ def load_in_actor(what: str, load: Callable[..., Loaded], *arguments: object) ->
     Raises:
         CatdogError: loading ends its process, or every process in which it was tried was ended by something else.
     """
-    from ray.experimental import internal_kv as kept  # which outlives the actor
+    from ray.experimental import internal_kv
 
-    key = f"loading {ray.get_runtime_context().get_actor_id()}".encode()
-    deaths = int(kept._internal_kv_get(key, namespace=_NAMESPACE) or 0)
+    key = f"loading {ray.get_runtime_context().get_actor_id()}"
+    deaths = count_start(key)
     if deaths >= _MOST_DEATHS:
         raise CatdogError(f"an actor died {deaths} times in a row while it loaded {what}, and something else killed it")
-    kept._internal_kv_put(key, b"%d" % (deaths + 1), namespace=_NAMESPACE)
     if deaths:
         _require_safe(what, load, arguments)
     stall.beat()
     loaded = load(*arguments)
-    kept._internal_kv_del(key, namespace=_NAMESPACE)
+    internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
     return loaded
+
+
+def count_start(key: str) -> int:
+    """Counts a start in the cluster, where the count outlives the process.
+
+    Args:
+        key: of what is started.
+
+    Returns:
+        How often it was started before.
+    """
+    from ray.experimental import internal_kv
+
+    before = int(internal_kv._internal_kv_get(key, namespace=_NAMESPACE) or 0)
+    internal_kv._internal_kv_put(key, str(before + 1), namespace=_NAMESPACE)
+    return before
 
 
 def _require_safe(what: str, load: Callable[..., object], arguments: tuple[object, ...]) -> None:

@@ -21,7 +21,7 @@ from types import TracebackType
 import numpy as np
 import psutil
 
-from catdog import stall
+from catdog import restarts, stall
 from catdog.data import images
 from catdog.data.images import Batch
 from catdog.errors import CatdogError
@@ -43,7 +43,6 @@ MOST_DEATHS = 4
 
 _TIMED_OUT = (signal.SIGPROF, signal.SIGALRM)
 _CRASHED = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
-_NAMESPACE = b"catdog"
 _NOT_STARTED = "could not start a process to decode images in isolation"
 _CHILD = "import sys; from catdog.data import isolation; isolation.serve(int(sys.argv[1]), *map(int, sys.argv[2:]))"
 
@@ -70,16 +69,12 @@ def surviving_decoder(what: str, sizes: list[int]) -> Iterator[Decode]:
     if not ray._private.worker.global_worker.core_worker.get_current_task_attempt_number():
         yield decode_batch
         return
-    from ray.experimental import internal_kv as kept  # which outlives the process
-
-    key = f"isolated {ray.get_runtime_context().get_task_id()}".encode()
-    begun = int(kept._internal_kv_get(key, namespace=_NAMESPACE) or 0)
+    begun = restarts.count_start(f"isolated {ray.get_runtime_context().get_task_id()}")
     if begun >= MOST_DEATHS - 1:
         raise CatdogError(
             f"{what} killed its process {begun + 1} times, though the images were decoded in isolation; is there "
             "enough memory?"
         )
-    kept._internal_kv_put(key, b"%d" % (begun + 1), namespace=_NAMESPACE)
     with IsolatedDecoder(sizes) as decoder:
         yield decoder.decode_batch
 

@@ -68,8 +68,8 @@ def make_plans(may_grow: bool, data: Catalog | None, saved: SavedBundle | None, 
     if data is not None:
         size = image_size or (saved.info.image_size if saved else DEFAULT_SIZE)
         used = pc.is_in(data.table["split"], pa.array(["train", "valid"]))
-        uris = data.table.filter(used)["uri"].to_pylist()
-        if uris:
+        uris = data.table.filter(used)["uri"]
+        if len(uris):
             images = Images(data.root, len(uris), size, *stores.choose_store(None, uris, size))
     return Plans(batch_size, training, scoring, refused, _wait(training), images, _model(saved))
 

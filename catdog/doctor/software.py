@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from catdog.doctor.facts import Cluster
 from catdog.doctor.plan import Plans
@@ -40,9 +40,7 @@ def different_versions(cluster: Cluster, _plans: Plans) -> Iterator[Problem]:
     """Nodes have different versions of something."""
     names = dict.fromkeys(name for _, facts in cluster.known for name in facts.versions)
     for name in names:
-        having: dict[str, list[str]] = defaultdict(list)
-        for node, facts in cluster.known:
-            having[facts.versions.get(name, "none")].append(node.name)
+        having = _nodes_by((facts.versions.get(name, "none"), node.name) for node, facts in cluster.known)
         if len(having) == 1 or (name == "catdog's sources" and _differs(cluster, "catdog")):
             continue
         listed = ", ".join(f"{version} on {node_names(nodes)}" for version, nodes in having.items())
@@ -54,6 +52,15 @@ def different_versions(cluster: Cluster, _plans: Plans) -> Iterator[Problem]:
             )
 
 
+def _nodes_by(said: Iterable[tuple[str | None, str]]) -> dict[str, list[str]]:
+    """Names of nodes by what they say, from pairs of both; without those that say None."""
+    having: dict[str, list[str]] = defaultdict(list)
+    for value, name in said:
+        if value is not None:
+            having[value].append(name)
+    return having
+
+
 def _differs(cluster: Cluster, name: str) -> bool:
     return len({facts.versions.get(name) for _, facts in cluster.known}) > 1
 
@@ -61,11 +68,7 @@ def _differs(cluster: Cluster, name: str) -> bool:
 def failed_imports(cluster: Cluster, plans: Plans) -> Iterator[Problem]:
     """TensorFlow or ONNX Runtime cannot be imported."""
     for what, attribute in (("TensorFlow", "tensorflow_error"), ("ONNX Runtime", "onnxruntime_error")):
-        having: dict[str, list[str]] = defaultdict(list)
-        for node, facts in cluster.known:
-            if (error := getattr(facts, attribute)) is not None:
-                having[error].append(node.name)
-        for error, nodes in having.items():
+        for error, nodes in _nodes_by((getattr(facts, attribute), node.name) for node, facts in cluster.known).items():
             needed = what == "TensorFlow" or (plans.scoring is not None and plans.scoring.engine == "onnx")
             yield Problem(
                 "import", f"{what} cannot be imported on {node_names(nodes)}: {error}; make install there", stops=needed
@@ -74,11 +77,7 @@ def failed_imports(cluster: Cluster, plans: Plans) -> Iterator[Problem]:
 
 def unreadable_data(cluster: Cluster, _plans: Plans) -> Iterator[Problem]:
     """The data set's files are not where a node looks."""
-    having: dict[str, list[str]] = defaultdict(list)
-    for node, facts in cluster.known:
-        if facts.data_error is not None:
-            having[facts.data_error].append(node.name)
-    for error, nodes in having.items():
+    for error, nodes in _nodes_by((facts.data_error, node.name) for node, facts in cluster.known).items():
         yield Problem(
             "data",
             f"the data set's first image cannot be read on {node_names(nodes)}: {error}; the same path on every node, "

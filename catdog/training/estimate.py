@@ -127,7 +127,7 @@ def estimate_training(
         connected = time.perf_counter() - started
         plans = [train.plan_resources(run, may_grow) for run in runs]
         counts = data.count("train") - len(left_out), data.count("valid")
-        uris = [*data.split("train")["uri"].to_pylist(), *data.split("valid")["uri"].to_pylist()]
+        uris = pa.chunked_array([*data.split("train")["uri"].chunks, *data.split("valid")["uri"].chunks])
         store = stores.choose_store(resolved.resources.store, uris, resolved.model.image_size)
         wait_for([launch.worker_resources(plans[0])] * plans[0].workers, on_event or (lambda _: None), asked.wait)
         if folds:

@@ -30,7 +30,10 @@ _BLOCK_ROWS = 256
 _SHARE = 0.9
 # Files that are read to estimate the size of all, and what is added to the estimate.
 _SAMPLE, _MARGIN = 64, 1.15
-# Groups of a packed data set that are read at the same time.
+# Groups of a packed data set that are kept: those of a window of the block shuffle, and of the one that a batch at its
+# end begins.
+_GROUPS = 2 * orders.WINDOW
+# Groups that are read at the same time.
 _READERS = 8
 
 
@@ -48,12 +51,12 @@ class StoreChoice(NamedTuple):
     held: int = 0
 
 
-def choose_store(asked: StoreName | None, uris: list[str], size: int) -> StoreChoice:
+def choose_store(asked: StoreName | None, uris: pa.ChunkedArray, size: int) -> StoreChoice:
     """Chooses the fastest store that every node has room for.
 
     Args:
         asked: the store that the user wants, or None.
-        uris: N files: of all images of the run.
+        uris: string, N: of the files of all images of the run.
         size: S, in pixels.
 
     Raises:
@@ -91,9 +94,9 @@ def room(count: int, size: int) -> int:
     return int(_SHARE * resources.object_store_bytes() / max(1, count * size * size * 3))
 
 
-def _encoded_bytes(uris: list[str]) -> int:
+def _encoded_bytes(uris: pa.ChunkedArray) -> int:
     """Estimates the size of all files from a few."""
-    chosen = [uris[at] for at in np.linspace(0, len(uris) - 1, min(_SAMPLE, len(uris))).astype(int)]
+    chosen = uris.take(pa.array(np.linspace(0, len(uris) - 1, min(_SAMPLE, len(uris))).astype(int))).to_pylist()
     sizes = [len(data) for data in images.fetch_all(chosen) if isinstance(data, bytes)]
     return int(_MARGIN * len(uris) * np.mean(sizes)) if sizes else 0
 
@@ -222,8 +225,7 @@ class FileStore(ImageStore):
         first = blocks[0][0].as_py()
         self._readers = None
         if storage.is_packed(first):
-            # What a window of the block shuffle needs, and the one that a batch at its end begins.
-            storage.keep_groups(2 * orders.WINDOW)
+            storage.keep_groups(_GROUPS)
             self._readers = None if storage.is_local(first) else ThreadPoolExecutor(_READERS)
 
     def images(self, rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -233,14 +235,21 @@ class FileStore(ImageStore):
             CatdogError: a file that could be read at the start of the run cannot be read any more.
         """
         uris = [self._blocks[block][int(place)].as_py() for block, place in self.where[rows]]
-        if self._readers is not None:  # each group once, several at a time
-            list(self._readers.map(images.fetch, {storage.packed_group(uri): uri for uri in uris}.values()))
-        for uri, data in zip(uris, images.fetch_all(uris), strict=True):
+        for uri, data in zip(uris, self._fetch(uris), strict=True):
             decoded = data if isinstance(data, str) else images.decode_image(data, self._size)
             why = decoded if isinstance(decoded, str) else decoded.detail * (decoded.status == "unreadable")
             if isinstance(decoded, str) or why:
                 raise CatdogError(f"{uri} could be read when the run began, and cannot any more: {why}")
             yield decoded.pixels
+
+    def _fetch(self, uris: list[str]) -> Iterator[bytes | str]:
+        if self._readers is None:
+            yield from images.fetch_all(uris)
+            return
+        for start in range(0, len(uris), _GROUPS):  # of no more groups than are kept, each read once, several at a time
+            some = uris[start : start + _GROUPS]
+            list(self._readers.map(images.fetch, {storage.packed_group(uri): uri for uri in some}.values()))
+            yield from map(images.fetch, some)
 
 
 def open_store(refs: list[ray.ObjectRef], rows: int, size: int) -> ImageStore:

@@ -91,6 +91,7 @@ def _train_exclusively(
         patience: as for `train_model`.
         nested: the run is a member of one around it.
     """
+    config = _with_own_order(config)
     corrections.read_corrections(config.data.leave_out, data)
     finished = _check_run(config, data, nested)
     if finished is None:
@@ -98,6 +99,14 @@ def _train_exclusively(
             # Checked again: another process may have opened or finished it since.
             finished = _check_run(config, data, nested) or trained(config, data, on_event, held)
     return finished
+
+
+def _with_own_order(config: ResolvedConfig) -> ResolvedConfig:
+    """Gives a run to resume the order that it has, where none is asked for: by now its images may be kept elsewhere."""
+    if not config.run.resume or config.data.shuffle is not None:
+        return config
+    before = RunDirectory(config.run.uri).read()
+    return config if before is None else config.replace("data", shuffle=before["options"].get("shuffle"))
 
 
 def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler, held: Lease) -> TrainResult:
@@ -133,17 +142,15 @@ def _train_on_cluster(
     held: Lease,
 ) -> TrainResult:
     """Decodes the images, fits the head if that is asked for, and starts the workers."""
-    uris = [uri for table in rows.values() for uri in table["uri"].to_pylist()]
+    uris = pa.chunked_array([chunk for table in rows.values() for chunk in table["uri"].chunks])
     plan = plan_resources(config, may_grow)
     workers = plan.workers if plan.bounds is None else config.resources.workers
     config = config.replace("resources", workers=workers, cpus_per_worker=plan.cpus_per_worker, gpu=plan.gpu)
     wait_for([{"CPU": 1}], on_event, config.resources.wait)  # for what comes before the workers
     weights = load_weights(config)
     store = stores.choose_store(config.resources.store, uris, config.model.image_size)
-    in_pieces = store.name == "files" and storage.is_packed(uris[0])
-    before = RunDirectory(config.run.uri).read() if config.run.resume else None
-    kept = before["options"].get("shuffle") if before else None
-    config = config.replace("data", shuffle=config.data.shuffle or kept or ("blocks" if in_pieces else "full"))
+    in_pieces = store.name == "files" and storage.is_packed(uris[0].as_py())
+    config = config.replace("data", shuffle=config.data.shuffle or ("blocks" if in_pieces else "full"))
     # Only now, when nothing more can be refused, is an old run deleted or a name taken.
     _open_run(config, data, on_event)
     on_event(DecodingStarted(len(uris), config.run.uri, "" if store.name == "decoded" else store.why))
@@ -335,8 +342,6 @@ def _check_run(config: ResolvedConfig, data: Catalog, nested: bool = False) -> T
         return None
     before = run.require_run(config.run.runs)
     for name, value in _computed(config).items():
-        if name == "shuffle" and value is None:  # the run's own, then
-            continue
         if (then := before["options"].get(name)) != value:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(
