@@ -93,7 +93,7 @@ def can_fold_batch_norm(model: keras.Model) -> bool:
     DenseNet121), or with layers of other kinds (Xception's separable convolutions, ConvNeXt's layer-norm).
 
     Args:
-        model: with a backbone; the layers around that form a chain.
+        model: with a backbone; the layers around that form a chain. The head may be missing.
     """
     from keras import layers
 
@@ -158,7 +158,7 @@ def apply_folded(model: keras.Model, batch: tf.Tensor, bfloat16: bool = True, tr
         training: whether dropout is on.
 
     Returns:
-        float32, N×1; gradients reach the model's variables.
+        float32, what the model gives, N×1 with a head; gradients reach the model's variables.
     """
     return surgery.forward_in_inference_mode(model, batch, functools.partial(_backbone, bfloat16=bfloat16), training)
 
