@@ -2,12 +2,17 @@
 
     python benchmarks/log_loss.py recipes --data data/kaggle --weights WEIGHTS [--fold 1] [NAME …]
     python benchmarks/log_loss.py variants --data data/kaggle --weights WEIGHTS [NAME …]
+    python benchmarks/log_loss.py mle-bench --source KAGGLE_ZIP
+    python benchmarks/log_loss.py learning-curve --data data/kaggle [NAME …]
+    python benchmarks/log_loss.py worst --data data/kaggle [--sheet PNG] RUN …
 
 WEIGHTS is a weights file of MobileNet 1.0 without the top, or imagenet. The first command cross-validates each recipe
 and prints a Markdown table with published figures for comparison. With `--fold` it trains and evaluates one fold of
 five; without it all five, so that every labelled photo is evaluated. Finished runs in the folder, of one fold or all,
 are read and not repeated; interrupted runs continue. The second command is an ablation: it compares single ingredients
-of fine-tuning with a baseline, photo by photo, on short runs of one fold.
+of fine-tuning with a baseline, photo by photo, on short runs of one fold. The third one is MLE-bench's split of the
+competition and its rule (`mle_bench.py`), the fourth one trains on more and more photos (`learning_curve.py`).
+The last one lists the photos with the greatest loss out of fold (`worst.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +22,10 @@ import time
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import learning_curve
+import mle_bench
 import typer
+import worst
 
 from catdog import storage
 from catdog.cli.display import out
@@ -63,6 +71,9 @@ def entries(weights: str, vgg16: str | None) -> list[Entry]:
 
 
 app = typer.Typer()
+app.command("mle-bench")(mle_bench.main)
+app.command("learning-curve")(learning_curve.main)
+app.command("worst")(worst.main)
 
 # Short runs on small images, so that many can be compared. Figures are worse than fine-tune's; only differences matter.
 SHORT: dict[str, Any] = {

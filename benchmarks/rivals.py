@@ -2,10 +2,13 @@
 
     python benchmarks/rivals.py keras-predict MODEL.keras IMAGES OUT.csv
     python benchmarks/rivals.py ray-recipe MODEL.keras IMAGES OUT.csv SIZE
+    python benchmarks/rivals.py tf-data MODEL.keras IMAGES OUT.csv SIZE
+    python benchmarks/rivals.py daft MODEL.keras IMAGES OUT.csv SIZE
     python benchmarks/rivals.py floor MODEL.onnx IMAGES
     python benchmarks/rivals.py keras-fit DATA --size 128 --epochs 3 [--cache]
 
 IMAGES is a folder of numbered JPEG files, DATA a prepared data set. The last two print images per second as JSON.
+The package `daft` is not one of catdog's: `pip install daft` beside it.
 """
 
 from __future__ import annotations
@@ -77,6 +80,58 @@ def ray_recipe(model: Path, folder: Path, out: Path, size: int) -> None:
         compute=ray.data.ActorPoolStrategy(size=max(1, (os.cpu_count() or 1) // 2)),
     ).to_pandas()
     write(out, list(done["path"]), done["logit"].to_numpy())
+
+
+@app.command()
+def tf_data(model: Path, folder: Path, out: Path, size: int) -> None:
+    """tf.data's performance guide: parallel decoding in any order, batches prefetched, a traced function."""
+    import keras
+    import tensorflow as tf
+
+    loaded = keras.saving.load_model(model)
+    names = [str(path) for path in sorted(folder.iterdir())]
+
+    def decode(number: Any, path: Any) -> tuple[Any, Any]:
+        pixels = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+        return number, tf.cast(tf.round(tf.image.resize(pixels, (size, size))), tf.uint8)
+
+    dataset = (
+        tf.data.Dataset.from_tensor_slices((tf.range(len(names)), names))
+        .map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=False)
+        .batch(BATCH, num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+    predict = tf.function(lambda pixels: loaded(pixels, training=False), reduce_retracing=True)
+    logits = np.zeros(len(names), np.float32)
+    for numbers, pixels in dataset:
+        logits[numbers.numpy()] = predict(pixels).numpy()[:, 0]
+    write(out, names, logits)
+
+
+@app.command("daft")
+def daft_recipe(model: Path, folder: Path, out: Path, size: int) -> None:
+    """Daft's documentation: download, decode and resize as expressions, then a class with a batch method."""
+    import daft
+
+    @daft.cls
+    class Classifier:
+        def __init__(self, path: str) -> None:
+            import keras
+
+            self.model = keras.saving.load_model(path)
+
+        @daft.method.batch(return_dtype=daft.DataType.float32(), batch_size=BATCH)
+        def logit(self, images: daft.Series) -> Any:
+            return self.model.predict_on_batch(np.stack(images.to_pylist()))[:, 0]
+
+    images = daft.col("path").download().decode_image(mode="RGB").resize(size, size)
+    done = (
+        daft.from_glob_path(f"{folder}/*.jpg")
+        .with_column("logit", Classifier(str(model)).logit(images))
+        .select("path", "logit")
+        .to_pydict()
+    )
+    write(out, done["path"], np.array(done["logit"]))
 
 
 def _decode(paths: list[str], size: int) -> float:

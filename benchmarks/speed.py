@@ -1,6 +1,6 @@
 """Speed comparisons: programs run in turn on this machine; figures are medians over rounds, and their ratios.
 
-    python benchmarks/speed.py score --data data/kaggle --weights W25 --weights W100 [--original original-size]
+    python benchmarks/speed.py score --data data/kaggle --weights W25 [--weights W100] [--original original-size]
     python benchmarks/speed.py scale --data data/kaggle --weights W25
     python benchmarks/speed.py plumbing
     python benchmarks/speed.py train --data data/kaggle
@@ -12,6 +12,7 @@ them. Each command prints Markdown. The machine should be idle otherwise.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -162,21 +163,27 @@ def score(
     rounds: Rounds = 5,
     folder: Folder = None,
 ) -> None:
-    """Whole-process scoring against plain Keras, Ray's recipe and the floor."""
+    """Whole-process scoring against plain Keras, tf.data, Ray's recipe, Daft's where it is installed, and the floor."""
     root = workplace(folder)
+    size = str(SIZE)
+    others = [("Keras", "keras-predict"), ("tf.data", "tf-data", size), ("Ray", "ray-recipe", size)]
+    if importlib.util.find_spec("daft") is not None:
+        others.append(("Daft", "daft", size))
     source = catalog.read_catalog(data)
     sets = {"200×200": repeat(source, images_, root / "small")}
     if original is not None:
         sets["original size"] = repeat(catalog.read_catalog(original), images_, root / "large", "train")
     sample = sample_of(source)
     say(f"\n{images_} images at {SIZE} px, {rounds} rounds, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
-    say("| model | files | catdog s | Keras s | Ray's s | ÷ Keras | ÷ Ray | steady/s | busy | floor/s | ÷ floor |")
-    say("|---|---|---|---|---|---|---|---|---|---|---|")
+    columns = ("catdog s", *(f"{name} s" for name, *_ in others), *(f"÷ {name}" for name, *_ in others))
+    say(f"| model | files | {' | '.join(columns)} | steady/s | busy | floor/s | ÷ floor |")
+    say("|---" * (len(columns) + 6) + "|")
     for alpha, path in zip((0.25, 1.0), weights, strict=False):
         model = save(root / f"model-{alpha}", alpha, path, sample)
         for name, made in sets.items():
             keras_file, folder_ = f"{model}/model.keras", f"{made.root}/images"
-            found: dict[str, list[float]] = {key: [] for key in ("ours", "keras", "ray", "steady", "busy", "floor")}
+            keys = ("ours", *(name for name, *_ in others), "steady", "busy", "floor")
+            found: dict[str, list[float]] = {key: [] for key in keys}
             for _ in range(rounds):
                 out = root / "out" / "results.csv"
                 with Busy() as busy:
@@ -184,17 +191,17 @@ def score(
                 start, end, count = window(out, os.cpu_count() or 1)
                 found["steady"].append(count / (end - start))
                 found["busy"].append(busy.share(start, end))
-                for key, rival, *more in (("keras", "keras-predict"), ("ray", "ray-recipe", str(SIZE))):
-                    command = [sys.executable, str(RIVALS), rival, keras_file, folder_, str(root / f"{key}.csv"), *more]
-                    found[key].append(timed(command)[0])
+                for key, rival, *more in others:
+                    command = [sys.executable, str(RIVALS), rival, keras_file, folder_, str(root / f"{rival}.csv")]
+                    found[key].append(timed([*command, *more])[0])
                 floor = json.loads(timed([sys.executable, str(RIVALS), "floor", f"{model}/model.onnx", folder_])[1])
                 found["floor"].append(floor["both"])
-            ours, keras, ray, rate, share, floor_rate = (statistics.median(found[key]) for key in found)
-            seconds = " | ".join(spread(found[key]) for key in ("ours", "keras", "ray"))
+            middle = {key: statistics.median(values) for key, values in found.items()}
+            seconds = " | ".join(spread(found[key]) for key in keys[:-3])
+            ratios = " | ".join(f"**{middle['ours'] / middle[key]:.2f}**" for key in keys[1:-3])
             say(
-                f"| MobileNet {alpha} | {name} | {seconds} | **{ours / keras:.2f}** | **{ours / ray:.2f}** | "
-                f"{spread(found['steady'], 0)} | {share:.0%} | {spread(found['floor'], 0)} | "
-                f"**{rate / floor_rate:.3f}** |"
+                f"| MobileNet {alpha} | {name} | {seconds} | {ratios} | {spread(found['steady'], 0)} | "
+                f"{middle['busy']:.0%} | {spread(found['floor'], 0)} | **{middle['steady'] / middle['floor']:.3f}** |"
             )
 
 

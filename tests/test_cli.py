@@ -151,7 +151,7 @@ def test_python_m_catdog_is_the_command_and_imports_nothing_heavy() -> None:
     ("arguments", "message"),
     [
         (
-            "train --data DATA --weights imagenet",
+            "train --data DATA --weights none.h5",
             "--weights received without --arch; .*: mobilenet, vgg16",
         ),
         ("train --data DATA --arch resnet", "--arch received 'resnet', expected one of small_resnet"),
@@ -168,10 +168,10 @@ def test_python_m_catdog_is_the_command_and_imports_nothing_heavy() -> None:
         ("tune --data DATA --name x --grid unit=[1]", "; did you mean units\\?$"),
         ("trian", "No such command 'trian'. Did you mean 'train'\\?"),
         ("train --data DATA --arch mobilenet --weights none.h5", "expected imagenet, none or an existing weights file"),
-        ("train --data DATA --freeze", "--freeze received, but small_resnet has no backbone"),
+        ("train --data DATA --freeze --arch small_resnet", "--freeze received, but small_resnet has no backbone"),
         ("train --data DATA --arch vgg16 --alpha 0.5", "only mobilenet has a width multiplier"),
         ("train --data DATA --arch mobilenet --alpha 0.3", "--alpha received 0.3; ImageNet weights exist for 0.25"),
-        ("train --data DATA --epochs 0", "--epochs received 0, expected at least 1"),
+        ("train --data DATA --arch small_resnet --epochs 0", "--epochs received 0, expected at least 1"),
         ("train --data DATA --epochs ten", "'--epochs': .* valid integer"),
         ("train --data DATA --name a/b", "--name received 'a/b', expected a plain folder name"),
         ("train --data DATA --resume", "--resume received without --name"),

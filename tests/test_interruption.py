@@ -91,7 +91,9 @@ def test_no_moment_of_the_start_shows_a_traceback(
 
     def interrupt(number: int, moment: float) -> None:
         name = f"run-{number}"
-        with start(*script, "--data", drawn.root, "--runs", tmp_path / "runs", "--name", name) as process:
+        # Named, because of a default architecture is said that it is one.
+        options = ["--data", drawn.root, "--arch", "small_resnet", "--runs", tmp_path / "runs", "--name", name]
+        with start(*script, *options) as process:
             wait_for_guard(process)
             time.sleep(moment)
             process.send_signal((signal.SIGINT, signal.SIGTERM)[number % 2])

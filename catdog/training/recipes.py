@@ -66,7 +66,7 @@ RECIPES: dict[str, Recipe] = {
                 "epochs": 0,
                 "augment": False,
                 "keep": "last",
-                "views": ["identity", "mirror"],
+                "views": _FINE_TUNE["views"],
                 "calibrate": True,
             },
         ),

@@ -97,7 +97,8 @@ class TrainConfig(pydantic.BaseModel):
 
     # --- model
     arch: str | None = Field(
-        None, description="Architecture; see `catdog models`. Default: small_resnet, from scratch."
+        None,
+        description="Architecture; see `catdog models`. Default: efficientnet_lite2, or from scratch small_resnet.",
     )
     alpha: float | None = Field(None, gt=0, description="Width multiplier of mobilenet.")
     conv_layers: int | None = Field(None, ge=1, le=6, description="Convolutions of gray_cnn.")

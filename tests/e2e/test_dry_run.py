@@ -43,7 +43,8 @@ def test_it_says_what_the_run_then_does(drawn: Catalog, tmp_path: Path, catdog) 
 
 
 def test_folds_and_members_take_their_share(drawn: Catalog, tmp_path: Path) -> None:
-    config = TrainConfig(data=drawn.root, image_size=32, epochs=100, batch_size=16, runs=str(tmp_path), name="x")
+    options = {"arch": "small_resnet", "image_size": 32, "epochs": 100, "batch_size": 16}
+    config = TrainConfig(data=drawn.root, **options, runs=str(tmp_path), name="x")
     rates = estimate.Rates(start=8.0, decode=50.0, forward=100.0, train=20.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimate, "_measure", lambda *_: rates)

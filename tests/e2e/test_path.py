@@ -64,7 +64,7 @@ def trained(own: Catalog, tmp_path_factory: pytest.TempPathFactory) -> tuple[tra
         events.append(event)
 
     config = TrainConfig(
-        data=own.root, image_size=32, epochs=5, batch_size=16, workers=2, name="bn",
+        data=own.root, arch="small_resnet", image_size=32, epochs=5, batch_size=16, workers=2, name="bn",
         runs=str(tmp_path_factory.mktemp("runs")),
     )  # fmt: skip
     return train.train_model(config, watch), events

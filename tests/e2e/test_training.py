@@ -88,8 +88,8 @@ def test_one_worker_two_workers_and_plain_keras_end_with_the_same_weights(drawn:
 
 
 def options(data: Catalog, runs: Path, name: str) -> list[str]:
-    more = f"--image-size 64 --epochs 4 --batch-size 16 --patience 4 --workers 1 --cpus-per-worker 1 --name {name}"
-    return ["train", "--data", data.root, *more.split(), "--runs", str(runs)]
+    more = f"--arch small_resnet --image-size 64 --epochs 4 --batch-size 16 --patience 4 --workers 1 --name {name}"
+    return ["train", "--data", data.root, *more.split(), "--cpus-per-worker", "1", "--runs", str(runs)]
 
 
 def started(*command: object) -> subprocess.Popen[str]:
@@ -110,7 +110,8 @@ def wait_for_line(process: subprocess.Popen[str], start: str) -> str:
 
 def test_ctrl_c_ends_everything_and_says_the_command_that_goes_on(drawn: Catalog, tmp_path: Path) -> None:
     """On a cluster of its own, and without a name: the one that was made up is in the command."""
-    with started("train", "--data", drawn.root, "--runs", tmp_path / "my runs", "--image-size", 32) as process:
+    small = ("--arch", "small_resnet", "--image-size", 32)
+    with started("train", "--data", drawn.root, "--runs", tmp_path / "my runs", *small) as process:
         run = Path(wait_for_line(process, "Run: ").removeprefix("Run: ").strip())
         children = psutil.Process(process.pid).children(recursive=True)
         assert any("raylet" in child.name() for child in children)

