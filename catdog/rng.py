@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
+from typing import TypeAlias
 
 import numpy as np
+import pyarrow as pa
+
+# Catalog keys: as a column, in which millions take a fifth of the memory.
+Keys: TypeAlias = Sequence[str] | pa.ChunkedArray
+_PIECE = 65_536
 
 
 class Stream(IntEnum):
@@ -16,11 +23,12 @@ class Stream(IntEnum):
     CROSS_FIT = 3
     FOLD = 4
     CHOICE = 5
+    JUDGED = 6
     MIXUP = 2**33
     BLOCK_ORDER = 2**34
 
 
-def key_hash(keys: list[str]) -> np.ndarray:
+def key_hash(keys: Keys) -> np.ndarray:
     """Stable 64-bit hashes of keys, the source of an epoch's order and of augmentation.
 
     Args:
@@ -29,13 +37,24 @@ def key_hash(keys: list[str]) -> np.ndarray:
     Returns:
         uint64, N (FNV-1a over the UTF-8 bytes, from the FNV reference by Fowler, Noll and Vo).
     """
-    hashes = np.empty(len(keys), np.uint64)
-    for row, key in enumerate(keys):
-        value = 0xCBF29CE484222325
-        for byte in key.encode():
-            value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
-        hashes[row] = value
+    hashes = np.full(len(keys), 0xCBF29CE484222325, np.uint64)
+    for start in range(0, len(keys), _PIECE):
+        _hash_piece(keys[start : start + _PIECE], hashes[start : start + _PIECE])
     return hashes
+
+
+def _hash_piece(keys: Keys, hashes: np.ndarray) -> None:
+    """Turns the hashes of no bytes into those of keys; byte by byte, of all keys at once."""
+    column = keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else pa.array(keys, pa.string())
+    ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
+    lengths = np.diff(ends)
+    text = np.frombuffer(column.buffers()[2] or b"", np.uint8)
+    longest = np.argsort(-lengths, kind="stable")
+    starts, found = ends[:-1][longest], hashes[longest]
+    left = np.searchsorted(-lengths[longest], -np.arange(lengths.max()), side="left")
+    for at, count in enumerate(left):  # so many keys have a byte there
+        found[:count] = (found[:count] ^ text[starts[:count] + at]) * np.uint64(0x100000001B3)
+    hashes[longest] = found
 
 
 def uniform(seed: int, epoch: int, hashes: np.ndarray, draws: int) -> np.ndarray:

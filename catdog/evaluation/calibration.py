@@ -97,7 +97,7 @@ def cross_fitted(labels: np.ndarray, logits: np.ndarray, folds: np.ndarray) -> n
     return probabilities
 
 
-def halves(keys: list[str]) -> np.ndarray:
+def halves(keys: rng.Keys) -> np.ndarray:
     """Splits keys into two halves at random, but always the same way: int, N, of 0 and 1."""
     order = np.argsort(rng.uniform(rng.Stream.CROSS_FIT, 0, rng.key_hash(keys), 1)[:, 0], kind="stable")
     fold = np.empty(len(keys), np.int64)
@@ -106,7 +106,7 @@ def halves(keys: list[str]) -> np.ndarray:
 
 
 def judge_and_calibrate(
-    labels: np.ndarray, logits: np.ndarray, keys: list[str], fitted: bool
+    labels: np.ndarray, logits: np.ndarray, keys: rng.Keys, fitted: bool
 ) -> tuple[dict[str, float | int], float, float]:
     """Computes the figures on validation photos, the temperature and the clip that a bundle is saved with.
 

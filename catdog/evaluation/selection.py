@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from catdog import rng
 from catdog.evaluation import calibration, metrics
 
 
@@ -28,7 +29,7 @@ class Judged:
     chosen: tuple[int, int]
 
 
-def judge_selection(labels: np.ndarray, candidates: np.ndarray, keys: list[str], calibrated: bool) -> Judged:
+def judge_selection(labels: np.ndarray, candidates: np.ndarray, keys: rng.Keys, calibrated: bool) -> Judged:
     """Judges each half of the images by the candidate that has the least log loss on the other half.
 
     Args:

@@ -127,7 +127,7 @@ def training_record(config: ResolvedConfig) -> dict[str, Any]:
 def _known_images(job: WorkerJob, train: ImageStore, valid: ImageStore) -> KnownImages:
     """A sample of both splits' images, drawn by their keys, so that it is the same for any number of workers."""
 
-    def sample(pixels: ImageStore, keys: list[str], count: int) -> np.ndarray:
+    def sample(pixels: ImageStore, keys: rng.Keys, count: int) -> np.ndarray:
         rows = pixels.readable
         return np.sort(rows[np.argsort(rng.key_hash(keys)[rows], kind="stable")[:count]])
 

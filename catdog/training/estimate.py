@@ -252,7 +252,7 @@ def _measure_worker(
     engines.set_up(plan.cpus_per_worker, plan.gpu)
     import tensorflow as tf
 
-    labels, keys = rows["label"].to_numpy().astype(np.int64), rows["key"].to_pylist()
+    labels, keys = rows["label"].to_numpy().astype(np.int64), rows["key"]
     images.read_batch(rows["uri"][:8].to_pylist(), [config.model.image_size])  # whatever is slow only once
     before = time.perf_counter()
     decoded = images.read_batch(rows["uri"].to_pylist(), [config.model.image_size])
@@ -301,7 +301,7 @@ def _places(rows: int, readable: np.ndarray) -> np.ndarray:
 
 
 def _job(
-    config: ResolvedConfig, plan: TrainPlan, keys: list[str], labels: np.ndarray, weights: ray.ObjectRef | None
+    config: ResolvedConfig, plan: TrainPlan, keys: rng.Keys, labels: np.ndarray, weights: ray.ObjectRef | None
 ) -> WorkerJob:
     split = SplitData([], keys, labels, np.arange(len(keys)))
     nowhere = Lease("", "measuring")

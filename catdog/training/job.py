@@ -11,6 +11,7 @@ import ray
 from catdog.inference.provenance import Provenance
 from catdog.lease import Lease
 from catdog.resources import TrainPlan
+from catdog.rng import Keys
 from catdog.training.config import ResolvedConfig
 
 
@@ -26,7 +27,7 @@ class SplitData:
     """
 
     refs: list[ray.ObjectRef]
-    keys: list[str]
+    keys: Keys
     labels: np.ndarray
     blocks: np.ndarray
 

@@ -115,7 +115,7 @@ def _train_one(config: ResolvedConfig, data: Catalog, on_event: EventHandler, he
     rows = {split: data.split(split) for split in ("train", "valid")}
     # Of the training split only: the images that judge a model must be neither selected nor changed.
     rows["train"] = corrections.correct_rows(rows["train"], corrections.read_corrections(config.data.leave_out, data))
-    if len(set(rows["train"]["label"].to_pylist())) < 2:
+    if len(pc.unique(rows["train"]["label"])) < 2:
         raise UsageError(
             f"--leave-out received {config.data.leave_out}, which leaves fewer than two classes to train on"
         )
@@ -201,7 +201,7 @@ def plan_resources(config: ResolvedConfig, may_grow: bool) -> resources.TrainPla
 def _split_data(data: Catalog, rows: pa.Table, loaded: list[ray.ObjectRef]) -> SplitData:
     at = pc.index_in(rows["key"], data.table["key"].combine_chunks()).to_numpy()
     labels = rows["label"].to_numpy().astype(np.int64)
-    return SplitData(loaded, rows["key"].to_pylist(), labels, orders.block_of(at.astype(np.int64)))
+    return SplitData(loaded, rows["key"], labels, orders.block_of(at.astype(np.int64)))
 
 
 def cache_features(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from catdog import rng
@@ -17,6 +18,25 @@ BLOCKS = orders.block_of(np.arange(COUNT))
 
 def block_shuffle(seed: int, epoch: int) -> np.ndarray:
     return orders.block_shuffle(HASHES, LABELS, BLOCKS, seed, epoch)
+
+
+def fnv_1a(key: str) -> int:
+    value = 14695981039346656037
+    for byte in key.encode():
+        value = (value ^ byte) * 1099511628211 % 2**64
+    return value
+
+
+def test_keys_are_hashed_by_fnv_1a_as_a_list_and_as_a_column() -> None:
+    keys = ["", "a", "foobar", "train/köter.jpg", "猫/" * 90, *(f"train/{number}.jpg" for number in range(70_000))]
+    hashes = rng.key_hash(keys)
+    assert hashes[[0, 1, 2]].tolist() == [0xCBF29CE484222325, 0xAF63DC4C8601EC8C, 0x85944171F73967E8]  # published
+    checked = [*range(5), 40_000, 65_535, 65_536, 70_004]
+    assert hashes[checked].tolist() == [fnv_1a(keys[at]) for at in checked]
+    column = pa.chunked_array([keys[:3], keys[3:40_000], keys[40_000:]])
+    assert (rng.key_hash(column) == hashes).all()
+    assert (rng.key_hash(column[7:1_000]) == hashes[7:1_000]).all()
+    assert len(rng.key_hash([])) == 0
 
 
 def test_every_image_comes_once_in_an_order_of_its_own_seed_and_epoch() -> None:
