@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -103,10 +104,8 @@ class Catalog:
         digest = hashlib.sha256(json.dumps([_FINGERPRINT_VERSION, self.class_names]).encode())
         digest.update(str(self.options.get("content_sha256", "")).encode())
         for column in ("key", "id", "label", "split"):
-            # In pieces, because a million Python strings take many times the memory of the table.
-            for start in range(0, self.table.num_rows, _PIECE):
-                for value in self.table[column].slice(start, _PIECE).to_pylist():
-                    digest.update(f"{value}\0".encode())
+            for piece in _pieces(self.table):
+                digest.update("".join([f"{value}\0" for value in piece[column].to_pylist()]).encode())
         return digest.hexdigest()
 
     def write(self) -> None:
@@ -116,9 +115,17 @@ class Catalog:
                 {"schema_version": SCHEMA_VERSION, "class_names": self.class_names, "options": self.options}
             )
         }
-        relative = [storage.relative(uri, self.root) for uri in self.table["uri"].to_pylist()]
-        table = self.table.set_column(2, SCHEMA.field("uri"), pa.array(relative, pa.string()))
+        relative = [
+            pa.array([storage.relative(uri, self.root) for uri in piece["uri"].to_pylist()], pa.string())
+            for piece in _pieces(self.table)
+        ]
+        table = self.table.set_column(2, SCHEMA.field("uri"), pa.chunked_array(relative, pa.string()))
         tables.write_table(storage.join(self.root, FILE_NAME), table.replace_schema_metadata(metadata))
+
+
+def _pieces(table: pa.Table) -> Iterator[pa.Table]:
+    """A table in pieces: a million Python strings take many times its memory, and an Arrow array has 2 GB at most."""
+    return (table.slice(start, _PIECE) for start in range(0, table.num_rows, _PIECE))
 
 
 def digest_of(data: bytes) -> int:
@@ -176,12 +183,14 @@ def read_catalog(data: str) -> Catalog:
         other = table[column].filter(pc.invert(pc.is_in(table[column], known)))
         if len(other):
             raise CatdogError(f"{path} has {column} {other[0].as_py()!r}, expected one of {known.to_pylist()}")
-    uris = table["uri"]
-    _require_inside(uris, root, path)
+    _require_inside(table["uri"], root, path)
     before, _, after = storage.join(root, "\0").partition("\0")
-    is_absolute = pc.or_(pc.match_substring(uris, "://"), pc.starts_with(uris, "/"))
-    places = pc.if_else(is_absolute, uris, pc.binary_join_element_wise(before, uris, after, ""))
-    table = table.set_column(2, SCHEMA.field("uri"), places)
+    places: list[pa.Array] = []
+    for piece in _pieces(table):
+        uris = piece["uri"]
+        is_absolute = pc.or_(pc.match_substring(uris, "://"), pc.starts_with(uris, "/"))
+        places += pc.if_else(is_absolute, uris, pc.binary_join_element_wise(before, uris, after, "")).chunks
+    table = table.set_column(2, SCHEMA.field("uri"), pa.chunked_array(places, pa.string()))
     return Catalog(table, (class_names[0], class_names[1]), root, options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -116,3 +117,19 @@ def test_what_is_no_catalog_is_refused(tmp_path: Path, header: bytes | dict, col
         catalog.read_catalog(write(tmp_path, header, **columns))
     assert fault in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_catalog_of_several_pieces_is_written_read_and_marked_as_one(tmp_path: Path) -> None:
+    """It is worked on 65,536 rows at a time."""
+    count = 140_000
+    keys = [f"{number}.jpg" for number in range(count)]
+    labels = [None if number % 3 else number % 2 for number in range(count)]
+    uris = [f"{tmp_path}/images/{key}" for key in keys]
+    columns = [keys, keys, uris, pa.array(labels, pa.int8()), ["test"] * count, pa.array(range(count), pa.uint64())]
+    data = Catalog(pa.table(columns, schema=catalog.SCHEMA), ("cat", "dog"), str(tmp_path), {"content_sha256": "abc"})
+    data.write()
+    again = catalog.read_catalog(str(tmp_path))
+    assert again.table.equals(data.table)
+    rows = [*keys, *keys, *labels, *["test"] * count]
+    content = json.dumps([1, ["cat", "dog"]]) + "abc" + "".join(f"{value}\0" for value in rows)
+    assert again.fingerprint == hashlib.sha256(content.encode()).hexdigest()
