@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from catdog import spreadsheets, storage
 from catdog.data import images, thumbnails
@@ -72,24 +74,31 @@ def audit_labels(
     """
     if found.catalog_fingerprint != data.fingerprint:
         raise UsageError(f"{found.name} has predictions of another data set than {data.root}; expected this one's")
-    keys = data.table["key"].to_pylist()
-    splits = dict(zip(keys, data.table["split"].to_pylist(), strict=True))
-    numbers = dict(zip(keys, data.table["label"].to_pylist(), strict=True))
-    names = {key: "" if number is None else data.class_names[number] for key, number in numbers.items()}
+    keys, splits, labels = (data.table[name] for name in ("key", "split", "label"))
 
-    def finding(key: str, issue: str, score: float, other: str = "") -> Finding:
-        leaks = bool(other) and splits[key] != splits[other]
-        return Finding(key, splits[key], names[key], issue, round(float(score), 4), other, leaks)
+    def finding(row: int, issue: str, score: float, other: int | None = None) -> Finding:
+        key, split, label = (column[int(row)].as_py() for column in (keys, splits, labels))
+        name, score = "" if label is None else data.class_names[label], round(float(score), 4)
+        if other is None:
+            return Finding(key, split, name, issue, score)
+        return Finding(key, split, name, issue, score, keys[int(other)].as_py(), split != splits[int(other)].as_py())
 
     wrong, ambiguous = _label_issues(found)
-    findings = [finding(found.keys[row], "label", score) for row, score in wrong]
-    findings += [finding(found.keys[row], "ambiguous", score) for row, score in ambiguous]
+    rows = _rows_of(found.keys, data)
+    findings = [finding(rows[row], "label", score) for row, score in wrong]
+    findings += [finding(rows[row], "ambiguous", score) for row, score in ambiguous]
     if features is not None and len(features[0]) > _NEIGHBOURS:
-        findings += [finding(features[1][row], "outlier", score) for row, score in _outliers(features[0])]
+        rows = _rows_of(features[1], data)
+        findings += [finding(rows[row], "outlier", score) for row, score in _outliers(features[0])]
     hashes, readable = duplicates.perceptual_hashes(data)
     for one, other, bits in duplicates.near_duplicates(hashes, distance).tolist():
-        findings.append(finding(keys[readable[one]], "duplicate", bits, keys[readable[other]]))
+        findings.append(finding(readable[one], "duplicate", bits, readable[other]))
     return findings
+
+
+def _rows_of(keys: list[str], data: Catalog) -> np.ndarray:
+    """The catalog's rows of keys: int, N."""
+    return pc.index_in(pa.array(keys, pa.string()), data.table["key"]).to_numpy()
 
 
 def _label_issues(found: OutOfFold) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
@@ -129,7 +138,13 @@ def draw_findings(findings: list[Finding], data: Catalog, uri: str, each: int = 
         uri: URI of the PNG.
         each: the most photos for each issue.
     """
-    places = dict(zip(data.table["key"].to_pylist(), data.table["uri"].to_pylist(), strict=True))
+    shown: list[list[Finding]] = []
+    for issue in ISSUES:
+        chosen = [finding for finding in findings if finding.issue == issue]
+        shown.append(chosen[: each // 2 if issue == "duplicate" else each])
+    keys = {key for chosen in shown for finding in chosen for key in (finding.key, finding.other)}
+    drawn = data.table.filter(pc.is_in(data.table["key"], pa.array(keys, pa.string())))
+    places = dict(zip(drawn["key"].to_pylist(), drawn["uri"].to_pylist(), strict=True))
 
     def tile(key: str, caption: str) -> Tile:
         found = images.fetch(places[key])
@@ -137,11 +152,10 @@ def draw_findings(findings: list[Finding], data: Catalog, uri: str, each: int = 
         return Tile(pixels, [caption, key])
 
     rows: list[list[Tile]] = []
-    for issue in ISSUES:
-        chosen = [finding for finding in findings if finding.issue == issue]
+    for chosen in shown:
         tiles = []
-        for finding in chosen[: each // 2 if issue == "duplicate" else each]:
-            tiles.append(tile(finding.key, f"{issue}: {finding.label or finding.split} {finding.score:g}"))
+        for finding in chosen:
+            tiles.append(tile(finding.key, f"{finding.issue}: {finding.label or finding.split} {finding.score:g}"))
             if finding.other:
                 tiles.append(tile(finding.other, "= in another split" if finding.leaks else "= in the same split"))
         rows += contact_sheet.in_rows(tiles, 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,10 @@ from catdog.data import isolation
 from catdog.data.catalog import Catalog
 
 _HASH_SIZE, _BITS = 32, 64
-_BLOCK_ROWS = 256
+# Images of a task: more where there would be too many tasks for one driver.
+_BLOCK_ROWS, _MOST_BLOCK_ROWS, _MANY_BLOCKS = 256, 4096, 8192
+# Of a mask, to sort by it, as comparisons of a pair for each hash; and the most bands of a mask.
+_SORT_COST, _MOST_AGREEING = 30, 4
 # Earlier images that one is paired with: of thousands of equal placeholders, all pairs would be millions.
 _MOST_EARLIER = 10
 
@@ -31,12 +35,11 @@ def perceptual_hashes(data: Catalog) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         CatdogError: a task failed.
     """
-    uris = data.table["uri"].combine_chunks()
+    uris = data.table["uri"]
+    rows = min(max(_BLOCK_ROWS, len(uris) // _MANY_BLOCKS), _MOST_BLOCK_ROWS)
     blocks = [
-        pa.table(
-            {"row": np.arange(start, min(start + _BLOCK_ROWS, len(uris))), "uri": uris[start : start + _BLOCK_ROWS]}
-        )
-        for start in range(0, len(uris), _BLOCK_ROWS)
+        pa.table({"row": np.arange(start, min(start + rows, len(uris))), "uri": uris[start : start + rows]})
+        for start in range(0, len(uris), rows)
     ]
     with cluster.ray_errors("hashing the images failed: {cause}"):
         done = ray.data.from_arrow(blocks).map_batches(_hash_block, batch_format="pyarrow", batch_size=None)
@@ -86,37 +89,53 @@ def near_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
 
 
 def _search(hashes: np.ndarray, distance: int) -> np.ndarray:
-    """The pairs of `near_duplicates`, 3×P, in time that grows with the pairs that agree in one of `distance` + 1 bands.
-
-    Hashes that differ in so many bits agree in at least one band.
-    """
-    edges = [band * _BITS // (distance + 1) for band in range(distance + 2)]
-    masks = [np.uint64((1 << stop) - (1 << start)) for start, stop in itertools.pairwise(edges)]
+    """The pairs of `near_duplicates`, 3×P, in time that grows with the pairs that agree in the bits of one mask."""
+    masks = _masks(len(hashes), distance)
     held, count = [np.empty((3, 0), np.int64)], 0
-    for band, mask in enumerate(masks):
+    for number, mask in enumerate(masks):
         order = np.argsort(hashes & mask, kind="stable")
         sorted_, values = hashes[order], hashes[order] & mask
-        # The k-th step compares each hash with the k-th after it, as long as these agree in the band.
+        # The k-th step compares each hash with the k-th after it, as long as these agree in the mask.
         at = np.arange(len(order))
         for step in itertools.count(1):
             at = at[: np.searchsorted(at, len(order) - step)]
             at = at[values[at] == values[at + step]]
             if not len(at):
                 break
-            differing = sorted_[at] ^ sorted_[at + step]
-            bits = np.bitwise_count(differing)
+            bits = np.bitwise_count(sorted_[at] ^ sorted_[at + step])
             near = bits <= distance
-            for other in masks[:band]:  # found there already
-                near &= (differing & other) != 0
-            if not near.any():
+            chosen, bits = at[near], bits[near]
+            differing = sorted_[chosen] ^ sorted_[chosen + step]
+            for other in masks[:number]:  # found there already
+                new = (differing & other) != 0
+                chosen, bits, differing = chosen[new], bits[new], differing[new]
+            if not len(chosen):
                 continue
-            chosen = at[near]
-            held.append(np.stack([order[chosen], order[chosen + step], bits[near]]).astype(np.int64))
+            held.append(np.stack([order[chosen], order[chosen + step], bits]).astype(np.int64))
             count += len(chosen)
             if count > 2 * _MOST_EARLIER * len(hashes):
                 held = [_nearest(np.concatenate(held, axis=1))]
                 count = held[0].shape[1]
     return _nearest(np.concatenate(held, axis=1))
+
+
+def _masks(count: int, distance: int) -> list[np.uint64]:
+    """Sets of bits such that two hashes which differ in `distance` bits or fewer agree in all bits of one set.
+
+    Of `distance` + k bands, such hashes agree in k at least. A mask is k of the bands: with a greater k there are more
+    masks, each of which costs a sort, but fewer hashes agree in one by chance. So the best k grows with the hashes.
+    """
+
+    def cost(agreeing: int) -> float:
+        bands = distance + agreeing
+        by_chance = count * count / 2 / 2.0 ** (_BITS * agreeing / bands)
+        return math.comb(bands, agreeing) * (by_chance + _SORT_COST * count)
+
+    agreeing = min(range(1, _MOST_AGREEING + 1), key=cost)
+    agreeing = min(agreeing, _BITS - distance)
+    edges = [band * _BITS // (distance + agreeing) for band in range(distance + agreeing + 1)]
+    bands = [(1 << stop) - (1 << start) for start, stop in itertools.pairwise(edges)]
+    return [np.uint64(sum(chosen)) for chosen in itertools.combinations(bands, agreeing)]
 
 
 def _nearest(pairs: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from catdog.experiments import duplicates
 from catdog.experiments.duplicates import near_duplicates
 
 # Earlier images that one is paired with at most.
@@ -44,6 +45,18 @@ def test_all_pairs_are_found(groups: int, most: int, distance: int) -> None:
     if most <= MOST + 1:  # then it is every pair that there is
         near = np.bitwise_count(hashes[:, None] ^ hashes) <= distance
         assert len(expected) == (near.sum() - len(hashes)) // 2
+
+
+@pytest.mark.parametrize("distance", [0, 1, 4, 7])
+@pytest.mark.parametrize("agreeing", [2, 3, 4])
+def test_all_pairs_are_found_by_the_masks_of_many_images(
+    agreeing: int, distance: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Millions of images are compared where several bands agree; here few are, as if sorting cost nothing."""
+    monkeypatch.setattr(duplicates, "_SORT_COST", 0)
+    monkeypatch.setattr(duplicates, "_MOST_AGREEING", agreeing)
+    hashes = planted(distance, 60, 5)
+    assert near_duplicates(hashes, distance).tolist() == all_pairs(hashes, distance)
 
 
 def test_few_images_have_few_pairs() -> None:
