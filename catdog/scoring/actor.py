@@ -31,8 +31,10 @@ from catdog.scoring.plan import ScoringJob
 _MEASURED_SECONDS = 3.0
 # Of a call.
 _MOST_RETRIES = 50
+# Rows that are put together: an actor fetches those of its parts, and never the whole catalog.
+_SHARED_ROWS = 65_536
 # By split, what `share_rows` put.
-Rows = dict[str, ray.ObjectRef]
+Rows = dict[str, list[ray.ObjectRef]]
 
 
 def make_parts(missing: list[Part], plan: ScorePlan, job: ScoringJob, on_event: EventHandler) -> None:
@@ -95,8 +97,19 @@ def make_parts(missing: list[Part], plan: ScorePlan, job: ScoringJob, on_event: 
 
 
 def share_rows(catalog: Catalog, splits: Iterable[str]) -> Rows:
-    """Puts what actors need of each split's rows into Ray's shared memory: columns key, id, uri and label."""
-    return {split: ray.put(catalog.split(split).select(["key", "id", "uri", "label"])) for split in splits}
+    """Puts the columns of each split that actors need into Ray's shared memory, in pieces."""
+    shared = {}
+    for split in splits:
+        rows = catalog.split(split).select(["key", "id", "uri", "label"])
+        shared[split] = [ray.put(rows.slice(at, _SHARED_ROWS)) for at in range(0, rows.num_rows, _SHARED_ROWS)]
+    return shared
+
+
+def shared_range(rows: Rows, split: str, start: int, stop: int) -> pa.Table:
+    """A range of a split, from what `share_rows` put."""
+    first, last = start // _SHARED_ROWS, (stop - 1) // _SHARED_ROWS
+    pieces = pa.concat_tables(ray.get(rows[split][first : last + 1]))
+    return pieces.slice(start - first * _SHARED_ROWS, stop - start)
 
 
 def _name_part(split: str, start: int, stop: int) -> str:
@@ -105,14 +118,13 @@ def _name_part(split: str, start: int, stop: int) -> str:
 
 def part_block(part: Part) -> pa.Table:
     """The block that an actor gets for a part: one row that names it."""
-    stop = part.start + part.rows.num_rows
-    return pa.table({"split": [part.split], "start": [part.start], "stop": [stop], "uri": [part.uri]})
+    return pa.table({"split": [part.split], "start": [part.start], "stop": [part.stop], "uri": [part.uri]})
 
 
 def read_ahead(block: pa.Table, rows: Rows, sizes: list[int]) -> pa.Table:
     """Decodes a part on behalf of an actor elsewhere, which then gets it as one row."""
     (row,) = block.to_pylist()
-    uris = ray.get(rows[row["split"]])["uri"][row["start"] : row["stop"]].to_pylist()
+    uris = shared_range(rows, row["split"], row["start"], row["stop"])["uri"].to_pylist()
     pixels = {size: np.empty((len(uris), size, size, 3), np.uint8) for size in sizes}
     with isolation.surviving_decoder(_name_part(row["split"], row["start"], row["stop"]), sizes) as decode:
         decoded = pickle.dumps(decode(images.fetch_all(uris), pixels), protocol=5)
@@ -188,7 +200,7 @@ class PartScorer:
     ) -> None:
         self._predictor = restarts.load_in_actor("the model", _load, bundles, engine, threads, batch_size, gpu)
         self._turn = threading.Lock()
-        self._rows = {split: ray.get(ref) for split, ref in rows.items()}
+        self._rows = rows
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Scores one part.
@@ -201,7 +213,7 @@ class PartScorer:
         """
         started = time.perf_counter()
         split, start, stop, uri = (block[name][0].as_py() for name in ("split", "start", "stop", "uri"))
-        rows = self._rows[split].slice(start, stop - start)
+        rows = shared_range(self._rows, split, start, stop)
         if "decoded" in block.column_names:
             decoded = pickle.loads(block["decoded"][0].as_buffer())
             with self._turn:

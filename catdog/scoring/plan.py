@@ -12,6 +12,7 @@ from catdog.errors import CatdogError, UsageError
 from catdog.inference import bundle
 from catdog.inference.bundle import BundleInfo, SavedBundle
 from catdog.inference.provenance import Provenance
+from catdog.prefetch import prefetch
 from catdog.reporting import result_set
 from catdog.scoring import parts
 from catdog.scoring.config import ScoreConfig
@@ -64,12 +65,14 @@ class ScoringJob:
         found: dict[EngineName, list[Part]] = {}
         # One listing: asking a bucket for each of thousands of parts takes minutes.
         there = set(storage.list_names(self.folder))
+
+        def is_complete(part: Part) -> bool:
+            return storage.name(part.uri) in there and parts.is_complete(part)
+
         for engine in self.engines:
-            found[engine] = [
-                part
-                for part in self.parts_to_score(engine)
-                if storage.name(part.uri) not in there or not parts.is_complete(part)
-            ]
+            wanted = self.parts_to_score(engine)
+            complete = prefetch(is_complete, wanted, parts.READERS)
+            found[engine] = [part for part, is_done in zip(wanted, complete, strict=True) if not is_done]
             if not found[engine]:
                 break
         return found
@@ -110,7 +113,10 @@ def open_job(config: ScoreConfig, data: Catalog | None = None) -> ScoringJob:
     cut: dict[EngineName, dict[str, list[Part]]] = {}
     for engine in info.engines:
         origin = [catalog.fingerprint, fingerprint, engine, str(batch_size), versions]
-        cut[engine] = {split: parts.cut_split(split, rows[split], batch_size, origin, folder) for split in rows}
+        growth = parts.most_growth(engine, sorted({saved.info.image_size for saved in bundles}))
+        cut[engine] = {
+            split: parts.cut_split(split, table, batch_size, origin, folder, growth) for split, table in rows.items()
+        }
     job = ScoringJob(
         config, out, folder, bundles, info, fingerprint, provenance, catalog, splits, others, _engines(config, info),
         batch_size, cut,

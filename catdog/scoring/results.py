@@ -21,6 +21,7 @@ from catdog.errors import CatdogError
 from catdog.evaluation import calibration, metrics
 from catdog.evaluation.calibration import Applied
 from catdog.lease import Lease
+from catdog.prefetch import prefetch
 from catdog.reporting import render, report, result_set, submission
 from catdog.reporting.pictures import Scores
 from catdog.reporting.report import Report
@@ -188,14 +189,14 @@ def _finished_parts(job: ScoringJob, engine: EngineName) -> dict[str, list[Part]
     finished = {split: job.parts[engine][split] for split in job.splits}
     for split in job.others:
         for each in dict.fromkeys((engine, *job.info.engines)):
-            if all(parts.is_whole(part) for part in job.parts[each][split]):
+            if all(prefetch(parts.is_whole, job.parts[each][split], parts.READERS)):
                 finished[split] = job.parts[each][split]
                 break
     return finished
 
 
 def merge_parts(finished: list[Part], catalog: Catalog, refitted: Applied | None = None) -> Merged:
-    """Puts the finished parts of one split together, reading one at a time.
+    """Puts the finished parts of one split together, of which only a few are in memory at a time.
 
     Args:
         finished: all of the split's, in catalog order.
@@ -208,20 +209,13 @@ def merge_parts(finished: list[Part], catalog: Catalog, refitted: Applied | None
     labelled = catalog.is_labelled(finished[0].split)
     statuses: Counter[str] = Counter()
     unreadable, judged = [], []
-    count = sum(part.rows.num_rows for part in finished)
+    count = sum(part.count for part in finished)
     probabilities, logits = _array_in_file(np.float64, count), _array_in_file(np.float32, count)
     at = 0
-    for part in finished:
-        try:
-            table = parts.read_part(part.uri)
-        except OSError as error:
-            raise CatdogError(
-                f"the part {part.uri} is not there any more; --out must be on storage that every node sees, and be of "
-                "one run at a time"
-            ) from error
+    for part, table in zip(finished, prefetch(_read_finished, finished, parts.READERS), strict=True):
         if refitted is not None:
             table = _recalibrated(table, refitted)
-        statuses.update(table["status"].to_pylist())
+        statuses.update({each["values"]: each["counts"] for each in table["status"].value_counts().to_pylist()})
         unreadable.append(table.filter(pc.equal(table["status"], "unreadable")).select(["id", "key", "detail"]))
         probabilities[at : at + table.num_rows] = table["probability"].to_numpy()
         logits[at : at + table.num_rows] = table["logit"].to_numpy()  # a null becomes NaN
@@ -232,6 +226,16 @@ def merge_parts(finished: list[Part], catalog: Catalog, refitted: Applied | None
     counts = {status: statuses[status] for status in ("ok", "recovered", "unreadable")}
     known = pa.concat_tables(judged) if labelled else None
     return Merged(counts, pa.concat_tables(unreadable), logits, probabilities, known)
+
+
+def _read_finished(part: Part) -> pa.Table:
+    try:
+        return parts.read_part(part.uri)
+    except OSError as error:
+        raise CatdogError(
+            f"the part {part.uri} is not there any more; --out must be on storage that every node sees, and be of "
+            "one run at a time"
+        ) from error
 
 
 def _array_in_file(dtype: type[np.floating], count: int) -> np.ndarray:

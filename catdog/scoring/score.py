@@ -9,7 +9,7 @@ from catdog.choices import EngineName
 from catdog.data.catalog import Catalog
 from catdog.events import EventHandler, ScoringPlanned
 from catdog.inference import bundle
-from catdog.scoring import actor, parts, results
+from catdog.scoring import actor, results
 from catdog.scoring.config import ScoreConfig
 from catdog.scoring.parts import Part
 from catdog.scoring.plan import ScoringJob, open_job
@@ -44,7 +44,7 @@ def score_dataset(
         made = 0
         if missing[engine]:
             engine = _make_missing(job, missing, started, seconds, on_event or (lambda _event: None))
-            made = sum(part.rows.num_rows for part in missing[engine])
+            made = sum(part.count for part in missing[engine])
         held.require_held()
         return results.write_results(job, engine, seconds, made, held)
 
@@ -73,7 +73,7 @@ def _make_missing(
         first: list[waiting.Bundle] = [{"GPU": 1}, {"CPU": 1}] if plan.gpu else [{"CPU": plan.threads}]
         waiting.wait_for(first, on_event, config.wait)
         kept = len(job.parts_to_score(plan.engine)) - len(todo)
-        on_event(ScoringPlanned(plan.actors, len(todo), kept, sum(part.rows.num_rows for part in todo)))
+        on_event(ScoringPlanned(plan.actors, len(todo), kept, sum(part.count for part in todo)))
         actor.make_parts(todo, plan, job, on_event)
     seconds["score"] = time.perf_counter() - started - sum(seconds.values())
     return plan.engine
@@ -109,11 +109,12 @@ def explain_plan(config: ScoreConfig, on_event: EventHandler | None = None) -> t
         needed: waiting.Bundle = {"CPU": 1} | ({"GPU": 1} if plan.gpu else {})
         waiting.wait_for([needed] * plan.actors, on_event or (lambda _event: None), config.wait)
         measured = actor.measure(missing[plan.engine], plan, job)
-    todo = sum(part.rows.num_rows for part in missing[plan.engine])
+    todo = sum(part.count for part in missing[plan.engine])
     count, each = len(job.parts_to_score(plan.engine)), f"in batches of {job.batch_size}"
+    most = max(part.count for part in job.parts_to_score(plan.engine))
     to_make = f"{count}, of which {len(missing[plan.engine])} are to be made"
     what |= plan.why | {
-        "parts": f"{to_make}; {parts.PART_ROWS} images each and fewer at the end, {each}",
+        "parts": f"{to_make}; {most} images each and fewer at the end, {each}",
         "memory": f"{measured.memory / 1e9:.1f} GB an actor",
         "measured": f"{measured.rate:,.0f} images/s read, decoded and predicted in {len(job.info.views)} views",
     }

@@ -1,4 +1,4 @@
-"""Parts that are damaged, or not parts at all, are made again; none is an error."""
+"""Parts: their number stays bounded; those that are damaged, or not parts at all, are made again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from catdog.scoring.parts import Part
 def part(drawn: Catalog, tmp_path: Path) -> Part:
     """A part of four test images, which is there."""
     rows = drawn.split("test").slice(0, 4)
-    made = Part("test", 0, rows, str(tmp_path / "part.parquet"))
+    made = Part("test", 0, 4, rows, str(tmp_path / "part.parquet"))
     half = np.full(4, 0.5, np.float32)
     parts.write_part(made.uri, rows, Predictions(half, half.astype(float), ["ok"] * 4, ["none here"] * 4))
     return made
@@ -49,3 +49,30 @@ def test_a_part_of_other_types_is_made_again(part: Part, column: str, values: li
     tables.write_table(part.uri, table.set_column(at, column, pa.array(values)))
     expected = column in ("label", "logit") and values[0] is None  # which may be unknown
     assert parts.is_complete(part) == (expected or (column == "detail" and values == ["x"] * 4))
+
+
+@pytest.mark.parametrize("count", [1, 511, 512, 2_500, 12_500, 1_000_000, 1_048_575])
+def test_parts_of_up_to_a_million_images_are_cut_as_ever(count: int) -> None:
+    """What an older version scored is gone on with."""
+    tail = max(0, count // 512 - 4) * 512
+    starts = [*range(0, tail, 512), *range(tail, count, 128)]
+    expected = [*zip(starts, [*starts[1:], count], strict=True)]
+    assert [*parts.ranges(count, 64, 8)] == expected
+
+
+@pytest.mark.parametrize(("count", "most"), [(2_000_000, 4_100), (10_000_000, 6_000), (100_000_000, 28_000)])
+def test_more_images_make_larger_parts(count: int, most: int) -> None:
+    cut = np.array([*parts.ranges(count, 64, parts.most_growth("onnx", [192]))])
+    assert cut[0, 0] == 0
+    assert cut[-1, 1] == count
+    assert (cut[1:, 0] == cut[:-1, 1]).all()
+    sizes = cut[:, 1] - cut[:, 0]
+    assert len(sizes) < most
+    assert sizes.max() <= 4096
+    assert (np.diff(sizes) <= 0).all()  # so that all actors end at about the same time
+
+
+@pytest.mark.parametrize(("size", "growth"), [(64, 8), (192, 4), (224, 2), (384, 1), (1024, 1)])
+def test_the_pixels_of_a_part_for_a_gpu_stay_below_256_mib(size: int, growth: int) -> None:
+    assert parts.most_growth("tensorflow", [size]) == growth
+    assert parts.most_growth("onnx", [size]) == 8

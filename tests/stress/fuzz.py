@@ -100,7 +100,7 @@ def read_part(data: bytes) -> None:
     path = FOLDER / "part.parquet"
     path.write_bytes(data)
     rows = CATALOG.table.slice(4, 1)
-    parts.is_complete(Part("test", 0, rows, str(path)))
+    parts.is_complete(Part("test", 0, len(rows), rows, str(path)))
 
 
 def read_labels(data: bytes) -> None:
