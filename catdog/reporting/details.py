@@ -162,7 +162,7 @@ def section_details(section: Section, scores: Scores, prior: float) -> Details:
     assert section.judgement is not None
     labels, judged = section.images["label"].to_numpy(), section.images["judged"].to_numpy()
     rows = np.flatnonzero(~np.isnan(judged))
-    labels, judged, logits = labels[rows], judged[rows], scores.logits[rows].astype(np.float64)
+    labels, judged, logits = labels[rows], judged[rows], scores.logits[section.rows[rows]].astype(np.float64)
     kind, name = ("validation", "test")[section.split == "test"], _brief(section.positive_class)
     plain = diagnostics.uncalibrated(logits, prior)
     before = diagnostics.reliability(labels, plain) if section.judgement.calibration != "none" else []
@@ -231,8 +231,8 @@ def compare(valid: Section, valid_scores: Scores, test_scores: Scores) -> Drift 
     Returns:
         The comparison, or None where either has no image that could be read.
     """
-    unseen = ~np.isnan(valid.images["judged"].to_numpy())
-    one = valid_scores.probabilities[valid_scores.readable & unseen]
+    unseen = valid.rows[~np.isnan(valid.images["judged"].to_numpy())]
+    one = valid_scores.probabilities[unseen[valid_scores.readable[unseen]]]
     other = test_scores.probabilities[test_scores.readable]
     if not len(one) or not len(other):
         return None

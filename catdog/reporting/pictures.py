@@ -111,7 +111,7 @@ class Grid:
 def judged_grids(section: Section, scores: Scores) -> list[Grid]:
     """Grids of a split with labels, of images that the model was not trained on."""
     labels, logits, judged = (section.images[name].to_numpy() for name in ("label", "logit", "judged"))
-    shown = scores.readable & ~np.isnan(judged)
+    shown = scores.readable[section.rows] & ~np.isnan(judged)
     right = (judged > 0.5) == (labels == 1)
     losses, sureness = metrics.losses(labels, judged), np.abs(logits)
     chosen = [
@@ -132,7 +132,9 @@ def test_grids(scores: Scores, class_names: tuple[str, str]) -> list[Grid]:
         (f"Surest: {class_names[1]}", _lowest(-logits, shown & (logits > 0))),
         ("Least sure", _lowest(np.abs(logits), shown)),
     ]
-    return [Grid(title, _tiles(scores, rows, scores.probabilities, class_names), "None.") for title, rows in chosen]
+    return [
+        Grid(title, _tiles(scores, rows, scores.probabilities[rows], class_names), "None.") for title, rows in chosen
+    ]
 
 
 def judged_tiles(section: Section, scores: Scores, rows: np.ndarray) -> list[Tile]:
@@ -141,10 +143,10 @@ def judged_tiles(section: Section, scores: Scores, rows: np.ndarray) -> list[Til
     Args:
         section: of the split.
         scores: of the split.
-        rows: of the split, int, n.
+        rows: of the section's images, int, n.
     """
     labels, judged = section.images["label"].to_numpy(), section.images["judged"].to_numpy()
-    tiles = _tiles(scores, rows, judged, section.class_names)
+    tiles = _tiles(scores, section.rows[rows], judged[rows], section.class_names)
     losses = metrics.losses(labels[rows], judged[rows])
     return [
         dataclasses.replace(tile, truth=section.class_names[int(labels[row])], loss=float(loss))
@@ -154,8 +156,8 @@ def judged_tiles(section: Section, scores: Scores, rows: np.ndarray) -> list[Til
 
 def _tiles(scores: Scores, rows: np.ndarray, probabilities: np.ndarray, class_names: tuple[str, str]) -> list[Tile]:
     tiles = []
-    for row in rows:
-        entry, probability = scores.rows.slice(int(row), 1).to_pylist()[0], float(probabilities[row])
+    for row, probability in zip(rows, probabilities.tolist(), strict=True):
+        entry = scores.rows.slice(int(row), 1).to_pylist()[0]
         likelier = int(probability > 0.5)
         share = probability if likelier else 1 - probability
         tiles.append(Tile(entry["uri"], entry["key"], class_names[likelier], share))

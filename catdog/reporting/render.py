@@ -21,7 +21,8 @@ def json_content(report: Report) -> dict[str, Any]:
     """Content of `results.report.json`.
 
     Returns:
-        Validation's figures at the top, flat, and the test split's, alike, under "test". A split of which the model was
+        Validation's figures at the top, flat, and the test split's, alike, under "test". Of a very large split they are
+        of a sample, and `sampled_from` is the number of its images. A split of which the model was
         trained on every image has `n` 0 and no figures. What is not a number is None.
     """
     content = _section_content(report.valid) if report.valid else {}
@@ -31,6 +32,7 @@ def json_content(report: Report) -> dict[str, Any]:
 def _section_content(section: Section) -> dict[str, Any]:
     return {
         **(_judgement_content(section.judgement) if section.judgement else {"n": 0}),
+        **({"sampled_from": section.split_n} if section.is_sampled else {}),
         "trained_on": _without_none(dataclasses.asdict(section.trained_on)) if section.trained_on else None,
         "unreadable": section.unreadable,
         "recovered": section.recovered,
@@ -63,7 +65,8 @@ def table_rows(section: Section) -> list[tuple[str, str]]:
     Args:
         section: of a report.
     """
-    rows = [("images", str(section.n)), *_left_out_rows(section.trained_on, section.n)]
+    sampled = f", of a sample of {len(section.images)} of {section.split_n}" if section.is_sampled else ""
+    rows = [("images", f"{section.n}{sampled}"), *_left_out_rows(section.trained_on, section.n)]
     if section.judgement:
         rows += _figure_rows(section.judgement)
     rows.append(("unreadable", str(section.unreadable)))

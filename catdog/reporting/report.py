@@ -5,11 +5,13 @@ A report is an object; `render` makes JSON and the text table of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
+from catdog import rng
 from catdog.data.catalog import Catalog
 from catdog.evaluation import calibration, metrics
 from catdog.evaluation.calibration import Applied
@@ -18,6 +20,9 @@ from catdog.inference import bundle, provenance
 from catdog.inference.bundle import BundleInfo
 from catdog.inference.provenance import Provenance
 
+# Of a split; more would make the figures no better, but take gigabytes. Of so many, the log loss of a good model has a
+# standard error of about 0.0002.
+MOST_JUDGED = 1 << 21
 _IMAGE_COLUMNS = ["key", "label", "logit", "probability", "status"]
 
 
@@ -86,9 +91,11 @@ class Section:
         class_names: of labels 0 and 1; probabilities are of the second.
         bundle_fingerprint: of the model.
         catalog_fingerprint: of the data set.
-        images: a row for each image of the split, in catalog order: key, label, logit (null if unreadable), probability
-            as written, status, and `judged`, the probability that the figures are of (null if trained on). For pictures
-            and tables of single images; the JSON has none of it.
+        split_n: number of images of the split; of more than `MOST_JUDGED` the figures are of a sample of so many.
+        images: a row for each image of the split, or of the sample, in catalog order: key, label, logit (null if
+            unreadable), probability as written, status, and `judged`, the probability that the figures are of (null if
+            trained on). For pictures and tables of single images; the JSON has none of it.
+        rows: the rows of the split that `images` are, int64, ascending.
     """
 
     split: str
@@ -101,12 +108,19 @@ class Section:
     class_names: tuple[str, str]
     bundle_fingerprint: str
     catalog_fingerprint: str
+    split_n: int
     images: pa.Table = field(repr=False, compare=False)
+    rows: np.ndarray = field(repr=False, compare=False)
 
     @property
     def n(self) -> int:
         """Number of judged images."""
         return self.judgement.figures.n if self.judgement else 0
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the figures are of a sample of the split."""
+        return len(self.images) < self.split_n
 
     @property
     def positive_class(self) -> str:
@@ -182,18 +196,49 @@ class Subject:
         return np.full(len(table), split == "valid" and self.is_own_set)
 
 
-def build_report(tables: dict[str, pa.Table], counts: dict[str, dict[str, int]], subject: Subject) -> Report:
+def judged_rows(count: int) -> np.ndarray:
+    """The rows of a split of so many images that a report judges: all, or one at random of each of equal stretches.
+
+    They are always the same ones. A catalog lists one class after the other, so each has its share.
+
+    Args:
+        count: N.
+
+    Returns:
+        int64, ascending, N or `MOST_JUDGED`.
+    """
+    if count <= MOST_JUDGED:
+        return np.arange(count)
+    edges = np.arange(MOST_JUDGED + 1) * count // MOST_JUDGED
+    drawn = rng.uniform(rng.Stream.JUDGED, 0, np.arange(MOST_JUDGED, dtype=np.uint64), 1)[:, 0]
+    return edges[:-1] + (drawn * np.diff(edges)).astype(np.int64)
+
+
+def build_report(
+    tables: dict[str, pa.Table],
+    counts: dict[str, dict[str, int]],
+    subject: Subject,
+    rows: Mapping[str, np.ndarray] | None = None,
+) -> Report:
     """Judges the scored splits that have labels, each without the images that the model was trained on.
 
     Args:
         tables: by split ("valid", "test"), a row for each image: key, label, logit, probability, status and digest.
         counts: by split, number of images by status.
         subject: the model and the data set.
+        rows: by split, the rows of it that its table has (`judged_rows`); None is all.
     """
-    return Report(**{split: _section(split, table, counts[split], subject) for split, table in tables.items()})
+    sections = {}
+    for split, table in tables.items():
+        at = np.arange(len(table)) if rows is None else rows[split]
+        total = len(table) if rows is None else sum(counts[split].values())
+        sections[split] = _section(split, table, counts[split], subject, at, total)
+    return Report(**sections)
 
 
-def _section(split: str, table: pa.Table, counts: dict[str, int], subject: Subject) -> Section:
+def _section(
+    split: str, table: pa.Table, counts: dict[str, int], subject: Subject, rows: np.ndarray, split_n: int
+) -> Section:
     trained_on = subject.provenance.trained_on(table["digest"])
     seen, rest = table.filter(pa.array(trained_on)), table.filter(pa.array(~trained_on))
     own = subject.calibrated_on(split, rest)
@@ -210,6 +255,8 @@ def _section(split: str, table: pa.Table, counts: dict[str, int], subject: Subje
         class_names=subject.info.class_names,
         bundle_fingerprint=bundle.fingerprint_of(subject.info),
         catalog_fingerprint=subject.data.fingerprint,
+        split_n=split_n,
+        rows=rows,
         images=table.select(_IMAGE_COLUMNS).append_column("judged", pa.array(judged, mask=trained_on)),
     )
 
@@ -239,7 +286,7 @@ def _judged_probabilities(table: pa.Table, own: np.ndarray, subject: Subject) ->
     readable = own & table["logit"].is_valid().to_numpy()
     labels, logits = table["label"].to_numpy(), _logits(table, subject)
     halves = np.zeros(len(table), np.int64)
-    halves[own] = calibration.halves(table["key"].filter(pa.array(own)).to_pylist())
+    halves[own] = calibration.halves(table["key"].filter(pa.array(own)))
     probabilities = probabilities.copy()
     probabilities[readable] = calibration.cross_fitted(labels[readable], logits[readable], halves[readable])
     return probabilities

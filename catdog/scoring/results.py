@@ -91,7 +91,8 @@ class Merged:
         unreadable: id, key and detail of those that could not be read.
         logits: float32, in catalog order, NaN for unreadable images; in a file, as nobody needs them all at once.
         probabilities: float64, likewise.
-        judged: key, label, logit, probability and digest of each image, of a split with labels.
+        judged: key, label, logit, probability, status and digest of the images of a split with labels.
+        judged_rows: the rows of the split that these are: all, or `report.judged_rows` of a large one.
     """
 
     counts: dict[str, int]
@@ -99,6 +100,7 @@ class Merged:
     logits: np.ndarray
     probabilities: np.ndarray
     judged: pa.Table | None
+    judged_rows: np.ndarray
 
 
 def write_results(
@@ -125,7 +127,8 @@ def write_results(
     counts = {split: each.counts for split, each in merged.items()}
     sections = {split: each.judged for split, each in merged.items() if each.judged is not None}
     subject = report.Subject(job.info, job.provenance, job.catalog, applied)
-    content = report.build_report(sections, counts, subject) if sections else None
+    rows = {split: each.judged_rows for split, each in merged.items()}
+    content = report.build_report(sections, counts, subject, rows) if sections else None
     # The old meta.json stays until all is written, and vouches for nothing new: it names the old files' digests. Those
     # that this run does not write are of the same model and data (`plan.open_job` refuses others).
     digests = {e: of for e, of in result_set.read_digests(out).items() if storage.exists(result_set.sidecar(out, e))}
@@ -211,6 +214,7 @@ def merge_parts(finished: list[Part], catalog: Catalog, refitted: Applied | None
     unreadable, judged = [], []
     count = sum(part.count for part in finished)
     probabilities, logits = _array_in_file(np.float64, count), _array_in_file(np.float32, count)
+    judged_rows = report.judged_rows(count) if labelled else np.empty(0, np.int64)
     at = 0
     for part, table in zip(finished, prefetch(_read_finished, finished, parts.READERS), strict=True):
         if refitted is not None:
@@ -221,11 +225,13 @@ def merge_parts(finished: list[Part], catalog: Catalog, refitted: Applied | None
         logits[at : at + table.num_rows] = table["logit"].to_numpy()  # a null becomes NaN
         at += table.num_rows
         if labelled:
+            first, last = np.searchsorted(judged_rows, [part.start, part.stop])
             chosen = table.select(["key", "label", "logit", "probability", "status"])
-            judged.append(chosen.append_column("digest", part.rows["digest"]))
+            chosen = chosen.append_column("digest", part.rows["digest"])
+            judged.append(chosen.take(pa.array(judged_rows[first:last] - part.start)))
     counts = {status: statuses[status] for status in ("ok", "recovered", "unreadable")}
     known = pa.concat_tables(judged) if labelled else None
-    return Merged(counts, pa.concat_tables(unreadable), logits, probabilities, known)
+    return Merged(counts, pa.concat_tables(unreadable), logits, probabilities, known, judged_rows)
 
 
 def _read_finished(part: Part) -> pa.Table:
