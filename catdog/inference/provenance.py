@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from catdog import tables
 
@@ -72,8 +73,8 @@ class Provenance:
         table = tables.table_from_bytes(data)
         if not table.schema.equals(SCHEMA):
             raise pa.ArrowInvalid(f"columns {table.schema.names}, expected {SCHEMA.names}")
-        digests, splits = table["digest"].to_numpy(), table["split"].to_numpy(zero_copy_only=False)
-        return cls(digests[splits == "train"], digests[splits == "valid"], known)
+        train, valid = (table["digest"].filter(pc.equal(table["split"], split)) for split in ("train", "valid"))
+        return cls(train.to_numpy(), valid.to_numpy(), known)
 
 
 def among(digests: pa.ChunkedArray, those: np.ndarray) -> np.ndarray:

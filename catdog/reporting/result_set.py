@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from typing import Any
 
@@ -22,6 +23,7 @@ from catdog import spreadsheets, storage
 from catdog.errors import CatdogError, UsageError
 
 REJECTED_COLUMNS = ("split", "id", "key", "reason")
+_PIECE = 65_536
 
 
 def sidecar(out: str, ending: str) -> str:
@@ -50,12 +52,14 @@ def write_rejected(out: str, tables: dict[str, pa.Table]) -> str:
     Returns:
         The file's SHA-256, in hex.
     """
-    rows = [
+    # Bit by bit: where a disk is not mounted, it is every image.
+    rows = (
         (split, row["id"], row["key"], row["detail"])
         for split, table in tables.items()
-        for row in table.select(["id", "key", "detail"]).to_pylist()
-    ]
-    return write_sidecar(out, "rejected.csv", spreadsheets.csv_text([REJECTED_COLUMNS, *rows]))
+        for batch in table.select(["id", "key", "detail"]).to_batches(_PIECE)
+        for row in batch.to_pylist()
+    )
+    return write_sidecar(out, "rejected.csv", spreadsheets.csv_text(itertools.chain([REJECTED_COLUMNS], rows)))
 
 
 def read_meta(out: str) -> dict[str, Any]:

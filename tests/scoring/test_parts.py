@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +77,15 @@ def test_more_images_make_larger_parts(count: int, most: int) -> None:
 def test_the_pixels_of_a_part_for_a_gpu_stay_below_256_mib(size: int, growth: int) -> None:
     assert parts.most_growth("tensorflow", [size]) == growth
     assert parts.most_growth("onnx", [size]) == 8
+
+
+@pytest.mark.parametrize("actors", [2, 160, 1600])
+def test_larger_parts_keep_actors_as_busy_as_small_ones(actors: int) -> None:
+    def seconds(growth: int) -> int:
+        """Until the last of equally fast actors is done, each of which takes the next part when it has done one."""
+        done = [0] * actors
+        for start, stop in parts.ranges(10_000_000, 64, growth):
+            heapq.heappush(done, heapq.heappop(done) + stop - start)
+        return max(done)
+
+    assert seconds(8) <= 1.005 * seconds(1)
