@@ -3,6 +3,7 @@
     python benchmarks/speed.py score --data data/kaggle --weights W25 [--weights W100] [--original original-size]
     python benchmarks/speed.py scale --data data/kaggle --weights W25
     python benchmarks/speed.py plumbing [--labelled] [--without-ray]
+    python benchmarks/speed.py prepare
     python benchmarks/speed.py parts
     python benchmarks/speed.py train --data data/kaggle
     python benchmarks/speed.py nodes --data data/kaggle --weights W25
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -355,6 +357,29 @@ def plumbing(
     for name, seconds, used, peak in found["stages"]:
         more = [f"{used:.1f}", f"{peak:.0f}"] if used is not None else ["", ""]
         say(f"| {name} | {seconds:.1f} | {' | '.join(more)} |")
+
+
+_PREPARE = """
+import sys
+from catdog.data import datasets
+datasets.prepare_dataset(*sys.argv[1:])
+print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@app.command()
+def prepare(folder: Folder = None) -> None:
+    """Memory that `data prepare` takes for an image, from zips of 2,000 and 22,000 of them."""
+    root, peaks = workplace(folder), []
+    root.mkdir(exist_ok=True)
+    for count in (2_000, 22_000):
+        source, dest = root / f"{count}.zip", root / str(count)
+        with zipfile.ZipFile(source, "w") as file:
+            for number in range(count):  # no two are equal, and nothing decodes them
+                file.writestr(f"train/{('cat', 'dog')[number % 2]}.{number}.jpg", b"\xff\xd8\xff%d" % number)
+        shutil.rmtree(dest, ignore_errors=True)
+        peaks.append(int(timed([sys.executable, "-c", _PREPARE, str(source), str(dest)])[1]))
+    say(f"\n`data prepare` of a zip: {(peaks[1] - peaks[0]) / 20_000:,.0f} bytes an image")
 
 
 def balance(sizes: list[int], actors: int) -> float:
