@@ -21,11 +21,11 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import measuring
 import numpy as np
 import psutil
 import pyarrow as pa
 import ray
-import speed
 import typer
 
 from catdog import rng
@@ -58,10 +58,12 @@ def batches(data: Catalog, store: StoreName, size: int, threads: int) -> ingest.
 
 
 @app.command()
-def rates(data: Data, size: Annotated[int, typer.Option(help="In pixels.")] = 224, rounds: speed.Rounds = 3) -> None:
+def rates(
+    data: Data, size: Annotated[int, typer.Option(help="In pixels.")] = 224, rounds: measuring.Rounds = 3
+) -> None:
     """Images a second that are made ready, by store and threads."""
     source = catalog.read_catalog(data)
-    root = speed.workplace(None)
+    root = measuring.workplace(None)
     packed, _ = packing.pack_dataset(data, str(root / "packed"))
     os.environ[catalog.ALLOW_OUTSIDE] = "1"
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
@@ -85,7 +87,7 @@ def rates(data: Data, size: Annotated[int, typer.Option(help="In pixels.")] = 22
     print(f"\n| images/s at {size} px, augmented | 1 thread | 2 threads | 4 threads | CPUs for {_WANTED:,} images/s |")
     print("|---|---|---|---|---|")
     for name, _, _ in kinds:
-        each = [speed.spread(found[name, threads], 0) for threads in (1, 2, 4)]
+        each = [measuring.spread(found[name, threads], 0) for threads in (1, 2, 4)]
         print(f"| {name} | {' | '.join(each)} | {_WANTED / statistics.median(found[name, 1]):.1f} |")
     shutil.rmtree(root)
 
@@ -146,7 +148,7 @@ def memory(
     """Peak memory of training on files that need many times the object store, packed and not."""
     os.environ[catalog.ALLOW_OUTSIDE] = "1"
     source = catalog.read_catalog(data)
-    root = speed.workplace(None)
+    root = measuring.workplace(None)
     mean = np.mean([Path(uri).stat().st_size for uri in source.split("train")["uri"].to_pylist()])
     count = int(times * _STORE_BYTES / mean)
     print("\n| images | GB of files | object store GB | kept | order | driver MiB | worker MiB | in its first 30 s | "

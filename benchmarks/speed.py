@@ -14,105 +14,32 @@ them. Each command prints Markdown. The machine should be idle otherwise.
 
 from __future__ import annotations
 
-import heapq
 import importlib.util
 import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import plumbing
 import psutil
-import pyarrow as pa
-import pyarrow.compute as pc
 import typer
+from measuring import SIZE, Data, Folder, Rounds, Weights, repeat, sample_of, save, say, spread, timed, workplace
 
-from catdog import storage
-from catdog.data import catalog, datasets, images, layouts
+from catdog.data import catalog
 from catdog.data.catalog import Catalog
-from catdog.inference import bundle, export
-from catdog.models import registry
-from catdog.models.spec import register_architecture
-from catdog.scoring import parts
+from catdog.inference import bundle
 
 app = typer.Typer(pretty_exceptions_enable=False)
+app.command("plumbing")(plumbing.plumbing)
+app.command("parts")(plumbing.parts_)
+app.command("prepare")(plumbing.prepare)
 RIVALS = Path(__file__).with_name("rivals.py")
-SIZE = 192
-
-Data = Annotated[str, typer.Option(help="A prepared data set with a test split.")]
-Weights = Annotated[str, typer.Option(help="MobileNet 0.25's weights without the top, or none.")]
-Rounds = Annotated[int, typer.Option(help="How often each is run, in turn.")]
-Folder = Annotated[Path | None, typer.Option(help="Where to work; else a temporary folder.")]
-
-
-def say(text: str) -> None:
-    """Prints a line and flushes it."""
-    print(text, flush=True)
-
-
-def workplace(folder: Path | None) -> Path:
-    """The working folder as an absolute path, because URIs in catalogs are relative to their data set."""
-    return (folder or Path(tempfile.mkdtemp(prefix="catdog-speed-"))).absolute()
-
-
-def sample_of(data: Catalog) -> np.ndarray:
-    """Real images for the comparison of ONNX with Keras: uint8, 32×S×S×3."""
-    return np.stack([images.read_image(uri, SIZE).pixels for uri in data.split("test")["uri"][:32].to_pylist()])
-
-
-def timed(command: list[str]) -> tuple[float, str]:
-    """Runs a process; returns its seconds and output."""
-    started = time.perf_counter()
-    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(command, capture_output=True, text=True, env=quiet, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}: {done.stderr[-2000:]}")
-    return time.perf_counter() - started, done.stdout
-
-
-def spread(values: list[float], digits: int = 1) -> str:
-    """Median and range as text."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def repeat(data: Catalog, count: int, root: Path, split: str = "test") -> Catalog:
-    """A data set of `count` links to the files of a split, repeated; in one folder, for programs that read folders."""
-    files = data.split(split)["uri"].to_pylist()
-    shutil.rmtree(root, ignore_errors=True)
-    (root / "images").mkdir(parents=True)
-    for number in range(count):
-        (root / "images" / f"{number + 1}.jpg").symlink_to(files[number % len(files)])
-    rows = [layouts.Row(f"{number + 1}.jpg", "test", None) for number in range(count)]
-    made = datasets.build_catalog(str(root), rows, data.class_names, {}, folder="images")
-    made.write()
-    return made
-
-
-def save(folder: Path, alpha: float, weights: str, sample: np.ndarray) -> str:
-    """Saves a bundle of MobileNet with an untrained head; returns its folder."""
-    spec = registry.ModelSpec("mobilenet", sample.shape[1], alpha, pretrained=weights != "none")
-    model = registry.build_model(spec, storage.read_bytes(weights) if weights != "none" else None)
-    info = export.save_bundle(
-        str(folder), [model], sample, architecture="mobilenet", image_size=sample.shape[1],
-        **_PLAIN | {"training": {"options": {"alpha": alpha}}},
-    )  # fmt: skip
-    if info.onnx != bundle.VERIFIED:
-        sys.exit(f"no ONNX: {info.onnx}")
-    return str(folder)
-
-
-_PLAIN: dict[str, Any] = {
-    "class_names": ("cat", "dog"), "views": ["identity"], "calibration": "none", "temperature": 1.0, "clip": 1e-6,
-    "prior": 0.5, "validation": {}, "chosen_on": "none", "catalog_fingerprint": "", "seed": 0, "training": {},
-}  # fmt: skip
 
 
 class Busy(threading.Thread):
@@ -249,159 +176,6 @@ def scale(data: Data, weights: Weights, rounds: Rounds = 1, folder: Folder = Non
     for count, rows in found.items():
         seconds, peak, row, rate = (statistics.median(each[at] for each in rows) for at in range(4))
         say(f"| {count} | {seconds:.1f} | {rate:.0f} | {peak:.0f} | {row:.0f} |")
-
-
-_STAGES = """
-import json, os, sys, time
-import numpy as np
-from catdog import rng, storage
-from catdog.data import catalog
-from catdog.evaluation import metrics
-from catdog.experiments import duplicates
-from catdog.inference.predictor import Predictions
-from catdog.reporting import submission
-from catdog.scoring import parts, plan, score
-model, data, out, split, how = sys.argv[1:]
-random = np.random.default_rng(0)
-stages = []
-def stage(name, function):
-    # Of this process: getrusage would include the peak of the parent process.
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    started, used = time.perf_counter(), time.process_time()
-    found = function()
-    seconds, used = time.perf_counter() - started, time.process_time() - used
-    peak = next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    stages.append([name, seconds, used, peak])
-    return found
-prepared = stage("read the catalog", lambda: catalog.read_catalog(data))
-stage("its fingerprint", lambda: prepared.fingerprint)
-stage("hash the keys, for training", lambda: rng.key_hash(prepared.table["key"]))
-config = score.ScoreConfig(model=model, data=data, out=out, split=split)
-def write_parts():
-    job = plan.open_job(config, prepared)
-    for part in job.parts_to_score(job.engines[0]):
-        logits = random.normal(0, 3, part.count).astype(np.float32)
-        made = Predictions(logits, metrics.calibrated(logits, 1.0, 1e-6), ["ok"] * part.count, [""] * part.count)
-        parts.write_part(part.uri, part.rows, made)
-if how == "ray":
-    done = stage("score, with all that follows", lambda: score.score_dataset(config, data=prepared))
-    stages.append(["of it: merge, CSV, report", done.seconds["merge"], None, None])
-else:
-    stage("write the parts, as actors do", write_parts)
-folder = out.removesuffix("csv") + "parts"
-names = stage("list the parts", lambda: [each for each in storage.list_names(folder) if each.endswith(".parquet")])
-again = stage("the command with every part there", lambda: score.score_dataset(config, data=prepared))
-stages.append(["of it: merge, CSV, report", again.seconds["merge"], None, None])
-if split == "test":
-    stage("check the CSV", lambda: submission.check_submission(out, prepared))
-hashes = random.integers(0, 2**64, prepared.table.num_rows, np.uint64)
-stage("near-duplicates of random hashes", lambda: duplicates.near_duplicates(hashes, 4))
-print(json.dumps({"stages": stages, "parts": len(names), "row": prepared.table.nbytes / prepared.table.num_rows,
-    "bytes": sum(os.path.getsize(os.path.join(folder, each)) for each in names)}))
-"""
-
-
-def save_trivial(root: Path) -> None:
-    """Saves a tiny image, and a bundle that looks at its mean."""
-    import keras
-    from PIL import Image
-
-    Image.fromarray(np.full((16, 16, 3), 128, np.uint8)).save(root / "tiny.jpg")
-
-    def pool(inputs: Any, spec: registry.ModelSpec) -> Any:  # noqa: ARG001
-        pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
-        return keras.layers.Dense(1)(pooled)
-
-    register_architecture(registry.Architecture("stub", pool, 16, 1, None, ""))
-    stub = registry.build_model(registry.ModelSpec("stub", 16))
-    sample = np.zeros((4, 16, 16, 3), np.uint8)
-    export.save_bundle(str(root / "model"), [stub], sample, architecture="stub", image_size=16, **_PLAIN)
-
-
-@app.command()
-def plumbing(
-    images_: Annotated[int, typer.Option("--images")] = 1_000_000,
-    labelled: Annotated[bool, typer.Option("--labelled", help="As validation images, which are judged.")] = False,
-    without_ray: Annotated[bool, typer.Option("--without-ray", help="The driver alone, with random parts.")] = False,
-    folder: Folder = None,
-) -> None:
-    """Overhead: a million tiny images with a trivial model, stage by stage of the driver."""
-    root = workplace(folder)
-    root.mkdir(exist_ok=True)
-    if not (root / "model").exists():
-        save_trivial(root)
-    split = "valid" if labelled else "test"
-    numbers = np.arange(1, images_ + 1)
-    ids = pa.array(numbers).cast(pa.string())
-    keys = pc.binary_join_element_wise(ids, ".jpg", "")
-    labels = pa.array(numbers * 2 > images_).cast(pa.int8()) if labelled else pa.nulls(images_, pa.int8())
-    digests = pa.array(np.random.default_rng(1).integers(0, 2**64, images_, np.uint64))
-    # First with a file for each image, for the size of the catalog's own file.
-    sizes = []
-    for uris in (pc.binary_join_element_wise(f"{root}/images/", keys, ""), pa.array([f"{root}/tiny.jpg"] * images_)):
-        columns = [keys, ids, uris, labels, pa.array([split] * images_), digests]
-        Catalog(pa.table(columns, schema=catalog.SCHEMA), ("cat", "dog"), str(root), {}).write()
-        sizes.append((root / catalog.FILE_NAME).stat().st_size)
-    out = root / "out" / "results.csv"
-    shutil.rmtree(out.parent, ignore_errors=True)
-    command = [sys.executable, "-c", _STAGES, str(root / "model"), str(root), str(out), split]
-    command.append("none" if without_ray else "ray")
-    found = json.loads(timed(command)[1].splitlines()[-1])
-    each = f"{found['bytes'] / images_:.1f} bytes an image"
-    say(
-        f"\n{images_:,} tiny {'labelled ' * labelled}images: catalog {found['row']:.0f} bytes an image in memory, "
-        f"{sizes[0] / images_:.1f} in its file; {found['parts']:,} parts, {each}\n"
-    )
-    say("| stage | s | driver's CPU s | peak of its memory, MiB |\n|---|---|---|---|")
-    for name, seconds, used, peak in found["stages"]:
-        more = [f"{used:.1f}", f"{peak:.0f}"] if used is not None else ["", ""]
-        say(f"| {name} | {seconds:.1f} | {' | '.join(more)} |")
-
-
-_PREPARE = """
-import sys
-from catdog.data import datasets
-datasets.prepare_dataset(*sys.argv[1:])
-print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
-"""
-
-
-@app.command()
-def prepare(folder: Folder = None) -> None:
-    """Memory that `data prepare` takes for an image, from zips of 2,000 and 22,000 of them."""
-    root, peaks = workplace(folder), []
-    root.mkdir(exist_ok=True)
-    for count in (2_000, 22_000):
-        source, dest = root / f"{count}.zip", root / str(count)
-        with zipfile.ZipFile(source, "w") as file:
-            for number in range(count):  # no two are equal, and nothing decodes them
-                file.writestr(f"train/{('cat', 'dog')[number % 2]}.{number}.jpg", b"\xff\xd8\xff%d" % number)
-        shutil.rmtree(dest, ignore_errors=True)
-        peaks.append(int(timed([sys.executable, "-c", _PREPARE, str(source), str(dest)])[1]))
-    say(f"\n`data prepare` of a zip: {(peaks[1] - peaks[0]) / 20_000:,.0f} bytes an image")
-
-
-def balance(sizes: list[int], actors: int) -> float:
-    """Busy share of equally fast actors, each of which takes the next part when it has done one."""
-    done = [0] * actors
-    for size in sizes:
-        heapq.heappush(done, heapq.heappop(done) + size)
-    return sum(sizes) / actors / max(done)
-
-
-@app.command(name="parts")
-def parts_() -> None:
-    """Parts of 1, 10 and 100 million images, and how busy they keep 1, 10 and 100 nodes of 16 CPUs; a simulation."""
-    say("\n| images | engine, pixels | parts | largest | busy: 16 actors | 160 | 1,600 | 1,600, parts of 512 |")
-    say("|---|---|---|---|---|---|---|---|")
-    for count in (10**6, 10**7, 10**8):
-        small = balance([stop - start for start, stop in parts.ranges(count, 64)], 1600)
-        for engine, size in (("onnx", 192), ("tensorflow", 192), ("tensorflow", 224)):
-            growth = parts.most_growth(engine, [size])
-            sizes = [stop - start for start, stop in parts.ranges(count, 64, growth)]
-            shares = " | ".join(f"{balance(sizes, actors):.1%}" for actors in (16, 160, 1600))
-            say(f"| {count:,} | {engine}, {size} | {len(sizes):,} | {max(sizes):,} | {shares} | {small:.1%} |")
 
 
 @app.command()

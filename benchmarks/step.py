@@ -15,8 +15,8 @@ import statistics
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
+import measuring
 import numpy as np
-import speed
 import typer
 from forward import seconds
 
@@ -99,7 +99,7 @@ def main() -> None:
     for name, fuse in (("Keras's", False), ("one operation", True)):
         many, one = rates[fuse, cores], rates[fuse, 1]
         ratio = statistics.median(many) / statistics.median(one)
-        typer.echo(f"| {name} | {speed.spread(many, 0)} | {speed.spread(one, 0)} | {ratio:.2f} |")
+        typer.echo(f"| {name} | {measuring.spread(many, 0)} | {measuring.spread(one, 0)} | {ratio:.2f} |")
     typer.echo(f"\nTo augment an image: TensorFlow's transform {theirs * 1e6:.0f} µs, catdog {ours * 1e6:.0f} µs")
 
 
