@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Stage = Literal["copying", "packing", "features", "fitting", "decoding", "starting", "validating", "saving"]
+Stage = Literal[
+    "copying", "packing", "features", "fitting", "decoding", "starting", "validating", "saving", "quantising", "judging"
+]
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ class Progress:
 
     Attributes:
         stage: "copying" images into a new data set, "packing" them into shards, computing "features", "fitting" the
-            head to them, "decoding" images, "starting" the workers, "validating" an epoch, "saving" the model.
+            head to them, "decoding" images, "starting" the workers, "validating" an epoch, "saving" the model,
+            "quantising" its members, "judging" what that changed.
         done: number of images (when starting, of workers).
         total: likewise, of the whole stage.
     """

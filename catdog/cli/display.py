@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from catdog.experiments.cross_validation import OutOfFold
     from catdog.experiments.run_list import RunSummary
     from catdog.experiments.tuning import Trial
+    from catdog.inference.bundle import SavedBundle
     from catdog.models.registry import Architecture
     from catdog.reporting.predictions import PhotoRow
     from catdog.reporting.submission import Checked
@@ -95,6 +96,20 @@ def show_event(event: Event) -> None:
         case ScoringPlanned():
             kept = f", {count(event.kept, 'part')} reused" if event.kept else ""
             out.print(f"Scoring {count(event.parts, 'part')} on {count(event.actors, 'actor')}{kept}")
+
+
+def show_quantised(made: SavedBundle) -> None:
+    """Shows what quantising a bundle changed, and where the int8 one is."""
+    figures = made.info.quantisation
+    assert figures is not None
+    out.print(
+        f"Log loss of {figures.n:,} validation photos: {figures.log_loss_float32:.4f} in float32, in int8 "
+        f"{figures.log_loss_change:+.5f} ({figures.log_loss_change_low:+.5f} to {figures.log_loss_change_high:+.5f})"
+    )
+    for member, names in zip(made.info.members, figures.in_float, strict=True):
+        if names:
+            out.print(f"In float32, of {member}: {', '.join(names)}")
+    out.print(f"Bundle: {made.uri}")
 
 
 def show_plan(what: dict[str, str], seconds: dict[str, float]) -> None:

@@ -12,7 +12,7 @@ import typer
 import typer.exceptions
 
 from catdog import __version__, buckets, imports, interruption
-from catdog.cli import data, doctor, kaggle, predict, score, serve, train
+from catdog.cli import bundle, data, doctor, kaggle, predict, score, serve, train
 from catdog.cli.display import err, out
 from catdog.cli.options import add_command
 from catdog.errors import CatdogError, UsageError
@@ -24,8 +24,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Download, prepare, draw, pack and audit data sets.", no_args_is_help=True)
+bundle_app = typer.Typer(help="Make bundles of others.", no_args_is_help=True)
 submission_app = typer.Typer(help="Check submissions.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(bundle_app, name="bundle")
 app.add_typer(submission_app, name="submission")
 
 add_command(data_app, "download", kaggle.download)
@@ -34,6 +36,7 @@ add_command(data_app, "synthesize", data.synthesize)
 add_command(data_app, "pack", data.pack)
 add_command(data_app, "audit", data.audit)
 add_command(data_app, "review", serve.review)
+add_command(bundle_app, "quantise", bundle.quantise)
 add_command(app, "train", train.train)
 add_command(app, "score", score.score)
 add_command(submission_app, "check", score.check)

@@ -47,10 +47,12 @@ _STAGES = {
     "decoding": "Decoding",
     "starting": "Starting workers",
     "saving": "Saving the model",
+    "quantising": "Quantising",
+    "judging": "Judging",
 }
 
 # Stages that tell how many images are done.
-_COUNTED = ("copying", "packing", "features", "decoding")
+_COUNTED = ("copying", "packing", "features", "decoding", "judging")
 
 
 class ProgressView:

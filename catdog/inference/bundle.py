@@ -21,6 +21,7 @@ from catdog.errors import CatdogError, UsageError, did_you_mean, first_line
 from catdog.evaluation import metrics
 from catdog.inference import engines, members
 from catdog.inference.engines import Engine
+from catdog.inference.precision import Quantisation
 from catdog.inference.provenance import Provenance
 from catdog.inference.views import apply_view
 from catdog.models.spec import ModelSpec
@@ -49,6 +50,7 @@ class BundleInfo(pydantic.BaseModel):
         class_names: of labels 0 and 1; probabilities are of the second.
         members: file names of the models, averaged in logit space.
         onnx: "verified" where each member has an ONNX file beside it, or why not.
+        quantisation: how these files were made int8, and what that changed; None where they are float32.
         views: how each image is shown to each member, averaged likewise.
         calibration: what temperature and clip were fitted on.
         temperature: what the averaged logit is divided by.
@@ -73,6 +75,7 @@ class BundleInfo(pydantic.BaseModel):
     class_names: tuple[str, str]
     members: Annotated[list[str], pydantic.Field(min_length=1)]
     onnx: str
+    quantisation: Quantisation | None = None
     views: Annotated[list[View], pydantic.Field(min_length=1)]
     calibration: Literal["none", "validation"]
     temperature: Annotated[float, pydantic.Field(gt=0)]
@@ -96,6 +99,14 @@ class BundleInfo(pydantic.BaseModel):
         options = training.get("options") if isinstance(training, dict) else None
         best = isinstance(options, dict) and options.get("keep") == "best"
         return {"chosen_on": "validation" if best else "none", "images_known": False} | values
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_absent(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # So that a float32 bundle has the bytes and the fingerprint that it had before there were others.
+        written: dict[str, Any] = handler(self)
+        if self.quantisation is None:
+            written.pop("quantisation", None)
+        return written
 
     @property
     def engines(self) -> tuple[EngineName, ...]:
@@ -297,6 +308,8 @@ def merge_infos(infos: list[BundleInfo]) -> BundleInfo:
         update={
             "architecture": " + ".join(dict.fromkeys(info.architecture for info in infos)),
             "members": list(named),
+            # Of each it is in its own description.
+            "quantisation": None,
             "onnx": next((info.onnx for info in infos if info.onnx != VERIFIED), VERIFIED),
             "checksums": named,
             "views": list(dict.fromkeys(view for info in infos for view in info.views)),

@@ -66,8 +66,12 @@ class OnnxEngine:
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """The model's output as it is, for a batch of `CHUNK` images at most."""
+        return self.outputs(batch)[0]
+
+    def outputs(self, batch: np.ndarray) -> list[np.ndarray]:
+        """All outputs of a model that has several, in its order."""
         try:
-            return self._session.run(None, {self._input: batch})[0]
+            return self._session.run(None, {self._input: batch})
         except Exception as error:  # as above
             raise CatdogError(f"ONNX Runtime cannot run the model: {first_line(error)[:300]}") from error
 

@@ -21,6 +21,7 @@ from catdog.inference.bundle import (
     IMAGES_NAME,
     VERIFIED,
     BundleInfo,
+    SavedBundle,
     onnx_name,
     read_file,
     read_info,
@@ -29,7 +30,7 @@ from catdog.inference.bundle import (
 )
 from catdog.inference.engines import OnnxEngine, TensorFlowEngine
 from catdog.inference.members import rebuild_model, require_plain_onnx, spec_of
-from catdog.inference.novelty import KnownImages
+from catdog.inference.novelty import FeatureStatistics, KnownImages
 from catdog.inference.provenance import Provenance
 from catdog.versions import package_versions
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 # Between logits; float32 alone makes differences of 1e-5.
 TOLERANCE = 1e-3
+# Fields of `BundleInfo` that are of the files that are written.
+_WRITTEN = {"schema_version", "members", "onnx", "images_known", "checksums", "versions"}
 
 
 def save_bundle(
@@ -121,6 +124,38 @@ def assemble_bundle(uri: str, bundles: list[str], **fields: Any) -> BundleInfo:
         else:
             why_not = info.onnx
     return _write(uri, files, onnx, why_not, statistics, Provenance.union(provenances), fields)
+
+
+def replace_onnx(
+    saved: SavedBundle,
+    uri: str,
+    onnx: list[bytes],
+    statistics: list[FeatureStatistics | None],
+    provenance: Provenance,
+    **fields: Any,
+) -> BundleInfo:
+    """Writes a bundle with the Keras files of another, and ONNX files of its own.
+
+    Args:
+        saved: the other bundle.
+        uri: folder of the new one.
+        onnx: the ONNX file of each member.
+        statistics: of each member's features by that file, or None.
+        provenance: the images that made the new one.
+        **fields: what `BundleInfo` holds that is not the same.
+
+    Returns:
+        What was written to `bundle.json`.
+
+    Raises:
+        CatdogError: a file of the other bundle is damaged.
+    """
+    files = [read_file(saved.uri, saved.info, member) for member in saved.info.members]
+    for data in onnx:
+        require_plain_onnx(data, saved.info.image_size)
+    written = [b"" if one is None else one.to_bytes() for one in statistics]
+    same = {name: getattr(saved.info, name) for name in BundleInfo.model_fields if name not in _WRITTEN}
+    return _write(uri, files, onnx, "", written, provenance, same | fields)
 
 
 def _write(

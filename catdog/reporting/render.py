@@ -38,6 +38,7 @@ def _section_content(section: Section) -> dict[str, Any]:
         "recovered": section.recovered,
         "clip": section.clip,
         "temperature": section.temperature,
+        "precision": section.precision,
         "class_names": list(section.class_names),
         "positive_class": section.positive_class,
         "bundle_fingerprint": section.bundle_fingerprint,
@@ -75,6 +76,7 @@ def table_rows(section: Section) -> list[tuple[str, str]]:
         rows.append(("calibration", section.judgement.calibration))
     rows.append(("temperature", f"{section.temperature:.4f}"))
     rows.append(("clip", f"{section.clip:.3g}"))
+    rows.append(("precision", section.precision))
     rows.append(("label is the probability of", section.positive_class))
     if section.judgement:
         rows += _confusion_rows(section.judgement, section.class_names)

@@ -18,6 +18,7 @@ from catdog.evaluation.calibration import Applied
 from catdog.evaluation.metrics import Figures
 from catdog.inference import bundle, provenance
 from catdog.inference.bundle import BundleInfo
+from catdog.inference.precision import FLOAT32
 from catdog.inference.provenance import Provenance
 
 # Of a split; more would make the figures no better, but take gigabytes. Of so many, the log loss of a good model has a
@@ -88,6 +89,7 @@ class Section:
         recovered: number of damaged images that were read as far as they go.
         clip: distance of the probabilities from 0 and 1.
         temperature: divisor of the logits.
+        precision: that the logits were computed in, in words.
         class_names: of labels 0 and 1; probabilities are of the second.
         bundle_fingerprint: of the model.
         catalog_fingerprint: of the data set.
@@ -105,6 +107,7 @@ class Section:
     recovered: int
     clip: float
     temperature: float
+    precision: str
     class_names: tuple[str, str]
     bundle_fingerprint: str
     catalog_fingerprint: str
@@ -155,12 +158,14 @@ class Subject:
         provenance: the images that made it.
         data: the catalog that was scored.
         applied: the temperature and the clip of the probabilities.
+        precision: that the logits were computed in, in words.
     """
 
     info: BundleInfo
     provenance: Provenance
     data: Catalog
     applied: Applied
+    precision: str = FLOAT32
 
     @property
     def is_own_set(self) -> bool:
@@ -252,6 +257,7 @@ def _section(
         recovered=counts["recovered"],
         clip=subject.applied.clip,
         temperature=subject.applied.temperature,
+        precision=subject.precision,
         class_names=subject.info.class_names,
         bundle_fingerprint=bundle.fingerprint_of(subject.info),
         catalog_fingerprint=subject.data.fingerprint,

@@ -15,7 +15,9 @@ from catdog.scoring.config import ScoreConfig
 from catdog.scoring.plan import ScoringJob
 
 _OF_THE_PLACE = {"model", "data", "gpu", "address", "wait", "stall_timeout", "debug"}
-_FACTS = ("data", "catalog_fingerprint", "bundle_fingerprint", "engine", "calibration", "temperature", "clip")
+_FACTS = (
+    "data", "catalog_fingerprint", "bundle_fingerprint", "engine", "precision", "calibration", "temperature", "clip",
+)  # fmt: skip
 
 
 def render_score_page(

@@ -20,6 +20,7 @@ from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError
 from catdog.evaluation import calibration, metrics
 from catdog.evaluation.calibration import Applied
+from catdog.inference.precision import precision_of
 from catdog.lease import Lease
 from catdog.prefetch import prefetch
 from catdog.reporting import render, report, result_set, submission
@@ -126,7 +127,8 @@ def write_results(
     merged = {split: merge_parts(each, job.catalog, refitted) for split, each in finished.items()}
     counts = {split: each.counts for split, each in merged.items()}
     sections = {split: each.judged for split, each in merged.items() if each.judged is not None}
-    subject = report.Subject(job.info, job.provenance, job.catalog, applied)
+    precision = precision_of([saved.info.quantisation for saved in job.bundles], engine)
+    subject = report.Subject(job.info, job.provenance, job.catalog, applied, precision)
     rows = {split: each.judged_rows for split, each in merged.items()}
     content = report.build_report(sections, counts, subject, rows) if sections else None
     # The old meta.json stays until all is written, and vouches for nothing new: it names the old files' digests. Those
@@ -307,6 +309,7 @@ def _description(
         "data": job.catalog.root,
         "catalog_fingerprint": job.catalog.fingerprint,
         "engine": engine,
+        "precision": precision_of([saved.info.quantisation for saved in job.bundles], engine),
         "options": job.config.model_dump(exclude={"address", "wait", "debug"}),
         "counts": counts,
         "speed": speed,

@@ -1,0 +1,149 @@
+"""Int8 bundles: nearly the same logits, kept only where the validation photos say so, and named wherever it matters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnx
+import pytest
+from helpers import Outcome, save_untrained
+
+from catdog.data.catalog import Catalog
+from catdog.errors import CatdogError
+from catdog.inference import bundle, card, novelty, quantised_bundle
+from catdog.inference.bundle import ModelBundle, SavedBundle
+from catdog.inference.engines import OnnxEngine
+from catdog.inference.export import export_onnx
+from catdog.inference.precision import precision_of
+from catdog.inference.quantise import Quantiser
+from catdog.inference.rounding import Moments, round_weights
+from catdog.models import registry
+
+# So few pictures cannot show that a log loss changes by less than 0.0005.
+_SHOWN_BY_FEW = 0.1
+
+
+def pictures(count: int, size: int, seed: int = 0) -> np.ndarray:
+    """Smooth random pictures, as photos are smooth."""
+    small = np.random.default_rng(seed).integers(0, 256, (count, size // 8, size // 8, 3), dtype=np.uint8)
+    return small.repeat(8, axis=1).repeat(8, axis=2)
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory, untrained: str, drawn: Catalog) -> SavedBundle:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantised_bundle, "MOST_CHANGE", _SHOWN_BY_FEW)
+        return quantised_bundle.quantise_bundle(untrained, drawn, str(tmp_path_factory.mktemp("int8") / "model"), 8)
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "small_resnet"])
+def test_logits_are_nearly_the_same_and_the_weights_small(name: str) -> None:
+    keras.utils.set_random_seed(1)
+    model = registry.build_model(registry.ModelSpec(name, 64, alpha=0.25 if name == "mobilenet" else 1.0))
+    for variable in model.trainable_variables:  # as random weights give logits of next to nothing
+        variable.assign(variable * 1.5)
+    data = export_onnx(model, pictures(2, 64))
+    checked = pictures(8, 64, 1)
+    expected = OnnxEngine(data, 1).logits(checked)
+    quantiser = Quantiser(data, pictures(16, 64))
+    whole = quantiser.quantise(127)
+    found = OnnxEngine(whole, 1).logits(checked)
+    assert np.sqrt(np.square(found - expected).mean()) < 0.3 * expected.std()
+    assert (found != expected).any()
+    weights = [tensor for tensor in onnx.load_from_string(whole).graph.initializer if len(tensor.dims) == 4]
+    assert {tensor.data_type for tensor in weights} == {onnx.TensorProto.INT8}
+    assert max(np.abs(onnx.numpy_helper.to_array(tensor).astype(int)).max() for tensor in weights) > 64
+
+    portable = onnx.load_from_string(quantiser.quantise()).graph.initializer
+    assert all(np.abs(onnx.numpy_helper.to_array(t).astype(int)).max() <= 64 for t in portable if len(t.dims) == 4)
+    exact = quantiser.quantise(in_float=frozenset(quantiser.convolutions))
+    assert OnnxEngine(exact, 1).logits(checked) == pytest.approx(expected, abs=1e-4)
+    assert sorted(quantiser.by_sensitivity(checked[:2])) == sorted(quantiser.convolutions)
+
+
+def test_rounding_makes_less_error_than_one_by_one_where_inputs_vary_together() -> None:
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(4, 1, 3, 3)).astype(np.float32)
+    inputs = random.normal(size=(4, 5000, 1)) + 0.1 * random.normal(size=(4, 5000, 9)) + 2
+    moments = Moments(inputs.mean(axis=1), np.stack([np.cov(each.T) for each in inputs]))
+    rounded = round_weights(weights, moments, 127)
+    exact = weights.reshape(4, 9)
+
+    def off(approximate: np.ndarray, shift: np.ndarray) -> float:
+        return float(np.square(np.einsum("gnk,gk->gn", inputs, approximate - exact) + shift[:, None]).mean())
+
+    scales = np.abs(exact).max(axis=1, keepdims=True) / 127
+    plain = off(np.round(exact / scales) * scales, np.zeros(4))
+    assert off(rounded.integers.reshape(4, 9) * rounded.scales[:, None], rounded.shift) < plain / 4
+
+
+def test_an_int8_bundle_is_one_like_any_other(int8: SavedBundle, untrained: str, drawn: Catalog) -> None:
+    info = bundle.read_info(int8.uri).info
+    quantisation = info.quantisation
+    assert quantisation is not None
+    assert quantisation.float32_fingerprint == bundle.fingerprint_of(bundle.read_info(untrained).info)
+    assert (quantisation.n, quantisation.calibration_images) == (drawn.count("valid"), 8)
+    assert quantisation.log_loss_change_low < quantisation.log_loss_change < quantisation.log_loss_change_high
+    bundle.require_intact(int8, "onnx")
+    batch = pictures(5, 32)
+    logits = {engine: ModelBundle.load(int8.uri, engine).logits(batch) for engine in ("onnx", "tensorflow")}  # type: ignore[arg-type]
+    assert logits["tensorflow"] == pytest.approx(ModelBundle.load(untrained).logits(batch), abs=1e-5)
+    assert logits["onnx"] == pytest.approx(logits["tensorflow"], abs=0.2)
+    assert (logits["onnx"] != logits["tensorflow"]).any()
+    assert novelty.has_statistics(int8)
+    text = (Path(int8.uri) / card.NAME).read_text()
+    assert "The ONNX files are int8" in text
+    assert "In ONNX Runtime, in int8:" in text
+    # Of which photos made it, its reports know.
+    provenance = bundle.read_provenance(int8.uri, info)
+    assert provenance.chosen_on(drawn.split("valid")["digest"]).all()
+
+
+def test_precision_is_that_of_the_files_which_predict(int8: SavedBundle, untrained: str) -> None:
+    plain = bundle.read_info(untrained).info
+    assert precision_of([int8.info.quantisation], "onnx") == "int8"
+    assert precision_of([int8.info.quantisation], "tensorflow") == "float32"
+    assert precision_of([int8.info.quantisation, plain.quantisation], "onnx") == "int8 and float32"
+    # A float32 bundle is written as before there were others.
+    assert "quantisation" not in json.loads((Path(untrained) / "bundle.json").read_text())
+
+
+def test_a_bundle_that_would_be_worse_is_not_written(
+    tmp_path: Path, untrained: str, drawn: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantised_bundle, "MOST_CHANGE", -1.0)
+    out = tmp_path / "int8"
+    with pytest.raises(CatdogError, match=r"int8 is not kept: on 23 .* it changes the log loss of .* nothing was") as e:
+        quantised_bundle.quantise_bundle(untrained, drawn, str(out), 8)
+    assert e.value.exit_code == 1
+    assert not out.exists()
+
+
+def test_the_command(
+    catdog: Callable[..., Outcome],
+    tmp_path: Path,
+    drawn: Catalog,
+    int8: SavedBundle,
+    untrained: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quantised_bundle, "MOST_CHANGE", _SHOWN_BY_FEW)
+    uri, out = str(tmp_path / "two"), tmp_path / "two-int8"
+    save_untrained(uri, drawn, members=2, views=["identity", "mirror"])
+    options = ("--calibration", 8, "--keep-float", 1, "--weight-bits", 8)
+    made = catdog("bundle", "quantise", uri, "--data", drawn.root, "--out", out, *options)
+    assert made.code == 0, made.err
+    assert "validation photos" in made.out
+    assert "In float32, of model-2.keras: " in made.out
+    assert bundle.read_info(str(out)).info.views == ["identity", "mirror"]
+    for model, target, message in (
+        (int8.uri, tmp_path / "again", "is int8 already"),
+        (untrained, out, "which holds something already"),
+        (str(tmp_path / "none"), tmp_path / "again", r"holds no bundle.json"),
+    ):
+        refused = catdog("bundle", "quantise", model, "--data", drawn.root, "--out", target)
+        assert (refused.code, message in refused.err, len(refused.err.splitlines())) == (2, True, 1)
