@@ -32,11 +32,11 @@ from catdog.run_directory import RunDirectory
 from catdog.scoring import results
 from catdog.training import feature_cache, train
 from catdog.training.config import resolve
-from catdog.training.recipes import PROBE
 from catdog.training.request import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
 SIZE = 64
+PROBE_MEMBER = {"freeze": True, "epochs": 0, "augment": False, "train_scale": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_fine_tuning_with_everything_on_keeps_workers_equal_and_scores_as_it_val
         "label_smoothing=0.1",
         "balance=true",
         "augmentation.erase=0.3",
-        f"members={json.dumps([{'seed': 0}, PROBE])}",
+        f"members={json.dumps([{'seed': 0}, PROBE_MEMBER])}",
     ]
     done = catdog(
         "train", "--data", drawn.root, "--weights", weights, "--runs", tmp_path, *options.split(),
