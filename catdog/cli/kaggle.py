@@ -24,6 +24,7 @@ from catdog.cli.options import (
 )
 from catdog.cli.progress import ProgressView
 from catdog.errors import CatdogError, UsageError
+from catdog.training.request import TrainConfig
 
 if TYPE_CHECKING:
     from catdog.experiments.kaggle_path import KagglePath
@@ -161,11 +162,15 @@ def _prepare(path: KagglePath) -> None:
 
 
 def _train(path: KagglePath, options: dict[str, Any]) -> None:
+    from catdog.training.config import explain_architecture
+
     done, started = path.is_trained, time.perf_counter()
     if done:
         out.print(f"Train: skipped, {path.run.uri} is finished")
     elif path.run.exists:
         out.print(f"Train: goes on with {path.run.uri}")
+    elif said := explain_architecture(TrainConfig(data=path.data, **options)):
+        out.print(said, markup=False)
     with ProgressView("Starting", options["debug"]) as view:
         result = path.train(options, view.event)
     if not done:
