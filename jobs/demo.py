@@ -9,7 +9,7 @@ from catdog import interruption
 
 STAGES = {
     "draw": "data synthesize data/demo --train 2000 --test 500 --seed 0",
-    "train": "train --data data/demo --arch small_resnet --image-size 64 --epochs 8 --batch-size 32 --workers 2 --cpu "
+    "train": "train --data data/demo --arch efficientnet_lite0 --image-size 64 --epochs 2 --workers 2 --cpu "
     "--name demo --overwrite",
     "score": "score --model runs/demo --data data/demo --cpu",
     "check": "submission check submissions/results.csv --data data/demo",
