@@ -242,16 +242,18 @@ def test_out_of_fold_predictions_are_those_of_models_that_never_saw_the_image(
     assert len(set(found.keys)) == len(found.keys) == labelled
     for fold in (1, 2, 3):
         assert abs(found.labels[found.folds == fold].mean() - 0.5) < 0.05
-    # scikit-learn alone, on the same features, folds and penalties, comes to the same.
+    # scikit-learn alone, on the same features, folds and penalties, comes to the same: the mean of the views' losses
+    # and one of the penalties.
     (folder,) = (Path(config.runs) / ".features").iterdir()
-    plain, _ = feature_cache.read_features(str(folder), found.keys, "identity")
-    mirrored, _ = feature_cache.read_features(str(folder), found.keys, "mirror")
+    views = resolve(config).validation.views
+    seen = [feature_cache.read_features(str(folder), found.keys, view)[0] for view in views]
     candidates = []
     for strength in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0):
         rest, held_out = found.folds != 1, found.folds == 1
         model = LogisticRegression(C=strength, max_iter=2000)
-        model.fit(np.concatenate([plain[rest], mirrored[rest]]), np.tile(found.labels[rest], 2))
-        candidates.append((model.decision_function(plain[held_out]) + model.decision_function(mirrored[held_out])) / 2)
+        weights = np.full(len(views) * rest.sum(), 1 / len(views))
+        model.fit(np.concatenate([view[rest] for view in seen]), np.tile(found.labels[rest], len(views)), weights)
+        candidates.append(np.mean([model.decision_function(view[held_out]) for view in seen], axis=0))
     assert min(np.abs(found.logits[held_out] - each).max() for each in candidates) < 1e-3
 
     again = cross_validation.read_out_of_fold(str(Path(config.runs) / "probe"))

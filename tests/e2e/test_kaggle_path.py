@@ -35,6 +35,7 @@ def test_a_competition_from_its_data_to_its_score(
     folder = tmp_path / "redux"
     options = "--set image_size=32 --set epochs=2 --set batch_size=16 --set workers=1 --set cpus_per_worker=1"
     command = ["kaggle", str(folder), "--competition", "mine", *options.split(), "--address", two_cpus]
+    command += ["--arch", "small_resnet"]
     with as_kaggle(monkeypatch) as kaggle:
         kaggle.files["mine.zip"] = File(zipped(files))
         arguments = [sys.executable, "-c", SCRIPT, kaggle.url, *command, "--no-submit"]
