@@ -16,6 +16,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState, RunningState
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -64,10 +65,14 @@ class _WorkersConfig(BackendConfig):
 
 
 class _Trainer(DataParallelTrainer):
-    """Leaves SIGINT to Python: Ray's handler would train on for seconds to end in order, which no checkpoint needs."""
+    """Ray's trainer without what costs time here and is of no use."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        pass
+        """Leaves SIGINT to Python: Ray would train on for seconds to end in order, which no checkpoint needs."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Leaves out the one for datasets of Ray Data, which starts a process, and loads Ray Data in every worker."""
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
 
 
 class _Waiter(ControllerCallback):
