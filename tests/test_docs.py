@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -60,6 +62,21 @@ def test_modules_that_are_named_exist() -> None:
     for page in PAGES:
         for name in re.findall(r"\b(catdog/[\w/]+\.py)\b", page.read_text()):
             assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_the_notebook_has_no_outputs_and_imports_what_exists() -> None:
+    """That it runs is for tests/docs."""
+    cells = json.loads((ROOT / "docs" / "tour.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in code), "clear the outputs before committing"
+    python = ["".join(line for line in cell["source"] if not line.startswith("%")) for cell in code]
+    nodes = [node for source in python for node in ast.walk(ast.parse(source))]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert len(imports) > 3
+    for node in imports:
+        module = importlib.import_module(node.module or "")
+        for each in node.names:
+            assert hasattr(module, each.name) or importlib.import_module(f"{module.__name__}.{each.name}")
 
 
 def test_messages_of_the_troubleshooting_page_are_the_programs_own() -> None:

