@@ -45,7 +45,7 @@ class BundleInfo(pydantic.BaseModel):
 
     Attributes:
         schema_version: of this file's shape.
-        architecture: name in the registry.
+        architecture: name in the registry; of members of several, all of them, joined by " + ".
         image_size: S, in pixels.
         class_names: of labels 0 and 1; probabilities are of the second.
         members: file names of the models, averaged in logit space.
@@ -113,10 +113,13 @@ class BundleInfo(pydantic.BaseModel):
         """Engines that can predict with it, the fastest on a CPU first."""
         return ("onnx", "tensorflow") if self.onnx == VERIFIED else ("tensorflow",)
 
-    @property
-    def spec(self) -> ModelSpec:
-        """What its members are built from; raises CatdogError as `members.spec_of`."""
-        return members.spec_of(self.architecture, self.image_size, self.training)
+    def spec(self, member: str) -> ModelSpec:
+        """What one of `members` is built from; raises CatdogError as `members.spec_of`."""
+        trained = self.training.get("members")
+        if not isinstance(trained, list):  # one run made them all
+            return members.spec_of(self.architecture, self.image_size, self.training)
+        own = dict(zip(self.members, trained, strict=False)).get(member)
+        return members.spec_of(self.architecture, self.image_size, own if isinstance(own, dict) else {})
 
 
 class SavedBundle(NamedTuple):
@@ -306,7 +309,7 @@ def merge_infos(infos: list[BundleInfo]) -> BundleInfo:
     }
     return first.model_copy(
         update={
-            "architecture": " + ".join(dict.fromkeys(info.architecture for info in infos)),
+            "architecture": merged_architecture(infos),
             "members": list(named),
             # Of each it is in its own description.
             "quantisation": None,
@@ -324,6 +327,15 @@ def merge_infos(infos: list[BundleInfo]) -> BundleInfo:
             "training": {"bundles": [fingerprint_of(info) for info in infos]},
         }
     )
+
+
+def merged_architecture(infos: list[BundleInfo]) -> str:
+    """The architectures of several bundles as one name, each once.
+
+    Args:
+        infos: of the bundles.
+    """
+    return " + ".join(dict.fromkeys(info.architecture for info in infos))
 
 
 def fingerprint_of(info: BundleInfo) -> str:
@@ -405,6 +417,6 @@ def load_member(uri: str, info: BundleInfo, member: str) -> keras.Model:
     """
     data = read_file(uri, info, member)
     try:
-        return members.rebuild_model(info.spec, data)
+        return members.rebuild_model(info.spec(member), data)
     except CatdogError as error:
         raise CatdogError(f"{storage.join(uri, member)}: {error}") from error

@@ -22,6 +22,7 @@ _DOMAINS = ("", "ai.onnx")
 class _Layers(pydantic.BaseModel):
     """The options of a training run that decide the shapes of weights."""
 
+    arch: str | None = None
     alpha: Annotated[float, pydantic.Field(gt=0)] = 1.0
     conv_layers: Annotated[int, pydantic.Field(ge=1, le=6)] = 3
     units: Annotated[int, pydantic.Field(ge=1)] = 64
@@ -32,7 +33,9 @@ def spec_of(architecture: str, image_size: int, training: dict[str, Any]) -> Mod
     """What decides the layers of a saved model, as far as it matters to one that is not trained any more.
 
     Args:
-        architecture, image_size, training: as of `BundleInfo`.
+        architecture: name in the registry, where `training` has none.
+        image_size: S, in pixels.
+        training: what `BundleInfo` says of how it was trained.
 
     Raises:
         CatdogError: an option is none that training takes.
@@ -42,7 +45,7 @@ def spec_of(architecture: str, image_size: int, training: dict[str, Any]) -> Mod
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise CatdogError(f"training.options: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    return ModelSpec(architecture, image_size, **layers.model_dump())
+    return ModelSpec(layers.arch or architecture, image_size, **layers.model_dump(exclude={"arch"}))
 
 
 def rebuild_model(spec: ModelSpec, data: bytes) -> keras.Model:

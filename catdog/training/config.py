@@ -22,6 +22,7 @@ from catdog.training.request import Augmentation, TrainConfig
 MEMBER_FIELDS = frozenset(
     {"seed", "epochs", "learning_rate", "layer_decay", "weight_decay", "warm_up", "dropout", "label_smoothing", "mixup"}
     | {"ema", "augment", "augmentation", "train_scale", "trainable_from", "batch_size", "freeze"}
+    | {"arch", "alpha", "weights"}
 )
 _DEFAULT_AUGMENTATION = Augmentation(mirror=True, shift=0.08, rotation=12, zoom=0.12)
 
@@ -216,16 +217,23 @@ def resolve(asked: TrainConfig) -> ResolvedConfig:
     """
     if asked.arch is None and asked.weights not in (None, "none", "imagenet"):
         raise UsageError(f"--weights received without --arch; say which one they are for: {_with_backbone()}")
+    named = asked.arch is not None
     arch = registry.get_architecture(asked.arch or _default_architecture(asked))
     asked = asked.model_copy(update={"arch": arch.name})
     recipe = get_recipe(asked.recipe or _default_recipe(asked, arch))
+    of_recipe = dict(recipe.options)
+    if named and "members" in of_recipe:  # all of them are to be of that architecture
+        of_recipe["members"] = [
+            {name: value for name, value in member.items() if name != "arch"} for member in of_recipe["members"]
+        ]
     given = {name: value for name, value in asked if value is not None}
     if "augmentation" in given and "augmentation" in recipe.options:
         # The fields that were given stand; the others are the recipe's.
         said = {name: getattr(given["augmentation"], name) for name in given["augmentation"].model_fields_set}
         given["augmentation"] = recipe.options["augmentation"].model_copy(update=said)
-    wanted = TrainConfig(**(recipe.options | given | {"recipe": recipe.name}))
+    wanted = TrainConfig(**(of_recipe | given | {"recipe": recipe.name}))
     options = {name: value for name, value in wanted if value is not None} | _decide(wanted, arch)
+    options["members"] = [_decide_member(wanted, member) for member in wanted.members or []]
     augmentation = options.get("augmentation", _DEFAULT_AUGMENTATION) if wanted.augment is not False else Augmentation()
     groups = {
         group: kind(**{name: options[option] for option, name in _options_of(kind).items() if option in options})
@@ -345,6 +353,17 @@ def _decide(asked: TrainConfig, arch: registry.Architecture) -> dict[str, Any]:
         "runs": runs,
         "features": asked.features or storage.join(runs, ".features"),
     }
+
+
+def _decide_member(wanted: TrainConfig, member: dict[str, Any]) -> dict[str, Any]:
+    """Decides what follows from the architecture of a member that names its own; the others' is not its."""
+    if "arch" not in member:
+        return member
+    arch = registry.get_architecture(member["arch"])
+    own: dict[str, Any] = {"alpha": 1.0, "weights": "none" if wanted.weights == "none" else None} | member
+    decided = _decide(TrainConfig(**(dict(wanted) | {"members": None} | own)), arch)
+    names = ("weights", "trainable_from", "epochs", "learning_rate")
+    return own | {name: decided[name] for name in names}
 
 
 def _with_backbone() -> str:

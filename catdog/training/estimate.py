@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,17 +132,27 @@ def estimate_training(
         wait_for([launch.worker_resources(plans[0])] * plans[0].workers, on_event or (lambda _: None), asked.wait)
         if folds:
             counts = sum(counts) * (folds - 1) // folds, sum(counts) // folds
-        steps = counts[0] // max(1, min(counts[0], runs[0].data.batch_size)) * runs[0].optimizer.epochs
-        rates = _measure(runs[0], plans[0], data.split("train"), steps)
+        rates: dict[str, Rates] = {}
+        for run, plan in zip(runs, plans, strict=True):  # members that differ in something else are as fast
+            if (network := _network(run)) not in rates:
+                steps = counts[0] // max(1, min(counts[0], run.data.batch_size)) * run.optimizer.epochs
+                rates[network] = _measure(run, plan, data.split("train"), steps)
         cpus = int(ray.cluster_resources()["CPU"])
     seconds = {"starting Ray": connected}
     probe = bool(folds) and resolved.optimizer.head_first and not resolved.optimizer.epochs and not resolved.run.members
     missing = "fitting heads and saving models" if resolved.optimizer.head_first else "saving models"
     for run in runs * (1 if probe or only else folds or 1):
-        for stage, value in _stages(run, counts, rates, cpus, probe).items():
+        for stage, value in _stages(run, counts, rates[_network(run)], cpus, probe).items():
             seconds[stage] = seconds.get(stage, 0.0) + value
-    what = _describe(resolved, plans[0], data, counts, folds, store)
-    return TrainingEstimate(what | {"measured": rates.words, "besides": f"{missing}, which were not measured"}, seconds)
+    what = _describe(resolved, rates, plans[0], data, counts, folds, store)
+    measured = "; ".join(found.words if len(rates) == 1 else f"{name}: {found.words}" for name, found in rates.items())
+    return TrainingEstimate(what | {"measured": measured, "besides": f"{missing}, which were not measured"}, seconds)
+
+
+def _network(config: ResolvedConfig) -> str:
+    """The network of a run and whether it is trained, as it is told apart from those of other members."""
+    frozen = config.model.freeze or not config.optimizer.epochs
+    return f"{config.model.arch}{f' {config.model.alpha:g}' * (config.model.alpha != 1)}{', frozen' * frozen}"
 
 
 def _stages(
@@ -166,7 +176,13 @@ def _stages(
 
 
 def _describe(
-    config: ResolvedConfig, plan: TrainPlan, data: Catalog, counts: tuple[int, int], folds: int, store: StoreChoice
+    config: ResolvedConfig,
+    networks: Iterable[str],
+    plan: TrainPlan,
+    data: Catalog,
+    counts: tuple[int, int],
+    folds: int,
+    store: StoreChoice,
 ) -> dict[str, str]:
     defaults = default_options()
     options = [
@@ -180,7 +196,7 @@ def _describe(
     return {
         "run": f"{kind}{members}{', whose run there is deleted first' * config.run.overwrite}",
         "recipe": f"{config.run.recipe}: {get_recipe(config.run.recipe).summary}",
-        "model": f"{config.model.arch} at {config.model.image_size} px, weights {config.model.weights}",
+        "model": f"{' + '.join(networks)} at {config.model.image_size} px, weights {config.model.weights}",
         "options": "  ".join(options),
         "data": f"{counts[0]:,} training and {counts[1]:,} validation images{' a fold' * bool(folds)} of "
         f"{' and '.join(data.class_names)} in {data.root}",

@@ -253,8 +253,11 @@ def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler
     members = member_configs(config)
     results = []
     with cluster.connect(config.resources.address, config.resources.debug) as may_grow:
-        for member in members:  # before an old run is deleted
+        # Before an old run is deleted, and before the first member is trained.
+        for member in members:
             plan_resources(member, may_grow)
+        for member in {member.model: member for member in members}.values():
+            load_weights(member)
         _open_run(config, data, on_event)
         for number, member in enumerate(members, 1):
             on_event(MemberStarted(number, len(members)))
@@ -274,7 +277,8 @@ def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler
     export.assemble_bundle(
         run.model,
         [result.bundle for result in results],
-        **infos[0].model_dump(include={"architecture", "image_size", "class_names", "views", "calibration", "prior"}),
+        **infos[0].model_dump(include={"image_size", "class_names", "views", "calibration", "prior"}),
+        architecture=bundle.merged_architecture(infos),
         temperature=temperature,
         clip=clip,
         validation=validation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def test_it_says_what_the_run_then_does(drawn: Catalog, tmp_path: Path, catdog) 
     rows = {line[:9].strip(): line[10:] for line in said.out.splitlines()}
     assert rows["run"] == f"{tmp_path}/runs/new"
     assert rows["recipe"].startswith("fine-tune: ")
-    assert rows["model"] == f"mobilenet at 48 px, weights {weights}"
+    assert rows["model"] == f"mobilenet 0.25 at 48 px, weights {weights}"
     assert {"epochs=20", "batch_size=16", "optimizer=adamw"} <= set(rows["options"].split("  "))
     assert "augmentation={crop=[0.75, 1.0], aspect=1.18" in rows["options"]
     assert rows["data"].startswith(f"{drawn.count('train')} training and {drawn.count('valid')} validation images")
@@ -51,12 +52,20 @@ def test_folds_and_members_take_their_share(drawn: Catalog, tmp_path: Path) -> N
         one = estimate.estimate_training(config).seconds
         folds = estimate.estimate_training(config, 4).seconds
         members = estimate.estimate_training(config.model_copy(update={"members": [{}, {"epochs": 50}]})).seconds
+        fast = dataclasses.replace(rates, train=200.0)
+        patch.setattr(estimate, "_measure", lambda run, *_: rates if run.model.arch == "small_resnet" else fast)
+        kinds = [{}, {"arch": "workshop_cnn", "epochs": 50}]
+        mixed = estimate.estimate_training(config.model_copy(update={"members": kinds}))
     train_images, valid_images = drawn.count("train"), drawn.count("valid")
     assert one["training"] == pytest.approx(100 * (train_images / 20 + valid_images / 100))
     assert one["decoding"] == pytest.approx((train_images + valid_images) / (50 * 2))
     assert folds["starting workers"] == 4 * 8
     assert folds["training"] == pytest.approx(4 * 100 * (72 / 20 + 24 / 100))
     assert members["training"] == pytest.approx(1.5 * one["training"])
+    # A member of another kind is measured by itself.
+    assert mixed.seconds["training"] == pytest.approx(one["training"] + 50 * (train_images / 200 + valid_images / 100))
+    assert mixed.what["model"].startswith("small_resnet + workshop_cnn at 32 px")
+    assert re.match("small_resnet: .* 20 trained on .*; workshop_cnn: .* 200 trained on", mixed.what["measured"])
 
 
 def test_what_the_run_would_refuse_is_refused(drawn: Catalog, tmp_path: Path, catdog) -> None:

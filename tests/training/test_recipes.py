@@ -12,7 +12,7 @@ import pytest
 
 from catdog.errors import UsageError
 from catdog.models import registry
-from catdog.training import recipes, request
+from catdog.training import recipes, request, train
 from catdog.training.config import explain_architecture, resolve
 from catdog.training.request import TrainConfig
 
@@ -76,6 +76,29 @@ def test_what_is_given_stands_and_the_rest_is_the_recipes(weights: str) -> None:
     # What a run was resolved to is what it resolves to again, from JSON too.
     again = resolve(TrainConfig(**config.options()))
     assert again == config
+
+
+def test_a_member_of_another_kind_takes_what_its_own_network_wants(weights: str) -> None:
+    kinds: list[dict[str, Any]] = [{"seed": 1}, {"arch": "efficientnet_lite0", "seed": 2}]
+    usual = TrainConfig(data="d", arch="mobilenet", alpha=0.25, weights=weights, members=kinds)
+    config = resolve(usual)
+    first, second = train.member_configs(config)
+    alone = resolve(TrainConfig(data="d", arch="efficientnet_lite0", image_size=config.model.image_size))
+    assert first.model == config.model
+    assert (second.model, second.optimizer, second.run.seed) == (alone.model, alone.optimizer, 2)
+    # What was given for all holds for it, too, but for another network's weights.
+    given = train.member_configs(resolve(usual.model_copy(update={"epochs": 2, "learning_rate": 0.5})))
+    assert [(each.optimizer.epochs, each.optimizer.learning_rate) for each in given] == [(2, 0.5)] * 2
+    bare = train.member_configs(resolve(usual.model_copy(update={"weights": "none"})))
+    assert [each.model.weights for each in bare] == ["none"] * 2
+    assert resolve(TrainConfig(**config.options())) == config
+    # So does the recipe's own, unless an architecture is named: then all are of that one.
+    kinds_of_best = [each.model.arch for each in train.member_configs(resolve(TrainConfig(data="d", recipe="best")))]
+    assert kinds_of_best == ["efficientnet_lite2", "efficientnet_lite2", "efficientnet_lite0"]
+    named = train.member_configs(resolve(TrainConfig(data="d", recipe="best", arch="efficientnet_lite1")))
+    assert [(each.model.arch, each.run.seed) for each in named] == [("efficientnet_lite1", seed) for seed in range(3)]
+    with pytest.raises(UsageError, match="--arch received 'lite0', expected one of"):
+        resolve(usual.model_copy(update={"members": [{"arch": "lite0"}]}))
 
 
 @pytest.mark.parametrize(
