@@ -359,9 +359,9 @@ def _decide_member(wanted: TrainConfig, member: dict[str, Any]) -> dict[str, Any
     """Decides what follows from the architecture of a member that names its own; the others' is not its."""
     if "arch" not in member:
         return member
-    arch = registry.get_architecture(member["arch"])
     own: dict[str, Any] = {"alpha": 1.0, "weights": "none" if wanted.weights == "none" else None} | member
-    decided = _decide(TrainConfig(**(dict(wanted) | {"members": None} | own)), arch)
+    asked = TrainConfig(**(dict(wanted) | {"members": None} | own))
+    decided = _decide(asked, registry.get_architecture(str(asked.arch)))
     names = ("weights", "trainable_from", "epochs", "learning_rate")
     return own | {name: decided[name] for name in names}
 

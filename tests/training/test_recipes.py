@@ -99,6 +99,8 @@ def test_a_member_of_another_kind_takes_what_its_own_network_wants(weights: str)
     assert [(each.model.arch, each.run.seed) for each in named] == [("efficientnet_lite1", seed) for seed in range(3)]
     with pytest.raises(UsageError, match="--arch received 'lite0', expected one of"):
         resolve(usual.model_copy(update={"members": [{"arch": "lite0"}]}))
+    with pytest.raises(ValueError, match="Input should be a valid string"):
+        resolve(usual.model_copy(update={"members": [{"arch": 5}]}))
 
 
 @pytest.mark.parametrize(
