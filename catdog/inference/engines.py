@@ -28,16 +28,35 @@ class Engine(Protocol):
 
 
 class TensorFlowEngine:
-    """A member run by TensorFlow."""
+    """A member run by TensorFlow; in smaller batches from the first one on that the memory of a GPU does not hold."""
 
     def __init__(self, model: keras.Model) -> None:
         import tensorflow as tf
 
         self._predict = tf.function(lambda batch: model(batch, training=False), autograph=False)
+        self._most: int | None = None
 
     def logits(self, batch: np.ndarray) -> np.ndarray:
-        """Predicts one batch; a new batch size costs a new trace."""
-        return self._predict(batch).numpy()[:, 0]
+        """Predicts one batch; a new batch size costs a new trace.
+
+        Raises:
+            CatdogError: there is not enough memory for one image.
+        """
+        import tensorflow as tf
+
+        most = self._most or max(1, len(batch))
+        chunks = [batch[start : start + most] for start in range(0, max(1, len(batch)), most)]
+        try:
+            return np.concatenate([self._predict(chunk).numpy()[:, 0] for chunk in chunks])
+        except tf.errors.ResourceExhaustedError as error:
+            largest = max(map(len, chunks))
+            if largest == 1:
+                raise CatdogError(
+                    f"there is not enough memory to predict one image ({first_line(error)[:200]}); free some, or use "
+                    "--cpu"
+                ) from error
+            self._most = (largest + 1) // 2
+        return self.logits(batch)
 
 
 class OnnxEngine:

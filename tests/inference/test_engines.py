@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,7 +14,7 @@ from helpers import in_process
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.inference import bundle, export
-from catdog.inference.engines import OnnxEngine
+from catdog.inference.engines import OnnxEngine, TensorFlowEngine
 from catdog.models import registry
 from catdog.models.registry import Architecture, ModelSpec
 from catdog.models.spec import registered
@@ -69,6 +70,42 @@ def test_a_translation_that_predicts_something_else_is_not_kept(monkeypatch: pyt
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(CatdogError, match="the ONNX translation's logits differ by .* from Keras's"):
         export.export_onnx(registry.build_model(ModelSpec("gray_cnn", 32)), pictures(2, 32))
+
+
+class SmallMemory(keras.layers.Layer):
+    """The mean of the pixels; runs out of memory with more than so many images, as a GPU would."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.sizes = most, list[int]()
+
+    def call(self, images: Any) -> Any:
+        import tensorflow as tf
+
+        def mean(values: np.ndarray) -> np.ndarray:
+            self.sizes.append(len(values))
+            if len(values) > self.most:
+                raise MemoryError("OOM when allocating tensor")  # which TensorFlow makes its own error of
+            return values.mean(axis=(1, 2, 3), dtype=np.float32)
+
+        return tf.reshape(tf.numpy_function(mean, [images], tf.float32), (-1, 1))
+
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, int]:
+        return shape[0], 1
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved_until_it_does() -> None:
+    layer, batch = SmallMemory(3), pictures(10, 8)
+    inputs = keras.Input((8, 8, 3), dtype="uint8")
+    engine = TensorFlowEngine(keras.Model(inputs, layer(inputs)))
+    for _ in range(2):
+        assert engine.logits(batch) == pytest.approx(batch.mean(axis=(1, 2, 3)), rel=1e-5)
+    assert engine.logits(batch[:2]) == pytest.approx(batch[:2].mean(axis=(1, 2, 3)), rel=1e-5)
+    # It remembers what memory holds.
+    assert layer.sizes == [10, 5, 3, 3, 3, 1, 3, 3, 3, 1, 2]
+    layer.most = 0
+    with pytest.raises(CatdogError, match="not enough memory to predict one image .*OOM"):
+        engine.logits(batch)
 
 
 def test_a_process_without_a_gpu_sees_none_and_one_with_a_gpu_keeps_its_own() -> None:
