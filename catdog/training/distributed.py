@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import socket
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,21 +28,8 @@ class WorkerGroup:
 
     rank, size = 0, 1
 
-    def scope(self) -> contextlib.AbstractContextManager[Any]:
-        """The context in which models and optimizers are built."""
-        return contextlib.nullcontext()
-
-    def run(self, step: Callable[..., Any], batch: tuple[Any, ...]) -> Any:
-        """Runs a training step in this worker, within a `tf.function`.
-
-        Args:
-            step: takes the tensors of `batch`.
-            batch: this worker's share.
-        """
-        return step(*batch)
-
     def sum_gradients(self, gradients: list[Any]) -> list[Any]:
-        """Adds up the workers' gradients, within a step.
+        """Adds up the workers' gradients, within a `tf.function`.
 
         Args:
             gradients: tensors, of the same shapes in all workers.
@@ -77,7 +62,7 @@ class WorkerGroup:
         They are the one thing that equal gradients do not keep equal, because each worker saw other images.
 
         Args:
-            model: of Keras, built in `scope`; its floating non-trainable variables are overwritten.
+            model: of Keras; its floating non-trainable variables are overwritten.
         """
         if _moving(model):
             assign_moving_statistics(model, self.gather_moving_statistics(model).mean(axis=0))
@@ -86,7 +71,7 @@ class WorkerGroup:
         """Batch-norm's statistics of every worker: float64, the group's size × M.
 
         Args:
-            model: of Keras, built in `scope`.
+            model: of Keras.
         """
         flat = [np.asarray(variable).ravel() for variable in _moving(model)]
         return self.gather(np.concatenate(flat or [np.empty(0)], dtype=np.float64))
@@ -154,7 +139,11 @@ class ConnectedGroup(WorkerGroup):
 
 
 class StrategyGroup(WorkerGroup):
-    """Workers with GPUs, whose gradients TensorFlow's strategy adds up by NCCL."""
+    """Workers with GPUs, whose gradients TensorFlow's strategy adds up by NCCL.
+
+    It does no more than that. Of models in its scope, Keras would look for infinite gradients before they are added up,
+    so that one worker could skip a step that the others take.
+    """
 
     def __init__(self, rank: int, size: int) -> None:
         """Joins the group that TF_CONFIG describes.
@@ -171,12 +160,15 @@ class StrategyGroup(WorkerGroup):
         numbers = tf.TensorSpec([1, None], tf.int64)
         self._gather = tf.function(self._gather_in_replicas, input_signature=[numbers], autograph=False)
 
-    def scope(self) -> contextlib.AbstractContextManager[Any]:
-        return self._strategy.scope()
+    def sum_gradients(self, gradients: list[Any]) -> list[Any]:
+        import tensorflow as tf
 
-    def run(self, step: Callable[..., Any], batch: tuple[Any, ...]) -> Any:
-        # Keras's optimizer finds the strategy, and adds up the gradients itself.
-        return self._strategy.run(step, args=batch)
+        def add(*parts: Any) -> list[Any]:
+            # Only a tensor made in the replica has a device to add up on.
+            own = [tf.identity(part) for part in parts]
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
+
+        return self._strategy.run(add, args=tuple(gradients))
 
     def gather(self, value: np.ndarray) -> np.ndarray:
         import tensorflow as tf

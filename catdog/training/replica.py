@@ -81,23 +81,20 @@ def build_replica(job: WorkerJob, group: WorkerGroup, steps: int) -> Replica:
     """
     config = job.config
     weights = ray.get(job.weights) if job.weights is not None else None
-    with group.scope():
-        built = _build(dataclasses.replace(config.model.spec, image_size=config.train_size), weights, group)
-        model = built if config.model.spec.pretrained else batch_norm.fuse_batch_norm(built)
-        validation_model = (
-            built if config.train_size == config.model.image_size else _build(config.model.spec, None, group)
+    built = _build(dataclasses.replace(config.model.spec, image_size=config.train_size), weights, group)
+    model = built if config.model.spec.pretrained else batch_norm.fuse_batch_norm(built)
+    validation_model = built if config.train_size == config.model.image_size else _build(config.model.spec, None, group)
+    if [v.shape for v in model.variables] != [v.shape for v in validation_model.variables]:
+        raise CommonError(
+            f"train_scale received {config.data.train_scale}, but {config.model.arch} has other weights at another "
+            "size; expected 1"
         )
-        if [v.shape for v in model.variables] != [v.shape for v in validation_model.variables]:
-            raise CommonError(
-                f"train_scale received {config.data.train_scale}, but {config.model.arch} has other weights at another "
-                "size; expected 1"
-            )
-        if job.head is not None:
-            variables = [variable for layer in surgery.head_layers(model) for variable in layer.weights]
-            for variable, value in zip(variables, job.head, strict=True):
-                variable.assign(value)
-        optimizer = optimizers.build_optimizer(config, model, steps)
-        optimizer.build(model.trainable_variables)
+    if job.head is not None:
+        variables = [variable for layer in surgery.head_layers(model) for variable in layer.weights]
+        for variable, value in zip(variables, job.head, strict=True):
+            variable.assign(value)
+    optimizer = optimizers.build_optimizer(config, model, steps)
+    optimizer.build(model.trainable_variables)
     folds = config.model.spec.pretrained and batch_norm.can_fold_batch_norm(model) and not job.plan.gpu
     if config.optimizer.precision == "bfloat16" and not folds:
         raise CommonError(f"--precision bfloat16 received, but {config.model.arch} as asked for is not trained in it")

@@ -56,5 +56,5 @@ def training_step(
         return loss
 
     # There is no control flow on tensors, and AutoGraph's search for it takes a third of the tracing.
-    traced = tf.function(lambda *batch: group.run(step, batch), autograph=False)
+    traced = tf.function(step, autograph=False)
     return lambda batch: traced(*map(tf.constant, batch))

@@ -35,22 +35,24 @@ found = {
     "gathered": group.gather(np.array([[rank + 0.5], [-1.0]])).tolist(),
     "all": [group.all_true(True), group.all_true(rank == 0)],
 }
-with group.scope():
-    line = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones", use_bias=True)])
-    optimizer = keras.optimizers.SGD(0.5)
-    optimizer.build(line.trainable_variables)
+line = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones", use_bias=True)])
+optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5), initial_scale=4.0)
+optimizer.build(line.trainable_variables)
 
 def step(inputs):
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(line(inputs))
+        loss = optimizer.scale_loss(tf.reduce_sum(line(inputs)))
     gradients = tape.gradient(loss, [variable.value for variable in line.trainable_variables])
     optimizer.apply(group.sum_gradients(gradients), line.trainable_variables)
     return loss
 
-tf.function(lambda *batch: group.run(step, batch), autograph=False)(tf.constant([[rank + 1.0, 10.0 * rank]]))
+step = tf.function(step, autograph=False)
+step(tf.constant([[rank + 1.0, 10.0 * rank]]))
 found["stepped"] = [np.asarray(variable).ravel().tolist() for variable in line.weights]
-with group.scope():
-    model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
+step(tf.constant([[1.0, float("inf") if rank else 1.0]]))
+found["left_out"] = [np.asarray(variable).ravel().tolist() for variable in line.weights]
+found["scale"] = float(optimizer.dynamic_scale)
+model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
 found["equal"] = group.require_equal_variables(model)
 model.layers[0].moving_mean.assign([rank, 2.0, 4.0 * rank])
 try:
@@ -106,6 +108,12 @@ def test_a_step_applies_the_sum_of_the_gradients(workers: list[dict[str, Any]]) 
     for found in workers:
         # Inputs (1, 0) and (2, 10): the sum of the gradients is (3, 10), and 2 for the bias.
         assert found["stepped"] == [[1 - 0.5 * 3, 1 - 0.5 * 10], [-0.5 * 2]]
+
+
+def test_all_leave_out_a_step_in_which_the_gradient_of_one_is_infinite(workers: list[dict[str, Any]]) -> None:
+    for found in workers:
+        assert found["left_out"] == found["stepped"]
+        assert found["scale"] == 4.0 / 2
 
 
 def test_models_that_differ_are_found_and_averaged_statistics_are_equal(workers: list[dict[str, Any]]) -> None:
