@@ -62,6 +62,7 @@ LINES: list[tuple[Event, list[str]]] = [
         TrainingStarted(2, 1, 0, [], 10, 64, 0, "float32", {"float32": 58.64, "bfloat16": 50.5}),
         ["Training on 2 workers", "Precision: float32, 58.6 images/s (bfloat16 50.5)"],
     ),
+    (TrainingStarted(2, 1, 0, [], 10, 64, 0, "float16"), ["Training on 2 workers", "Precision: float16"]),
     (StepDone(1, 2, 3, 0.5), []),
     (RunWritten(), []),
     (EPOCH, ["epoch   2  loss 0.4321  valid log loss 0.2109  accuracy 0.9375  12.3 s  best"]),

@@ -86,6 +86,8 @@ def show_event(event: Event) -> None:
                 slower = {name: rate for name, rate in event.rates.items() if name != event.precision}
                 rest = "".join(f" ({name} {rate:,.1f})" for name, rate in slower.items())
                 out.print(f"Precision: {event.precision}, {event.rates[event.precision]:,.1f} images/s{rest}")
+            elif event.precision != "float32":
+                out.print(f"Precision: {event.precision}")
             for line in event.rejected:
                 out.print(f"Left out: {line}")
         case EpochDone():

@@ -71,9 +71,7 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
     def copy(layer: keras.Layer) -> keras.Layer:
         return (FusedBatchNormalization if fuses(layer) else type(layer)).from_config(layer.get_config())
 
-    copied = keras.models.clone_model(model, clone_function=copy, recursive=True)
-    copied.set_weights(model.get_weights())
-    return copied
+    return surgery.copy_model(model, copy)
 
 
 def has_bfloat16() -> bool:

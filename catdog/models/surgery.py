@@ -39,6 +39,20 @@ def forward_in_inference_mode(
     return x
 
 
+def copy_model(model: keras.Model, copy: Callable[[Any], Any]) -> keras.Model:
+    """Copies a model and its weights, with each layer as a function makes it.
+
+    Args:
+        model: functional; its backbone may be nested.
+        copy: makes a layer from one that has the same weights; also of operations such as sums, which have none.
+    """
+    import keras
+
+    copied = keras.models.clone_model(model, clone_function=copy, recursive=True)
+    copied.set_weights(model.get_weights())
+    return copied
+
+
 def feature_extractor(model: keras.Model) -> keras.Model:
     """The model without its head: uint8 N×S×S×3 to float32 N×D, the features."""
     import keras

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import ray.train
 
-Precision = Literal["float32", "bfloat16"]
-_LOGITS_NAME, _MOVING_NAME = "valid-logits.npz", "moving.npz"
+Precision = Literal["float32", "bfloat16", "float16"]
+_PROGRESS_NAME, _LOGITS_NAME, _MOVING_NAME = "progress.json", "valid-logits.npz", "moving.npz"
 
 
 @dataclass
@@ -61,6 +61,19 @@ def assign_variables(model: Any, arrays: list[np.ndarray]) -> None:
         variable.assign(value)
 
 
+def saved_precision() -> Precision | None:
+    """The precision in Ray Train's latest checkpoint, by which the model is built that takes the rest of it.
+
+    Returns:
+        None without a checkpoint, or with one that does not say.
+    """
+    latest = ray.train.get_checkpoint()
+    if latest is None:
+        return None
+    with latest.filesystem.open_input_stream(f"{latest.path}/{_PROGRESS_NAME}") as file:
+        return json.loads(file.read()).get("precision")
+
+
 def restore_checkpoint(model: Any, optimizer: Any) -> tuple[Progress, list[np.ndarray]]:
     """Puts what Ray Train's latest checkpoint holds into the model and its optimizer; the same in every worker.
 
@@ -75,7 +88,7 @@ def restore_checkpoint(model: Any, optimizer: Any) -> tuple[Progress, list[np.nd
     if latest is None:
         return Progress(), variable_values(model)
     with latest.as_directory() as folder:
-        progress = Progress(**json.loads((Path(folder) / "progress.json").read_text()))
+        progress = Progress(**json.loads((Path(folder) / _PROGRESS_NAME).read_text()))
         with np.load(Path(folder) / "variables.npz", allow_pickle=False) as saved:
             for at, variable in enumerate([*model.variables, *optimizer.variables]):
                 variable.assign(saved[f"v{at}"])
@@ -112,7 +125,7 @@ def report_checkpoint(progress: Progress, model: Any, optimizer: Any, best: list
         if progress.moving.size:
             _save(Path(folder) / _MOVING_NAME, [progress.moving])
         stands = {name: value for name, value in vars(progress).items() if name not in ("valid_logits", "moving")}
-        (Path(folder) / "progress.json").write_text(json.dumps(stands))
+        (Path(folder) / _PROGRESS_NAME).write_text(json.dumps(stands))
         ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 

@@ -88,7 +88,7 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     label_smoothing: float = 0.0
     ema: float = 0.0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
 @dataclass(frozen=True)

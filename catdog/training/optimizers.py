@@ -13,13 +13,17 @@ if TYPE_CHECKING:
 _CLASSES = {"adamw": "AdamW", "adam": "Adam", "rmsprop": "RMSprop", "sgd": "SGD"}
 
 
-def build_optimizer(config: ResolvedConfig, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
+def build_optimizer(
+    config: ResolvedConfig, model: keras.Model, steps: int, scaled: bool = False
+) -> keras.optimizers.Optimizer:
     """Makes the optimizer that a config asks for, not yet built.
 
     Args:
         config: its optimizer, schedule and rates.
         model: what it will train.
         steps: of the whole run.
+        scaled: scale the loss, so that small gradients are not lost in float16: by as much as leaves all of them
+            finite. A step in which one is not is left out, and the scale is halved.
 
     Returns:
         With an averaged copy of the weights if the config has `ema`, and without weight decay on biases and batch-norm.
@@ -35,7 +39,7 @@ def build_optimizer(config: ResolvedConfig, model: keras.Model, steps: int) -> k
         options |= {"use_ema": True, "ema_momentum": config.optimizer.ema}
     optimizer = _with_layer_rates(getattr(keras.optimizers, _CLASSES[config.optimizer.name]), config, model)(**options)
     optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) < 2])
-    return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
 
 
 def _schedule(config: ResolvedConfig, steps: int) -> Any:

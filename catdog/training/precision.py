@@ -1,6 +1,7 @@
 """The precision of training's matrix products: as asked for, as before a restart, or the faster one by measuring.
 
 A CPU's flags do not say which is faster: with AVX-512 BF16 and no AMX, bfloat16 is slower than float32 on some CPUs.
+On GPUs it is decided earlier, in `gpu_precision.py`, because the model is built in it.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ def possible_precisions(
     Returns:
         One or two.
     """
+    if replica.mixed != "float32":
+        return [replica.mixed]
     if config.optimizer.precision != "auto":
         return [config.optimizer.precision]
     if progress.precision is not None:

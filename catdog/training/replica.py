@@ -12,8 +12,10 @@ import numpy as np
 import ray
 
 from catdog.errors import CatdogError
-from catdog.models import batch_norm, registry, surgery
-from catdog.training import checkpoint, optimizers
+from catdog.models import batch_norm, mixed_precision, registry, surgery
+from catdog.training import checkpoint, gpu_precision, optimizers
+from catdog.training.checkpoint import Precision
+from catdog.training.config import ResolvedConfig
 from catdog.training.distributed import CommonError, WorkerGroup
 from catdog.training.job import WorkerJob
 
@@ -24,11 +26,13 @@ class Replica:
 
     Attributes:
         model: of Keras, the one that is trained.
-        validation_model: of Keras, the one that is validated and saved. It is another where training's images are
-            smaller, and where batch-norm is fused, which plain Keras could not load.
+        validation_model: of Keras, the one that is validated and saved, in float32. It is another where training's
+            images are smaller, where it is in mixed precision, and where batch-norm is fused, which plain Keras could
+            not load.
         optimizer: of Keras, built for `model`.
         ema: whether the optimizer averages the weights, and the averages are what is validated and kept.
         folds_batch_norm: whether batch-norm that stays as it is may be folded into the convolution before it.
+        mixed: the precision in which the layers of `model` compute.
     """
 
     model: Any
@@ -36,6 +40,7 @@ class Replica:
     optimizer: Any
     ema: bool
     folds_batch_norm: bool
+    mixed: Precision = "float32"
 
     def predict(self, pixels: Any) -> Any:
         """Computes the logits of the validation model.
@@ -68,13 +73,14 @@ class Replica:
             checkpoint.assign_variables(model, values)
 
 
-def build_replica(job: WorkerJob, group: WorkerGroup, steps: int) -> Replica:
+def build_replica(job: WorkerJob, group: WorkerGroup, steps: int, saved: Precision | None = None) -> Replica:
     """Builds the model and its optimizer in every worker.
 
     Args:
         job: what to train.
         group: the workers.
         steps: of the whole run.
+        saved: the precision in the checkpoint that the run goes on from, if it does and the checkpoint says.
 
     Raises:
         CommonError: the model cannot be built, or not as asked for.
@@ -82,7 +88,13 @@ def build_replica(job: WorkerJob, group: WorkerGroup, steps: int) -> Replica:
     config = job.config
     weights = ray.get(job.weights) if job.weights is not None else None
     built = _build(dataclasses.replace(config.model.spec, image_size=config.train_size), weights, group)
+    folds = config.model.spec.pretrained and batch_norm.can_fold_batch_norm(built) and not job.plan.gpu
+    if not job.plan.gpu:
+        _require_on_cpus(config, folds, saved)
+    mixed = gpu_precision.choose_gpu_precision(config, group, saved) if job.plan.gpu else "float32"
     model = built if config.model.spec.pretrained else batch_norm.fuse_batch_norm(built)
+    if mixed != "float32":
+        model = mixed_precision.to_mixed_precision(model, mixed)
     validation_model = built if config.train_size == config.model.image_size else _build(config.model.spec, None, group)
     if [v.shape for v in model.variables] != [v.shape for v in validation_model.variables]:
         raise CommonError(
@@ -93,12 +105,27 @@ def build_replica(job: WorkerJob, group: WorkerGroup, steps: int) -> Replica:
         variables = [variable for layer in surgery.head_layers(model) for variable in layer.weights]
         for variable, value in zip(variables, job.head, strict=True):
             variable.assign(value)
-    optimizer = optimizers.build_optimizer(config, model, steps)
+    optimizer = optimizers.build_optimizer(config, model, steps, scaled=mixed == "float16")
     optimizer.build(model.trainable_variables)
-    folds = config.model.spec.pretrained and batch_norm.can_fold_batch_norm(model) and not job.plan.gpu
-    if config.optimizer.precision == "bfloat16" and not folds:
-        raise CommonError(f"--precision bfloat16 received, but {config.model.arch} as asked for is not trained in it")
-    return Replica(model, validation_model, optimizer, bool(config.optimizer.ema), folds)
+    return Replica(model, validation_model, optimizer, bool(config.optimizer.ema), folds, mixed)
+
+
+def _require_on_cpus(config: ResolvedConfig, folds: bool, saved: Precision | None) -> None:
+    """Makes sure that CPUs train in the precision that is asked for, or in which the run began.
+
+    Raises:
+        CommonError: they do not.
+    """
+    possible = ["float32", "bfloat16"] if folds else ["float32"]
+    asked = config.optimizer.precision
+    expected = f"{config.model.arch} as asked for trains on CPUs in {' or '.join(possible)} only"
+    if asked not in ("auto", *possible):
+        raise CommonError(
+            f"precision received {asked}, but {expected}; expected {', '.join(['auto', *possible[:-1]])} or "
+            f"{possible[-1]}, or --gpu"
+        )
+    if asked == "auto" and saved not in (None, *possible):
+        raise CommonError(f"--resume: the run began in {saved}, but {expected}; resume it with --gpu")
 
 
 def _build(spec: registry.ModelSpec, weights: bytes | None, group: WorkerGroup) -> Any:

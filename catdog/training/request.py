@@ -142,10 +142,12 @@ class TrainConfig(pydantic.BaseModel):
     ema: _LessThanOne | None = Field(
         None, description="Decay per step of the averaged weights that are validated and kept; 0 is none."
     )
-    precision: Literal["auto", "float32", "bfloat16"] | None = Field(
+    precision: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(
         None,
-        description="Precision of the frozen and fine-tuned backbone's matrix products while training. Default: auto, "
-        "the faster one as measured at the start, so the same command may take another one at another time.",
+        description="Precision of the matrix products while training; on CPUs float32, or bfloat16 for the frozen and "
+        "fine-tuned backbones that have it. Default: auto, on GPUs the lowest that every one of them has tensor cores "
+        "for; on CPUs the faster one as measured at the start, so the same command may take another one at another "
+        "time.",
     )
 
     # --- validation

@@ -25,7 +25,7 @@ def training_step(
         replica: whose model and optimizer are updated.
         group: adds up the workers' gradients.
         batch_size: of the global batch, in images.
-        precision: of the matrix products; bfloat16 only if the replica folds batch-norm.
+        precision: of the matrix products; on CPUs bfloat16 only if the replica folds batch-norm.
 
     Returns:
         A function of this worker's share of a batch, as `ingest.Batches.epoch` yields it. It returns this share's part
@@ -36,13 +36,13 @@ def training_step(
     model, optimizer = replica.model, replica.optimizer
 
     def forward(pixels: Any) -> Any:
-        if precision == "bfloat16":
+        if precision == "bfloat16" and replica.folds_batch_norm:
             return batch_norm.apply_folded(model, pixels)
         if config.model.spec.pretrained:
             return surgery.forward_in_inference_mode(model, pixels)
         return model(pixels, training=True)
 
-    def step(pixels: Any, labels: Any, weights: Any, shares: Any) -> Any:
+    def differentiate(pixels: Any, labels: Any, weights: Any, shares: Any) -> tuple[Any, list[Any]]:
         if config.data.mixup:
             pixels, labels, weights = augmentation.mixup(shares, pixels, labels, weights)
         labels = labels * (1 - config.optimizer.label_smoothing) + config.optimizer.label_smoothing / 2
@@ -51,7 +51,11 @@ def training_step(
             each = weights * tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
             # Gradients are summed over the workers, so each divides by the whole batch.
             loss = tf.reduce_sum(each) / batch_size
-        gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+            scaled = optimizer.scale_loss(loss)  # in float16; else the same
+        return loss, tape.gradient(scaled, [variable.value for variable in model.trainable_variables])
+
+    def step(*batch: Any) -> Any:
+        loss, gradients = differentiate(*batch)
         optimizer.apply(group.sum_gradients(gradients), model.trainable_variables)
         return loss
 

@@ -94,7 +94,8 @@ class Trainer:
         batch_size = self.batches.size
         if batch_size < group.size:
             raise CommonError(f"{batch_size} training images for {group.size} workers, expected one each at least")
-        self.replica = build_replica(job, group, self.batches.steps * config.optimizer.epochs)
+        steps = self.batches.steps * config.optimizer.epochs
+        self.replica = build_replica(job, group, steps, checkpoint.saved_precision())
         self.validator = Validator(valid_pixels, job.valid.labels, job.prior, self.replica.predict, group, batch_size)
         self.stopping = EarlyStopping(config.optimizer.epochs, config.validation.keep, config.validation.patience)
         self.board: TensorBoardWriter | None = None  # rank 0 has one
