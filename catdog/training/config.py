@@ -89,6 +89,7 @@ class OptimizerConfig:
     label_smoothing: float = 0.0
     ema: float = 0.0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    xla: bool = False
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,10 @@ class TrainConfig(pydantic.BaseModel):
         "for; on CPUs the faster one as measured at the start, so the same command may take another one at another "
         "time.",
     )
+    xla: bool | None = Field(
+        None,
+        description="Compile the training step by XLA. Default: no. It rounds differently, and draws other dropout.",
+    )
 
     # --- validation
     keep: Keep | None = Field(None, description="The epoch to keep: that of the best validation log loss, or the last.")

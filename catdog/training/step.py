@@ -21,7 +21,7 @@ def training_step(
     """Makes the function that trains on one batch.
 
     Args:
-        config: its loss and MixUp.
+        config: its loss and MixUp, and whether XLA compiles the gradients.
         replica: whose model and optimizer are updated.
         group: adds up the workers' gradients.
         batch_size: of the global batch, in images.
@@ -53,6 +53,10 @@ def training_step(
             loss = tf.reduce_sum(each) / batch_size
             scaled = optimizer.scale_loss(loss)  # in float16; else the same
         return loss, tape.gradient(scaled, [variable.value for variable in model.trainable_variables])
+
+    # Not the rest of the step: XLA knows no exchange with other workers.
+    if config.optimizer.xla:
+        differentiate = tf.function(differentiate, autograph=False, jit_compile=True)
 
     def step(*batch: Any) -> Any:
         loss, gradients = differentiate(*batch)

@@ -38,7 +38,7 @@ from catdog.models import pretrained, registry
 from catdog.run_directory import RunDirectory
 from catdog.training import corrections, feature_cache, launch, orders, stores
 from catdog.training.bundle_writer import training_record
-from catdog.training.config import ResolvedConfig, resolve
+from catdog.training.config import ResolvedConfig, default_options, resolve
 from catdog.training.job import SplitData, TrainResult, WorkerJob
 from catdog.training.request import PLACE_FIELDS, SHAPE_FIELDS, TrainConfig
 from catdog.waiting import wait_for
@@ -345,8 +345,9 @@ def _check_run(config: ResolvedConfig, data: Catalog, nested: bool = False) -> T
         run.require_free(config.run.overwrite, nested)
         return None
     before = run.require_run(config.run.runs)
+    usual = default_options()  # what a run of a version without an option was computed with
     for name, value in _computed(config).items():
-        if (then := before["options"].get(name)) != value:
+        if (then := before["options"].get(name, usual.get(name))) != value:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(
                 f"--resume: run {config.run.name!r} was started with {option} {then}, received {value}; resume "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -160,8 +161,15 @@ def test_a_killed_run_resumes_to_the_same_weights(two_cpus: str, tmp_path: Path,
     changed = catdog(*options(data, tmp_path, "killed"), "--resume", "--seed", "5")
     assert changed.code == 2
     assert "--resume: run 'killed' was started with --seed 0, received 5" in changed.err
+    changed = catdog("train", "--resume", "--name", "killed", "--runs", tmp_path, "--set", "xla=true")
+    assert "--resume: run 'killed' was started with --xla False, received True" in changed.err
 
-    # The options of the run are its own, its threads too: none but its name and place need be said again.
+    # The options of the run are its own, its threads too: none but its name and place need be said again. One that the
+    # version which began it did not have yet has its default.
+    begun = tmp_path / "killed" / "config.json"
+    content = json.loads(begun.read_text())
+    del content["options"]["xla"]
+    begun.write_text(json.dumps(content))
     short = ["--name", "killed", "--runs", tmp_path, "--resume"]
     resumed = catdog("train", *short, *track)
     assert "Training on 1 worker after epoch" in resumed.out

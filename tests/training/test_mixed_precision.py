@@ -1,4 +1,4 @@
-"""Training on GPUs in 16 bits: what is trained, left out, kept, saved and refused; on the CPU here."""
+"""Training on GPUs in 16 bits, and by XLA: what is trained, left out, kept, saved and refused; on the CPU here."""
 
 from __future__ import annotations
 
@@ -229,6 +229,23 @@ def test_a_gpu_decides_by_its_tensor_cores(
     assert choose_gpu_precision(auto, WithOther(0), None) == "float32"
     assert choose_gpu_precision(auto, WorkerGroup(), "bfloat16") == "bfloat16"
     assert choose_gpu_precision(config(precision="float16"), WorkerGroup(), "bfloat16") == "float16"
+
+
+def test_xla_trains_as_without_it_and_draws_the_same_dropout_each_time() -> None:
+    def trained(**options: Any) -> tuple[list[float], Replica]:
+        given = config(**SCRATCH | {"image_size": 32, "mixup": 0.4, "ema": 0.9} | options)
+        replica, batches = build(given, gpu=False)
+        return train(given, replica, batches, [0, 1]), replica
+
+    (plain, without), (compiled, by_xla) = (trained(arch="workshop_cnn", xla=xla) for xla in (False, True))
+    assert compiled == pytest.approx(plain, rel=1e-5)
+    for ours, theirs in zip(by_xla.model.variables, without.model.variables, strict=True):
+        # Adam turns the noise in a gradient of nearly zero into a part of the rate, 1e-3.
+        assert np.asarray(ours) == pytest.approx(np.asarray(theirs), abs=1e-4)
+    (first, once), (second, again) = (trained(arch="blog_cnn", xla=True) for _ in range(2))
+    assert first == second
+    assert np.isfinite(first).all()
+    assert bits(once.model, once.optimizer) == bits(again.model, again.optimizer)
 
 
 def test_what_cpus_do_not_train_in_is_refused_in_a_line() -> None:
