@@ -65,13 +65,13 @@ def saved_precision() -> Precision | None:
     """The precision in Ray Train's latest checkpoint, by which the model is built that takes the rest of it.
 
     Returns:
-        None without a checkpoint, or with one that does not say.
+        None without a checkpoint; float32 for one that does not say, since GPUs knew no other then.
     """
     latest = ray.train.get_checkpoint()
     if latest is None:
         return None
     with latest.filesystem.open_input_stream(f"{latest.path}/{_PROGRESS_NAME}") as file:
-        return json.loads(file.read()).get("precision")
+        return json.loads(file.read()).get("precision") or "float32"
 
 
 def restore_checkpoint(model: Any, optimizer: Any) -> tuple[Progress, list[np.ndarray]]:

@@ -23,7 +23,7 @@ def choose_gpu_precision(config: ResolvedConfig, group: WorkerGroup, saved: Prec
     Args:
         config: of the run.
         group: the workers.
-        saved: the precision in the checkpoint that the run goes on from, if it does and the checkpoint says.
+        saved: the precision in the checkpoint that the run goes on from, if it does.
     """
     if config.optimizer.precision != "auto":
         return config.optimizer.precision

@@ -80,7 +80,7 @@ def build_replica(job: WorkerJob, group: WorkerGroup, steps: int, saved: Precisi
         job: what to train.
         group: the workers.
         steps: of the whole run.
-        saved: the precision in the checkpoint that the run goes on from, if it does and the checkpoint says.
+        saved: the precision in the checkpoint that the run goes on from, if it does.
 
     Raises:
         CommonError: the model cannot be built, or not as asked for.

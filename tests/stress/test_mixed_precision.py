@@ -27,7 +27,7 @@ def test_a_run_in_float16_on_two_logical_gpus(drawn: Catalog, tmp_path: Path) ->
     train = f"train --data {drawn.root} --arch small_resnet --image-size 48 --epochs 3 --batch-size 8 --gpu --workers 2"
     train += f" --set precision=float16 --runs {tmp_path} --name low"
     score = f"score --cpu --model {run}/model --data {drawn.root} --split valid --out {out}"
-    printed = in_process(f"ALL_WORDS = {[train.split(), score.split()]!r}\n{COMMANDS}", timeout=500)
+    printed = in_process(f"ALL_WORDS = {[train.split(), score.split()]!r}\n{COMMANDS}", timeout=900)
     assert "Training on 2 workers\nPrecision: float16\n" in printed
     training = bundle_json(str(run))["training"]
     assert training["precision"] == "float16"

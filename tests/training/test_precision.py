@@ -122,9 +122,10 @@ def test_a_checkpoint_keeps_the_precision_and_older_ones_have_none(
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: ray.train.Checkpoint.from_directory(folder))
     progress = Progress(1, 1, 0.5, [{"epoch": 1}], "bfloat16", [np.zeros(3, np.float32)])
     checkpoint.report_checkpoint(progress, model, optimizer, checkpoint.variable_values(model), 0)
-    assert checkpoint.restore_checkpoint(model, optimizer)[0].precision == "bfloat16"
+    assert checkpoint.restore_checkpoint(model, optimizer)[0].precision == checkpoint.saved_precision() == "bfloat16"
     stands = json.loads((folder / "progress.json").read_text())
     del stands["precision"]
     (folder / "progress.json").write_text(json.dumps(stands))
     restored, _ = checkpoint.restore_checkpoint(model, optimizer)
     assert (restored.epoch, restored.precision) == (1, None)
+    assert checkpoint.saved_precision() == "float32"  # by which GPUs go on
