@@ -226,6 +226,8 @@ class Quantiser:
                 bias = self._array(node.input[2]) if len(node.input) > 2 else np.zeros(len(rounded[node.name].scales))
                 builder.add_convolution(copy, rounded[node.name], bias)
                 copy.output[0] = replaced.get(node.output[0], node.output[0])
+            elif node.op_type == "Conv":
+                builder.keep_in_float(copy)
             builder.add(copy)
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
@@ -254,6 +256,7 @@ class _Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.arrays: list[onnx.TensorProto] = []
         self._scales = {}
+        self._ranges = ranges
         for name in tensors:
             low, high = ranges[name].low, ranges[name].high
             scale = np.float32(max((high - low) / _UINT8_STEPS, 1e-8))
@@ -272,6 +275,21 @@ class _Builder:
                 parts = [f"{name}/scale", f"{name}/zero"]
                 self._add("QuantizeLinear", [name, *parts], f"{name}/integer")
                 self._add("DequantizeLinear", [f"{name}/integer", *parts], f"{name}/float")
+
+    def keep_in_float(self, node: onnx.NodeProto) -> None:
+        """Makes a convolution, which is to be added next, take a quantised tensor through a clip that changes nothing.
+
+        Between DequantizeLinear and QuantizeLinear, ONNX Runtime (WeightBiasQuantization) would round its weights to
+        integers with one scale for all channels, which ruins depthwise ones.
+        """
+        name = node.input[0]
+        if name not in self._scales:
+            return
+        clipped, spread = f"{node.name}/clipped", self._ranges[name].high - self._ranges[name].low
+        for bound, value in (("low", self._ranges[name].low - spread), ("high", self._ranges[name].high + spread)):
+            self._store(f"{clipped}/{bound}", np.array(value, np.float32))
+        self._add("Clip", [f"{name}/float", f"{clipped}/low", f"{clipped}/high"], clipped)
+        node.input[0] = clipped
 
     def add_convolution(self, node: onnx.NodeProto, rounded: Rounded, bias: np.ndarray) -> None:
         """Makes a convolution, which is to be added next, take integer weights and bias."""

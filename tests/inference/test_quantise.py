@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from helpers import Outcome, save_untrained
 
@@ -63,6 +64,28 @@ def test_logits_are_nearly_the_same_and_the_weights_small(name: str) -> None:
     exact = quantiser.quantise(in_float=frozenset(quantiser.convolutions))
     assert OnnxEngine(exact, 1).logits(checked) == pytest.approx(expected, abs=1e-4)
     assert sorted(quantiser.by_sensitivity(checked[:2])) == sorted(quantiser.convolutions)
+
+
+def test_what_stays_in_float_is_not_rounded_by_onnx_runtime_either() -> None:
+    """It rounds weights between integers, with one scale for all channels, unless something is in between."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((32, 32, 3), dtype="uint8")
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+    for convolve in (
+        keras.layers.Conv2D(8, 3, padding="same"),
+        keras.layers.DepthwiseConv2D(3, padding="same"),
+        keras.layers.Conv2D(8, 1),
+    ):
+        x = keras.layers.ReLU(6)(convolve(x))
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.GlobalAveragePooling2D()(x)))
+    quantiser, checked = Quantiser(export_onnx(model, pictures(2, 32)), pictures(16, 32)), pictures(4, 32, 1)
+    (depthwise,) = (name for name in quantiser.convolutions if "depthwise" in name)
+    mixed = quantiser.quantise(in_float=frozenset([depthwise]))
+    session = onnxruntime.InferenceSession(
+        mixed, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+    )
+    (found,) = session.run(None, {session.get_inputs()[0].name: checked})
+    assert np.array_equal(OnnxEngine(mixed, 1).logits(checked), found[:, 0])
 
 
 def test_rounding_makes_less_error_than_one_by_one_where_inputs_vary_together() -> None:
