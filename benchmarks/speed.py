@@ -1,6 +1,7 @@
 """Speed comparisons: programs run in turn on this machine; figures are medians over rounds, and their ratios.
 
     python benchmarks/speed.py score --data data/kaggle --weights W25 [--weights W100] [--original original-size]
+    python benchmarks/speed.py int8 --data data/kaggle --model runs/first
     python benchmarks/speed.py scale --data data/kaggle --weights W25
     python benchmarks/speed.py plumbing [--labelled] [--without-ray]
     python benchmarks/speed.py prepare
@@ -31,9 +32,11 @@ import psutil
 import typer
 from measuring import SIZE, Data, Folder, Rounds, Weights, repeat, sample_of, save, say, spread, timed, workplace
 
-from catdog.data import catalog
+from catdog import rng
+from catdog.data import catalog, images
 from catdog.data.catalog import Catalog
-from catdog.inference import bundle
+from catdog.inference import bundle, export
+from catdog.inference.quantise import Quantiser
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command("plumbing")(plumbing.plumbing)
@@ -136,6 +139,47 @@ def score(
                 f"| MobileNet {alpha} | {name} | {seconds} | {ratios} | {spread(found['steady'], 0)} | "
                 f"{middle['busy']:.0%} | {spread(found['floor'], 0)} | **{middle['steady'] / middle['floor']:.3f}** |"
             )
+
+
+@app.command()
+def int8(
+    data: Data,
+    model: Annotated[str, typer.Option(help="A trained float32 bundle.")],
+    images_: Annotated[int, typer.Option("--images", help="How many, by repeating the test split.")] = 12_500,
+    photos: Annotated[int, typer.Option(help="Calibration photos.")] = 256,
+    rounds: Rounds = 2,
+    folder: Folder = None,
+) -> None:
+    """Whole-process scoring in float32 and in int8, whose log loss `quantise.py` judges, and by Ray's recipe.
+
+    The recipe shows the model one view, and so it is left out for bundles with several.
+    """
+    root, source = workplace(folder), catalog.read_catalog(data)
+    made = repeat(source, images_, root / "small")
+    saved = bundle.read_info(model)
+    uri, info = saved
+    train = source.split("train")
+    first = np.argsort(rng.key_hash(train["key"].to_pylist()), kind="stable")[:photos]
+    known = images.read_batch(train.take(first)["uri"].to_pylist(), [info.image_size]).pixels[info.image_size]
+    files = [Quantiser(bundle.read_onnx(uri, info, member), known).quantise(127) for member in info.members]
+    provenance = bundle.read_provenance(uri, info)
+    export.replace_onnx(saved, str(root / "int8"), files, [None] * len(files), provenance)
+    commands = {"float32": (uri,), "int8": (str(root / "int8"),)}
+    if len(info.views) == 1:
+        commands["Ray"] = ()
+    found: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, ours in commands.items():
+            rival = [sys.executable, str(RIVALS), "ray-recipe", f"{uri}/model.keras", f"{made.root}/images"]
+            rival += [str(root / "ray.csv"), str(info.image_size)]
+            found[name].append(timed(score_command(*ours, made, root / "out" / "results.csv") if ours else rival)[0])
+    middle = {name: statistics.median(values) for name, values in found.items()}
+    say(f"\n{images_} images, {info.architecture} at {info.image_size} px, {len(info.views)} views, {rounds} rounds, ")
+    say(f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
+    say(f"| {' s | '.join(found)} s | int8 ÷ {' | int8 ÷ '.join(name for name in found if name != 'int8')} |")
+    say("|---" * (2 * len(found) - 1) + "|")
+    ratios = [f"**{middle['int8'] / middle[name]:.2f}**" for name in found if name != "int8"]
+    say(f"| {' | '.join([*map(spread, found.values()), *ratios])} |")
 
 
 _DRIVER = """

@@ -43,6 +43,7 @@ CANNOT = {
 # Added to a command that begins so: the first that fits.
 SMALLER = {
     "catdog train --data data/kaggle --recipe linear-probe": "--image-size 48",
+    "catdog train --data data/kaggle --folds": "--arch small_resnet --image-size 48 --epochs 1",
     "catdog train": "--image-size 48 --epochs 1",
     "catdog tune": "--set weights=none --set image_size=48 --set epochs=1 --set alpha=0.25",
     "catdog predict rex.jpg --imagenet": "--weights vgg.h5",
