@@ -3,7 +3,7 @@
     python benchmarks/log_loss.py joined runs/probe-a runs/probe-b …
 
 Each RUN is a finished cross-validation of a linear probe on the same photos and folds; its cached features are read
-and nothing is computed again. The penalty is chosen within the training folds, on the plain photo, as a probe's is.
+and nothing is computed again. The head is fitted as a probe's is, its penalty chosen within the training folds.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from catdog.evaluation import metrics
 from catdog.experiments import cross_validation
 from catdog.experiments.cross_validation import OutOfFold
 from catdog.training import feature_cache
-
-_STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-_VIEWS = ("identity", "mirror", "crop-88", "crop-88-mirror")
+from catdog.training.recipes import get_recipe
 
 
 def join(probes: list[OutOfFold]) -> OutOfFold:
@@ -34,12 +32,9 @@ def join(probes: list[OutOfFold]) -> OutOfFold:
     Returns:
         Its predictions, the mean of the views' logits.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-
     started, first = time.monotonic(), probes[0]
     seen = []
-    for view in _VIEWS:
+    for view in get_recipe("linear-probe").options["views"]:
         read = [feature_cache.read_features(probe.features, first.keys, view) for probe in probes]
         if any(len(at) != len(first.keys) for _, at in read):
             raise UsageError(f"a cache lacks features of {view}; expected a photo's features of every network")
@@ -47,19 +42,8 @@ def join(probes: list[OutOfFold]) -> OutOfFold:
     logits = np.empty(len(first.keys))
     for fold in np.unique(first.folds):
         rest, held_out = first.folds != fold, first.folds == fold
-
-        def score(strength: float, rest: np.ndarray = rest) -> float:
-            model = LogisticRegression(C=strength, max_iter=1000)
-            splits = StratifiedKFold(3, shuffle=True, random_state=0)
-            return float(
-                cross_val_score(model, seen[0][rest], first.labels[rest], cv=splits, scoring="neg_log_loss").mean()
-            )
-
-        best = max(_STRENGTHS, key=score)
-        model = LogisticRegression(C=best / len(seen), max_iter=2000)
-        model.fit(np.concatenate([view[rest] for view in seen]), np.tile(first.labels[rest], len(seen)))
-        logits[held_out] = np.mean([model.decision_function(view[held_out]) for view in seen], axis=0)
-        out.print(f"fold {fold}: penalty {best:g}", markup=False)
+        weights, bias = feature_cache.fit_logistic([view[rest] for view in seen], first.labels[rest])
+        logits[held_out] = np.mean([(view[held_out] @ weights + bias)[:, 0] for view in seen], axis=0)
     return OutOfFold("joined", first.keys, first.labels, first.folds, logits, time.monotonic() - started)
 
 

@@ -116,10 +116,9 @@ class BundleInfo(pydantic.BaseModel):
     def spec(self, member: str) -> ModelSpec:
         """What one of `members` is built from; raises CatdogError as `members.spec_of`."""
         trained = self.training.get("members")
-        if not isinstance(trained, list):  # one run made them all
-            return members.spec_of(self.architecture, self.image_size, self.training)
-        own = dict(zip(self.members, trained, strict=False)).get(member)
-        return members.spec_of(self.architecture, self.image_size, own if isinstance(own, dict) else {})
+        own = dict(zip(self.members, trained, strict=False)).get(member) if isinstance(trained, list) else None
+        # Without an entry of its own, one run made it and all others.
+        return members.spec_of(self.architecture, self.image_size, own if isinstance(own, dict) else self.training)
 
 
 class SavedBundle(NamedTuple):

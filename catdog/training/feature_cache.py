@@ -349,7 +349,7 @@ def _fit(
     keras.utils.set_random_seed(seed)
     head = _build_head(features[0].shape[1], spec)
     if len(head.weights) == 2:
-        return _fit_logistic(features, labels, (_GENTLE_STRENGTH,) if gentle else _STRENGTHS)
+        return fit_logistic(features, labels, (_GENTLE_STRENGTH,) if gentle else _STRENGTHS)
     held_out = rng.uniform(rng.Stream.HEAD_HELD_OUT, seed, rng.key_hash(keys), 1)[:, 0] < 0.1
     head.compile(keras.optimizers.Adam(1e-3), keras.losses.BinaryCrossentropy(from_logits=True))
     alive = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, **__: stall.beat())
@@ -366,8 +366,19 @@ def _fit(
     return head.get_weights()
 
 
-def _fit_logistic(features: list[np.ndarray], labels: np.ndarray, strengths: tuple[float, ...]) -> list[np.ndarray]:
-    """Logistic regression with the L2 penalty that cross-validates best on the first view, for each view alike."""
+def fit_logistic(
+    features: list[np.ndarray], labels: np.ndarray, strengths: tuple[float, ...] = _STRENGTHS
+) -> list[np.ndarray]:
+    """Logistic regression with the L2 penalty that cross-validates best on the first view, for each view alike.
+
+    Args:
+        features: float, N×D, of each view.
+        labels: 0 or 1, N.
+        strengths: inverse penalties to choose from.
+
+    Returns:
+        Weights, float32, D×1, and bias, float32, 1.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 

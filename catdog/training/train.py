@@ -256,8 +256,8 @@ def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler
         # Before an old run is deleted, and before the first member is trained.
         for member in members:
             plan_resources(member, may_grow)
-        for member in {member.model: member for member in members}.values():
-            load_weights(member)
+        for member in {member.model: member for member in members if member.model != members[0].model}.values():
+            load_weights(member)  # the first one's are asked for at once
         _open_run(config, data, on_event)
         for number, member in enumerate(members, 1):
             on_event(MemberStarted(number, len(members)))
