@@ -6,6 +6,7 @@
     python benchmarks/log_loss.py learning-curve --data data/kaggle [NAME …]
     python benchmarks/log_loss.py worst --data data/kaggle [--sheet PNG] RUN …
     python benchmarks/log_loss.py joined RUN …
+    python benchmarks/log_loss.py calibration RUN …
 
 WEIGHTS is a weights file of MobileNet 1.0 without the top, or imagenet. The first command cross-validates each recipe
 and prints a Markdown table with published figures for comparison. With `--fold` it trains and evaluates one fold of
@@ -13,8 +14,8 @@ five; without it all five, so that every labelled photo is evaluated. Finished r
 are read and not repeated; interrupted runs continue. The second command is an ablation: it compares single ingredients
 of fine-tuning with a baseline, photo by photo, on short runs of one fold. The third one is MLE-bench's split of the
 competition and its rule (`mle_bench.py`), the fourth one trains on more and more photos (`learning_curve.py`).
-The last but one lists the photos with the greatest loss out of fold (`worst.py`), the last one fits a head to the
-features of several networks (`joined.py`).
+`worst` lists the photos with the greatest loss out of fold (`worst.py`), `joined` fits a head to the features of
+several networks (`joined.py`), and `calibration` asks what few validation photos are worth (`few_photos.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import few_photos
 import joined
 import learning_curve
 import mle_bench
@@ -78,6 +80,7 @@ app.command("mle-bench")(mle_bench.main)
 app.command("learning-curve")(learning_curve.main)
 app.command("worst")(worst.main)
 app.command("joined")(joined.main)
+app.command("calibration")(few_photos.main)
 
 # Short runs on small images, so that many can be compared. Figures are worse than fine-tune's; only differences matter.
 SHORT: dict[str, Any] = {

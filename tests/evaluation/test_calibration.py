@@ -25,14 +25,46 @@ def test_temperature_is_the_one_of_least_log_loss() -> None:
     assert abs(temperature / best.x - 1) < 0.03
 
 
+def test_temperature_and_clip_are_the_most_probable_ones() -> None:
+    """Few images, so that the prior counts."""
+    labels, logits = overconfident(150, 2.0)
+
+    def unlikely(x: np.ndarray, spread: float = 0.1) -> float:
+        clip = np.exp(x[1])
+        probabilities = np.clip(special.expit(logits / np.exp(x[0])), clip, 1 - clip)
+        loss = sklearn_metrics.log_loss(labels, probabilities, normalize=False)
+        return float(loss + (x[0] / spread) ** 2 / 2 - 0.25 * x[1])
+
+    best = optimize.brute(unlikely, ((0.0, 1.0), (np.log(1e-5), np.log(0.02))), Ns=30, finish=None, full_output=True)
+    found = calibration.fit_calibration(labels, logits, spread=0.1)
+    assert unlikely(np.log(found)) < best[1] + 0.05
+    assert found[0] < 0.9 * calibration.fit_calibration(labels, logits, spread=np.inf)[0]
+
+
+def test_a_few_hundred_images_do_not_spoil_a_model_that_is_calibrated_already() -> None:
+    """A hundred certain and right predictions, and a few doubtful ones, say little of the next mistake."""
+    fitted, plain, free = [], [], []
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        honest = random.normal(0, 8, 10_300)
+        labels = (random.random(10_300) < special.expit(honest)).astype(int)
+        few, new = slice(0, 300), slice(300, None)
+        plain.append(sklearn_metrics.log_loss(labels[new], special.expit(honest[new])))
+        for losses, prior in ((fitted, {}), (free, {"spread": np.inf, "mistakes": 1})):
+            found = calibration.fit_calibration(labels[few], honest[few], **prior)
+            losses.append(sklearn_metrics.log_loss(labels[new], metrics.calibrated(honest[new], *found)))
+    assert np.mean(fitted) - np.mean(plain) < 0.6 * (np.mean(free) - np.mean(plain))
+    assert np.max(fitted) < np.max(free)
+
+
 def test_clip_follows_the_share_of_certain_mistakes() -> None:
     labels = np.arange(2000) % 2
     logits = np.where(labels == 1, 20.0, -20.0)
-    # One mistake is always reckoned with; eight that are there make nine.
-    for wrong, expected in ((0, 1 / 2001), (8, 9 / 2001)):
+    # A quarter of a mistake is always reckoned with, beside those that are there.
+    for wrong, mistakes, expected in ((0, 0.25, 0.25 / 2000.25), (8, 0.25, 8.25 / 2000.25), (0, 1, 1 / 2001)):
         flipped = labels.copy()
         flipped[:wrong] = 1 - flipped[:wrong]
-        _, clip = calibration.fit_calibration(flipped, logits)
+        _, clip = calibration.fit_calibration(flipped, logits, mistakes=mistakes)
         assert expected / 1.3 < clip < expected * 1.3
 
 
