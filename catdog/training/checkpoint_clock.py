@@ -9,8 +9,9 @@ import ray.train
 
 from catdog.training.distributed import WorkerGroup
 
-# Steps after which the workers agree on whether a checkpoint is due, and seconds between questions about preemption.
-_STEPS, _ASK_SECONDS = 8, 10.0
+# Steps after which the workers agree on whether a checkpoint is due, and seconds between questions about preemption:
+# Ray hears of it up to 5 s late, and there may be 30 s in all (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S).
+_STEPS, _ASK_SECONDS = 8, 2.0
 
 
 class CheckpointClock:
