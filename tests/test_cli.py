@@ -30,7 +30,7 @@ COMMANDS = {
     ],
     "score": [
         "--model", "--data", "--split", "--out", "--engine", "--batch-size", "--plan", "--max-unreadable", "--wait",
-        "--stall-timeout",
+        "--stall-timeout", "--gpus-per-actor",
     ],
     "submission check": ["--data"],
     "serve": [

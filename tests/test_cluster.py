@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import yaml
+from helpers import Outcome, in_process
 from pydantic import ValidationError
 
 from catdog import cluster, resources
 from catdog.choices import EngineName
 from catdog.errors import CatdogError, UsageError
+from catdog.training.config import resolve
 from catdog.training.request import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +156,7 @@ def test_what_training_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
         resources.plan_training(1, workers=2)
     with pytest.raises(UsageError, match="the cluster has no GPU; expected at least one; use --cpu"):
         resources.plan_training(64, gpu=True)
-    with pytest.raises(UsageError, match="--workers 2 with a GPU and 1 CPU each, but the cluster holds 0"):
+    with pytest.raises(UsageError, match="--workers 2 with 1 CPU and a GPU each, but the cluster holds 0"):
         resources.plan_training(64, workers=2, gpu=True)
     # An autoscaler may bring GPUs to whoever says how many to wait for.
     with pytest.raises(UsageError, match="give --workers N to wait"):
@@ -181,6 +185,119 @@ def test_scoring_takes_an_actor_a_cpu_or_gpu_but_none_without_a_part(monkeypatch
     pretend(monkeypatch, {"GPU": 1.0})
     with pytest.raises(UsageError, match="no CPU to read images with"):
         resources.plan_scoring(both)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "actors"),
+    [
+        ([(8, 4)], 4, {1.0: 4, 0.5: 8, 0.3: 12, 0.25: 16}),
+        ([(4, 2), (4, 2)], 4, {1.0: 4, 0.7: 4, 0.1: 40}),
+        ([(16, 4), (2, 1), (8, 0)], 5, {1.0: 5, 0.5: 10}),
+        # Scoring's actors take no CPU of a node, and a training worker takes one.
+        ([(2, 4), (8, 0)], 2, {1.0: 4, 0.5: 8}),
+        ([(0, 4), (8, 0)], None, {1.0: 4, 0.5: 8}),
+    ],
+)
+def test_several_gpus_and_several_nodes(
+    nodes: list[tuple[int, int]], workers: int | None, actors: dict[float, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, *({"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in nodes))
+    if workers is None:
+        with pytest.raises(UsageError, match=r"no node has 1 CPU and a GPU for a worker \(GPUs of the nodes: 4\); use"):
+            resources.plan_training(64)
+    else:
+        assert resources.plan_training(64) == resources.TrainPlan(workers, 1, True)
+        part = resources.plan_training(64, gpus_per_worker=0.25)
+        assert (part.workers, part.worker_resources) == (1, {"CPU": 1.0, "GPU": 0.25})
+        with pytest.raises(
+            UsageError, match=f"--workers 17 with 1 CPU and a GPU each, but the cluster holds {workers}"
+        ):
+            resources.plan_training(64, workers=17)
+    for part_of_one, expected in actors.items():
+        plan = resources.plan_scoring({"onnx": 99, "tensorflow": 99}, gpus_per_actor=part_of_one)
+        assert (plan.engine, plan.actors, plan.actor_resources) == ("tensorflow", expected, {"GPU": part_of_one})
+        assert resources.plan_scoring({"tensorflow": 3}, gpus_per_actor=part_of_one).actors == 3
+
+
+def test_the_plan_says_what_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 2.0})
+    plan = resources.plan_scoring({"tensorflow": 99}, gpus_per_actor=0.25)
+    assert plan.why["actors"] == "16: up to 4 a GPU, with 0.25 of a GPU each (nodes have 2, 2), 99 parts"
+    assert resources.plan_scoring({"tensorflow": 99}).why["actors"] == "4: one a GPU (nodes have 2, 2), 99 parts"
+    # What an autoscaler brings has at least one.
+    pretend(monkeypatch, {"CPU": 8.0})
+    assert resources.plan_scoring({"tensorflow": 99}, may_grow=True, gpus_per_actor=0.25).actors == 4
+    with pytest.raises(UsageError, match="the cluster has no GPU; expected at least one"):
+        resources.plan_scoring({"tensorflow": 99}, gpus_per_actor=0.25)
+    with pytest.raises(UsageError, match=r"gpus_per_worker=0.25 received, but the cluster has no GPU; .* use --cpu"):
+        resources.plan_training(64, gpus_per_worker=0.25)
+
+
+ROOM = """
+import json, os, ray, tempfile
+from ray.cluster_utils import Cluster
+from catdog import resources
+
+os.makedirs(os.path.join(tempfile.gettempdir(), "ray"), exist_ok=True)  # where Cluster leaves a note of its address
+store = dict(object_store_memory=100_000_000)
+head = dict(store, num_cpus=2, num_gpus=2, include_dashboard=False, temp_dir=TEMPORARY)
+cluster = Cluster(initialize_head=True, head_node_args=head)
+ray.init(address=cluster.address, log_to_driver=False)
+found = []
+
+def is_placed(bundles):
+    group = ray.util.placement_group(bundles)
+    placed = group.wait(100 if len(bundles) <= found[-1] else 0.3)
+    ray.util.remove_placement_group(group)
+    return placed
+
+for cpus, gpus in ((2, 2), (1, 4)):
+    cluster.add_node(num_cpus=cpus, num_gpus=gpus, **store)
+    for part in (1.0, 0.3):
+        plan = resources.plan_scoring({"tensorflow": 999}, gpus_per_actor=part)
+        found.append(plan.actors)
+        assert is_placed([plan.actor_resources] * plan.actors)
+        assert not is_placed([plan.actor_resources] * (plan.actors + 1))
+    plan = resources.plan_training(999)
+    found.append(plan.workers)
+    assert is_placed([plan.worker_resources] * plan.workers)
+    assert not is_placed([plan.worker_resources] * (plan.workers + 1))
+print(json.dumps(found))
+cluster.shutdown()
+"""
+
+
+def test_ray_places_as_many_as_are_planned_and_no_more(short_tmp: Path) -> None:
+    """Two nodes of two GPUs each, and then one more with fewer CPUs than GPUs; Ray only counts them."""
+    printed = in_process(f"TEMPORARY = {str(short_tmp / 'room')!r}\n{ROOM}", timeout=400, PYTHONPATH=str(ROOT))
+    assert json.loads(printed.splitlines()[-1]) == [4, 12, 4, 8, 24, 5]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "nan", "0.001"])
+def test_parts_of_a_gpu_that_cannot_be(catdog: Callable[..., Outcome], value: str) -> None:
+    for words in (["score", "--model", "m", "--gpus-per-actor", value], ["train", "--set", f"gpus_per_worker={value}"]):
+        refused = catdog(*words, "--data", "d")
+        assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
+        assert value in refused.err
+        assert "Traceback" not in refused.err
+
+
+def test_what_does_not_go_with_a_part_of_a_gpu(catdog: Callable[..., Outcome]) -> None:
+    refused = catdog("score", "--model", "m", "--data", "d", "--gpus-per-actor", 0.5, "--cpu")
+    assert (refused.code, refused.err) == (
+        2, "catdog: --cpu received with --gpus-per-actor 0.5; leave one of them out\n"
+    )  # fmt: skip
+    for workers in ("2", "1:2"):
+        with pytest.raises(
+            UsageError, match=f"received with --workers {workers}, but NCCL does not connect workers on"
+        ):
+            resolve(TrainConfig(data="d", workers=workers, gpus_per_worker=0.5))
+    with pytest.raises(UsageError, match="--cpu received with gpus_per_worker=0.5; leave one of them out"):
+        resolve(TrainConfig(data="d", gpu=False, gpus_per_worker=0.5))
+    assert resolve(TrainConfig(data="d", workers=1, gpus_per_worker=0.5)).resources.gpus_per_worker == 0.5
+    # As a run on CPUs is read back to be resumed.
+    whole = resolve(TrainConfig(data="d", gpu=False, workers=2))
+    assert resolve(TrainConfig(**whole.options())) == whole
 
 
 @pytest.mark.parametrize(

@@ -152,18 +152,22 @@ def _onnxruntime(facts: NodeFacts) -> str:
 
 def _plan_rows(plans: Plans) -> list[tuple[str, str]]:
     """The plans in words, by name."""
+    from catdog.resources import in_words
+
     rows = []
     training, scoring, images, model = plans.training, plans.scoring, plans.images, plans.model
     if training is None:
         rows.append(("training", "none"))
     else:
-        each = f"{count(training.cpus_per_worker, 'CPU')}{' and a GPU' * training.gpu} each"
+        each = f"{in_words(training.worker_resources)} each"
         workers = count(training.workers, "worker")
         rows.append(("training", f"{workers} with {each}, {plans.batch_size} images a step"))
     if scoring is None:
         rows.append(("scoring", "none"))
     else:
-        each = "a GPU each, and the CPUs read ahead" if scoring.gpu else f"{count(scoring.threads, 'CPU')} each"
+        each = f"{in_words(scoring.actor_resources)} each"
+        if scoring.gpu:
+            each += ", and the CPUs read ahead; with --gpus-per-actor 0.25 four small models share one"
         why = "" if model else " (if the model has an ONNX file)" if scoring.engine == "onnx" else ""
         rows.append(("scoring", f"{scoring.engine}{why}, {count(scoring.actors, 'actor')} with {each}"))
     if model is not None:

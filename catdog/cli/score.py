@@ -44,6 +44,10 @@ def score(
     ] = 0.01,
     open_: OpenPage = False,
     gpu: Gpu = None,
+    gpus_per_actor: Annotated[
+        float,
+        typer.Option(help="How much of a GPU each actor takes; with less than 1, several small models share each."),
+    ] = 1.0,
     track: Track = None,
     address: Address = None,
     wait: Wait = None,
@@ -57,7 +61,8 @@ def score(
     limit = {} if stall_timeout is None else {"stall_timeout": stall_timeout}
     config = score.ScoreConfig(
         model=model, data=data, split=split, out=out_, engine=engine, batch_size=batch_size,
-        max_unreadable=max_unreadable, gpu=gpu, address=address, wait=wait, debug=debug, **limit,
+        max_unreadable=max_unreadable, gpu=gpu, gpus_per_actor=gpus_per_actor, address=address, wait=wait, debug=debug,
+        **limit,
     )  # fmt: skip
     if plan or explain:
         with advising_same_command("nothing was written", "measure again"), ProgressView("Measuring", debug) as view:

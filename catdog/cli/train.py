@@ -217,7 +217,7 @@ def tune(
     ] = None,
     asha: Annotated[bool, typer.Option("--asha", help="Stop weak trials early.")] = False,
     concurrent: Annotated[
-        int | None, typer.Option(min=1, help="Number of trials at a time. Default: one per CPU.")
+        int | None, typer.Option(min=1, help="Number of trials at a time. Default: as many as CPUs or GPUs hold.")
     ] = None,
     runs: Runs = "runs",
     address: Address = None,

@@ -67,7 +67,8 @@ def little_memory(cluster: Cluster, plans: Plans) -> Iterator[Problem]:
     if plan is None:
         return
     for node, facts in cluster.known:
-        room = min(node.gpus, node.cpus) if plan.gpu else node.cpus // plan.cpus_per_worker
+        room = node.cpus // plan.cpus_per_worker
+        room = min(node.gpus, room) if plan.gpu else room
         workers = min(plan.workers, room)
         images = 0 if plans.images is None or facts.store_folder != SHARED_MEMORY else plans.images.held
         needed = workers * _WORKER_BYTES + images
@@ -157,6 +158,21 @@ def more_cpus_than_there_are(cluster: Cluster, _plans: Plans) -> Iterator[Proble
             )
 
 
+def fewer_cpus_than_gpus(cluster: Cluster, plans: Plans) -> Iterator[Problem]:
+    """Some GPUs of a node have no CPU beside them, which a training worker takes."""
+    plan = plans.training
+    for node, facts in cluster.known:
+        idle = node.gpus - node.cpus
+        if plan is not None and plan.gpu and idle > 0:
+            more = f"ray start --num-cpus={min(node.gpus, facts.usable_cpus)}"
+            advice = more if facts.usable_cpus > node.cpus and not cluster.temporary else "a machine needs one for each"
+            yield Problem(
+                "idle-gpus",
+                f"node {node.name} has fewer CPUs ({node.cpus}) than GPUs ({node.gpus}), and a training worker takes "
+                f"one of each, so training would leave {idle} GPU{'s' * (idle > 1)} idle; {advice}",
+            )
+
+
 def _anew(cluster: Cluster) -> str:
     """A Ray that stays keeps the environment that it was started in."""
     return "" if cluster.temporary else ", and start Ray anew"
@@ -205,5 +221,6 @@ def unseen_gpus(cluster: Cluster, _plans: Plans) -> Iterator[Problem]:
 
 CHECKS = (
     no_resources, images_not_decoded, separate_runs, full_disks, no_token, uncounted_gpus, unseen_gpus,
-    object_store_on_disk, little_memory, more_cpus_than_there_are, mixed_bfloat16, resources_in_use,
+    object_store_on_disk, little_memory, more_cpus_than_there_are, fewer_cpus_than_gpus, mixed_bfloat16,
+    resources_in_use,
 )  # fmt: skip

@@ -18,7 +18,7 @@ from catdog.errors import UsageError
 from catdog.inference.bundle import VERIFIED, SavedBundle
 from catdog.resources import ScorePlan, TrainPlan
 from catdog.scoring.parts import PART_ROWS
-from catdog.training import launch, stores
+from catdog.training import stores
 from catdog.training.config import default_options
 
 Plan = TypeVar("Plan")
@@ -96,7 +96,7 @@ def _parts(data: Catalog | None, saved: SavedBundle | None) -> dict[EngineName, 
 def _wait(plan: TrainPlan | None) -> str | None:
     if plan is None:
         return None
-    bundles = [launch.worker_resources(plan)] * plan.workers
+    bundles = [plan.worker_resources] * plan.workers
     free = ray.available_resources()
     short = any(free.get(name, 0.0) < amount * plan.workers for name, amount in bundles[0].items())
     return waiting.describe_need(bundles) if short else None

@@ -335,6 +335,7 @@ def _run_fold(
         out=out,
         max_unreadable=1,
         gpu=config.resources.gpu,
+        gpus_per_actor=config.resources.gpus_per_worker,
         wait=config.resources.wait,
         stall_timeout=config.resources.stall_timeout,
     )

@@ -18,7 +18,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from catdog import cluster, lease, run_directory, stall, storage, tables, waiting
+from catdog import cluster, lease, resources, run_directory, stall, storage, tables, waiting
 from catdog.data import catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import selection
@@ -88,7 +88,7 @@ def run_search(
         config: configuration of every trial; `name` is the folder of the search in `runs`.
         grid: fields of `TrainConfig`, with the values of each.
         asha: stop trials early that are worse than others at the same epoch (Li et al., 2020).
-        concurrent: number of parallel trials; None for as many as fit on the CPUs.
+        concurrent: number of parallel trials; None for as many as fit on the CPUs, or on the GPUs if they take any.
         on_event: called with `Waiting` and `SearchProgress`.
 
     Returns:
@@ -115,18 +115,19 @@ def run_search(
     # Its newer output prints tables whatever the verbosity.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     searching = RunDirectory(folder).hold("tuning")
-    with searching, cluster.connect(config.address, config.debug):
+    with searching, cluster.connect(config.address, config.debug) as may_grow:
+        common = resolve(TrainConfig(**options))
+        plan = train.plan_resources(common, may_grow)
         if concurrent is None:
-            share = int(str(options["workers"]).rpartition(":")[2]) * int(options["cpus_per_worker"])
-            concurrent = max(1, int(ray.cluster_resources().get("CPU", 1)) // share)
+            room = resources.count_room(plan.cpus_per_worker, plan.gpus_per_worker if plan.gpu else 0)
+            concurrent = max(1, room // (plan.bounds[1] if plan.bounds else plan.workers))
         # Each trial has its own copy of the decoded images in memory.
-        sizes = grid.get("image_size") or [resolve(TrainConfig(**options)).model.image_size]
+        sizes = grid.get("image_size") or [common.model.image_size]
         concurrent = min(concurrent, max(1, stores.room(len(catalog.read_catalog(options["data"]).table), max(sizes))))
-        first = {"CPU": int(options["cpus_per_worker"])} | ({"GPU": 1} if options.get("gpu") else {})
         limit = stall.DEFAULT_SECONDS if config.stall_timeout is None else config.stall_timeout
         advice = "finished trials are kept, and the same command goes on"
         with stall.watching(on_event or (lambda _event: None), limit, advice) as watch:
-            waiting.wait_for([first], watch.event, config.wait)
+            waiting.wait_for([plan.worker_resources], watch.event, config.wait)
             tuner = _tuner(folder, options, grid, asha, concurrent)
             token = _listener.set((watch.event, math.prod(map(len, grid.values()))))
             try:

@@ -82,8 +82,8 @@ def make_parts(missing: list[Part], plan: ScorePlan, job: ScoringJob, on_event: 
             # Two calls at once read the first batch of a part from a bucket while the part before it is predicted.
             max_concurrency=1 if storage.is_local(missing[0].rows["uri"][0].as_py()) else 2,
             # The tasks that read for a GPU need the CPUs.
-            num_cpus=0 if plan.gpu else plan.threads,
-            num_gpus=1 if plan.gpu else 0,
+            num_cpus=plan.actor_resources.get("CPU", 0),
+            num_gpus=plan.actor_resources.get("GPU", 0),
             # By default the call of an actor that dies is repeated for ever. `surviving_decoder` ends that sooner; Ray
             # also counts how often a call was sent to an actor that was lost, before it ran anywhere.
             max_task_retries=_MOST_RETRIES,
@@ -157,7 +157,8 @@ def measure(missing: list[Part], plan: ScorePlan, job: ScoringJob) -> Measured:
     Raises:
         CatdogError: a process failed.
     """
-    task = ray.remote(max_calls=1, num_cpus=1, num_gpus=1 if plan.gpu else 0)(_measure)
+    needed = plan.actor_resources
+    task = ray.remote(max_calls=1, num_cpus=needed.get("CPU", 0), num_gpus=needed.get("GPU", 0))(_measure)
     started = time.time()
     uris = [missing[at * len(missing) // plan.actors].rows["uri"].to_pylist() for at in range(plan.actors)]
     with cluster.ray_errors("measuring failed: {cause}"):

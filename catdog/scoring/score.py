@@ -64,19 +64,24 @@ def _make_missing(
         stall.watching(on_event, config.stall_timeout, advice) as watch,
     ):
         on_event = watch.event
-        plan = resources.plan_scoring({name: len(todo) for name, todo in missing.items()}, config.gpu, may_grow)
+        plan = _plan(config, missing, may_grow)
         todo = missing[plan.engine]
         for saved in job.bundles:
             bundle.require_intact(saved, plan.engine)
         seconds["connect"] = time.perf_counter() - started - seconds["start"]
         # The first actor's is enough to begin with.
-        first: list[waiting.Bundle] = [{"GPU": 1}, {"CPU": 1}] if plan.gpu else [{"CPU": plan.threads}]
+        first: list[waiting.Bundle] = [plan.actor_resources, *([{"CPU": 1}] if plan.gpu else [])]
         waiting.wait_for(first, on_event, config.wait)
         kept = len(job.parts_to_score(plan.engine)) - len(todo)
         on_event(ScoringPlanned(plan.actors, len(todo), kept, sum(part.count for part in todo)))
         actor.make_parts(todo, plan, job, on_event)
     seconds["score"] = time.perf_counter() - started - sum(seconds.values())
     return plan.engine
+
+
+def _plan(config: ScoreConfig, missing: dict[EngineName, list[Part]], may_grow: bool) -> resources.ScorePlan:
+    counts = {engine: len(todo) for engine, todo in missing.items()}
+    return resources.plan_scoring(counts, config.gpu, may_grow, config.gpus_per_actor)
 
 
 def explain_plan(config: ScoreConfig, on_event: EventHandler | None = None) -> tuple[dict[str, str], dict[str, float]]:
@@ -104,10 +109,9 @@ def explain_plan(config: ScoreConfig, on_event: EventHandler | None = None) -> t
     if not all(missing.values()):
         return what | {"parts": "all are there; the CSV and the report would be written from them"}, {}
     with cluster.connect(config.address, config.debug) as may_grow:
-        plan = resources.plan_scoring({name: len(todo) for name, todo in missing.items()}, config.gpu, may_grow)
+        plan = _plan(config, missing, may_grow)
         seconds = {"starting Ray": time.perf_counter() - started}
-        needed: waiting.Bundle = {"CPU": 1} | ({"GPU": 1} if plan.gpu else {})
-        waiting.wait_for([needed] * plan.actors, on_event or (lambda _event: None), config.wait)
+        waiting.wait_for([plan.actor_resources] * plan.actors, on_event or (lambda _event: None), config.wait)
         measured = actor.measure(missing[plan.engine], plan, job)
     todo = sum(part.count for part in missing[plan.engine])
     count, each = len(job.parts_to_score(plan.engine)), f"in batches of {job.batch_size}"

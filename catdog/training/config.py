@@ -112,6 +112,7 @@ class ResourceConfig:
     workers: int | str | None = None
     cpus_per_worker: int | None = None
     gpu: bool | None = None
+    gpus_per_worker: float = 1.0
     store: StoreName | None = None
     checkpoint_minutes: float = 10.0
     address: str | None = None
@@ -325,6 +326,14 @@ def _check(asked: TrainConfig) -> None:
             raise UsageError(f"members received {wrong[0]!r}, expected only {', '.join(sorted(MEMBER_FIELDS))}")
     if asked.resume and asked.overwrite:
         raise UsageError("--resume and --overwrite received together; give one of them")
+    if (asked.gpus_per_worker or 1) < 1:
+        if asked.gpu is False:
+            raise UsageError(f"--cpu received with gpus_per_worker={asked.gpus_per_worker:g}; leave one of them out")
+        if int(str(asked.workers or 1).rpartition(":")[2]) > 1:
+            raise UsageError(
+                f"gpus_per_worker={asked.gpus_per_worker:g} received with --workers {asked.workers}, but NCCL does not "
+                "connect workers on one GPU; expected --workers 1, or a whole GPU for each"
+            )
     if asked.epochs == 0 and not asked.head_first:
         raise UsageError("--epochs received 0, expected at least 1; only a recipe that fits the head first takes 0")
 

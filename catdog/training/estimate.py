@@ -24,9 +24,9 @@ from catdog.events import EventHandler
 from catdog.inference import engines
 from catdog.inference.provenance import Provenance
 from catdog.lease import Lease
-from catdog.resources import TrainPlan
+from catdog.resources import TrainPlan, in_words
 from catdog.run_directory import RunDirectory
-from catdog.training import corrections, ingest, launch, stores, train
+from catdog.training import corrections, ingest, stores, train
 from catdog.training.checkpoint import Precision, Progress
 from catdog.training.config import ResolvedConfig, default_options, resolve
 from catdog.training.distributed import WorkerGroup
@@ -129,7 +129,7 @@ def estimate_training(
         counts = data.count("train") - len(left_out), data.count("valid")
         uris = pa.chunked_array([*data.split("train")["uri"].chunks, *data.split("valid")["uri"].chunks])
         store = stores.choose_store(resolved.resources.store, uris, resolved.model.image_size)
-        wait_for([launch.worker_resources(plans[0])] * plans[0].workers, on_event or (lambda _: None), asked.wait)
+        wait_for([plans[0].worker_resources] * plans[0].workers, on_event or (lambda _: None), asked.wait)
         if folds:
             counts = sum(counts) * (folds - 1) // folds, sum(counts) // folds
         rates: dict[str, Rates] = {}
@@ -190,7 +190,6 @@ def _describe(
         for name, value in config.options().items()
         if name not in PLACE_FIELDS | _SHOWN_ELSEWHERE and (name in _ALWAYS_SHOWN or value != defaults.get(name))
     ]
-    each = f"{plan.cpus_per_worker} CPU{'s' * (plan.cpus_per_worker > 1)}{' and a GPU' * plan.gpu}"
     kind = f"{folds} runs, one a fold, in {config.run.uri}" if folds else config.run.uri
     members = f", {len(config.run.members)} members one after the other" if config.run.members else ""
     return {
@@ -200,7 +199,8 @@ def _describe(
         "options": "  ".join(options),
         "data": f"{counts[0]:,} training and {counts[1]:,} validation images{' a fold' * bool(folds)} of "
         f"{' and '.join(data.class_names)} in {data.root}",
-        "workers": f"{plan.workers} with {each} each, {config.data.batch_size} images a step",
+        "workers": f"{plan.workers} with {in_words(plan.worker_resources)} each, {config.data.batch_size} images "
+        "a step",
         "images": store.why,
         "outputs": ", ".join(
             [storage.join(config.run.uri, "oof.parquet")]
@@ -220,7 +220,8 @@ def _short(value: Any, default: Any) -> Any:
 def _measure(config: ResolvedConfig, plan: TrainPlan, rows: pa.Table, steps: int) -> Rates:
     """Measures in one process for each worker, all at the same time; `steps` is of the whole run."""
     weights = train.load_weights(config)
-    task = ray.remote(max_calls=1, num_cpus=plan.cpus_per_worker, num_gpus=1 if plan.gpu else 0)(_measure_worker)
+    gpus = plan.worker_resources.get("GPU", 0)
+    task = ray.remote(max_calls=1, num_cpus=plan.cpus_per_worker, num_gpus=gpus)(_measure_worker)
     started = time.time()
     with cluster.ray_errors("measuring failed: {cause}"):
         spread = [rows.slice(rows.num_rows * rank // plan.workers, _IMAGES) for rank in range(plan.workers)]

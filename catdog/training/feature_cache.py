@@ -69,6 +69,7 @@ def compute_features(
     gpu: bool | None = None,
     may_grow: bool = False,
     wait: float | None = None,
+    gpus_per_actor: float = 1.0,
 ) -> None:
     """Computes the features that are not in the cache yet.
 
@@ -83,6 +84,7 @@ def compute_features(
         gpu: a GPU for each actor; None where there are any.
         may_grow: an autoscaler may bring a GPU that is not there yet.
         wait: seconds to wait for a CPU or GPU, or None.
+        gpus_per_actor: how much of a GPU each actor takes, in (0, 1].
 
     Raises:
         CatdogError: a task failed.
@@ -97,8 +99,8 @@ def compute_features(
         return
     wanted = rows.take(missing).select(["key", "uri"]).combine_chunks()
     blocks = [wanted.slice(start, _BLOCK_ROWS) for start in range(0, wanted.num_rows, _BLOCK_ROWS)]
-    plan = resources.plan_scoring({"tensorflow": len(blocks)}, gpu, may_grow)
-    waiting.wait_for([{"CPU": plan.threads} | ({"GPU": 1} if plan.gpu else {})], on_event, wait)
+    plan = resources.plan_scoring({"tensorflow": len(blocks)}, gpu, may_grow, gpus_per_actor)
+    waiting.wait_for([plan.actor_resources], on_event, wait)
     done = ray.data.from_arrow(blocks).map_batches(
         _Extractor,
         fn_constructor_args=(spec, weights, seed, views, folder, plan.threads, plan.gpu),
@@ -106,8 +108,8 @@ def compute_features(
         batch_size=_BLOCK_ROWS,
         # In the thread of the call, which is the only one that Ray tells about the call.
         compute=ray.data.ActorPoolStrategy(size=plan.actors, enable_true_multi_threading=True),
-        num_cpus=plan.threads,
-        num_gpus=1 if plan.gpu else 0,
+        num_cpus=plan.actor_resources.get("CPU", 0),
+        num_gpus=plan.actor_resources.get("GPU", 0),
     )
     with cluster.ray_errors("computing features failed ({cause}); those that were done stay, and --resume goes on"):
         computed = 0

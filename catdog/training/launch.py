@@ -24,7 +24,6 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from catdog import cluster, run_directory, storage, waiting
 from catdog.errors import CatdogError
 from catdog.events import EventHandler, Waiting
-from catdog.resources import TrainPlan
 from catdog.training import distributed, trainer
 from catdog.training.job import Failure, TrainResult, WorkerJob
 
@@ -83,7 +82,7 @@ class _Waiter(ControllerCallback):
 
     def __init__(self, job: WorkerJob) -> None:
         self._events, self._limit = job.events, job.config.resources.wait
-        self._bundles = [worker_resources(job.plan)] * job.plan.fewest
+        self._bundles = [job.plan.worker_resources] * job.plan.fewest
         self._name = job.config.run.name
         self._since: float | None = None
         self._said = -_SAY_AGAIN
@@ -130,11 +129,6 @@ def _introduce(rank: int, addresses: list[str]) -> None:
     os.environ.update({name: ",".join([*filter(None, [before]), *hosts]) for name, before in exempt.items()})
 
 
-def worker_resources(plan: TrainPlan) -> dict[str, float]:
-    """The CPUs and GPUs of each worker, as Ray counts them."""
-    return {"CPU": float(plan.cpus_per_worker)} | ({"GPU": 1.0} if plan.gpu else {})
-
-
 def run_workers(job: WorkerJob) -> TrainResult:
     """Runs `trainer.run_worker` in every worker.
 
@@ -152,7 +146,7 @@ def run_workers(job: WorkerJob) -> TrainResult:
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.bounds or plan.workers,
             use_gpu=plan.gpu,
-            resources_per_worker=worker_resources(plan),
+            resources_per_worker=plan.worker_resources,
             placement_strategy="SPREAD",
         ),
         run_config=ray.train.RunConfig(

@@ -15,7 +15,7 @@ from catdog.choices import Keep, Shuffle, StoreName, View
 
 # A resumed run takes the workers it had, unless told otherwise: with others it differs by float noise and by
 # batch-norm's share of the batch.
-SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu"})
+SHAPE_FIELDS = frozenset({"workers", "cpus_per_worker", "gpu", "gpus_per_worker"})
 # Options that may differ when a run is resumed. The data set is compared by its fingerprint, wherever it lies.
 PLACE_FIELDS = SHAPE_FIELDS | {
     *("data", "runs", "features", "resume", "overwrite", "address", "wait", "stall_timeout", "debug"),
@@ -172,6 +172,13 @@ class TrainConfig(pydantic.BaseModel):
     )
     cpus_per_worker: int | None = Field(None, ge=1, description="CPUs per worker. Default: an equal share.")
     gpu: bool | None = Field(None, description="A GPU for each worker. Default: where there are any.")
+    gpus_per_worker: float | None = Field(
+        None,
+        ge=0.01,
+        le=1,
+        description="How much of a GPU the worker takes; below 1, runs of one worker share it, such as the trials of a "
+        "search. Default: 1.",
+    )
     store: StoreName | None = Field(
         None,
         description="Where the images are during training: decoded or encoded in shared memory, or in their files. "

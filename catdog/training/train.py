@@ -159,7 +159,7 @@ def _train_on_cluster(
         head = _fit_head(config, data, rows["train"], weights, on_event, may_grow)
     loaded = stores.load_images(rows, config.model.image_size, store.name, on_event)
     splits = {split: _split_data(data, table, loaded[split]) for split, table in rows.items()}
-    wait_for([launch.worker_resources(plan)] * plan.fewest, on_event, config.resources.wait)
+    wait_for([plan.worker_resources] * plan.fewest, on_event, config.resources.wait)
     addresses = sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
     if plan.gpu and plan.workers > 1 and (public := list(filter(web.is_public, addresses))):
         on_event(PortsExposed(public))
@@ -195,7 +195,14 @@ def plan_resources(config: ResolvedConfig, may_grow: bool) -> resources.TrainPla
         UsageError: the cluster cannot give what was asked for.
     """
     asked = config.resources
-    return resources.plan_training(config.data.batch_size, asked.workers, asked.cpus_per_worker, asked.gpu, may_grow)
+    return resources.plan_training(
+        config.data.batch_size,
+        asked.workers,
+        asked.cpus_per_worker,
+        asked.gpu,
+        may_grow,
+        asked.gpus_per_worker,
+    )
 
 
 def _split_data(data: Catalog, rows: pa.Table, loaded: list[ray.ObjectRef]) -> SplitData:
@@ -229,7 +236,9 @@ def cache_features(
     """
     spec, seed, asked = config.model.spec, config.run.seed, config.resources
     folder = feature_cache.cache_folder(config.run.features, data, spec, weights, seed)
-    feature_cache.compute_features(rows, spec, weights, seed, views, folder, on_event, asked.gpu, may_grow, asked.wait)
+    feature_cache.compute_features(
+        rows, spec, weights, seed, views, folder, on_event, asked.gpu, may_grow, asked.wait, asked.gpus_per_worker
+    )
     return folder
 
 

@@ -159,6 +159,11 @@ NEWER = {**FACTS.versions, "catdog": "0.2.0", "catdog's sources": "bb"}
             [node(), node("b", bfloat16=False)],
             "node b cannot multiply in bfloat16, so fine-tuning takes float32 also on node a", False, {},
         ),
+        (
+            [node(cpus=1, gpus=[GPU, GPU], counted=2, tensorflow=dataclasses.replace(SEES, gpus=["NVIDIA L4"] * 2))],
+            "node a has fewer CPUs (1) than GPUs (2), and a training worker takes one of each, so training would leave "
+            "1 GPU idle; ray start --num-cpus=2", False, {"plans": with_plans(training=TrainPlan(1, 1, True))},
+        ),
         ([node(cpus=16)], "Ray counts 16 CPUs on node a, and its processes may use 8; ray start --num", False, {}),
         (
             [node(gpus=[GPU], environment={"CUDA_VISIBLE_DEVICES": ""})],
@@ -267,10 +272,12 @@ def test_only_what_listens_for_other_machines_is_reachable() -> None:
         assert set(reachable_addresses([everywhere.getsockname()[1]])) == others
 
 
-def shown(catdog, monkeypatch: pytest.MonkeyPatch, *nodes: Node, words: tuple[str, ...] = ()) -> Outcome:
+def shown(
+    catdog, monkeypatch: pytest.MonkeyPatch, *nodes: Node, words: tuple[str, ...] = (), plans: Plans = PLANS
+) -> Outcome:
     """What the command says of a cluster that is made up."""
     found = Cluster("10.0.0.1:6379", False, False, False, list(nodes), 9)
-    diagnosis = Diagnosis(found, PLANS, find_problems(found, PLANS))
+    diagnosis = Diagnosis(found, plans, find_problems(found, plans))
     monkeypatch.setattr(examine, "examine_cluster", lambda *_: diagnosis)
     return catdog("doctor", *words)
 
@@ -284,6 +291,13 @@ def test_the_command_shows_a_column_for_each_node(catdog, monkeypatch: pytest.Mo
         "- Ray asks for no token",
     ):  # fmt: skip
         assert expected in outcome.out, outcome.out
+
+
+def test_the_command_says_how_gpus_are_shared_out(catdog, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = with_plans(training=TrainPlan(4, 1, True), scoring=ScorePlan("tensorflow", 4, 1, True))
+    told = " ".join(shown(catdog, monkeypatch, node(), plans=plans).out.split())
+    assert "4 workers with 1 CPU and a GPU each, 64 images a step" in told
+    assert "tensorflow, 4 actors with a GPU each, and the CPUs read ahead; with --gpus-per-actor" in told
 
 
 def test_scripts_get_the_same_as_json(catdog, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,14 +109,20 @@ def test_a_batch_that_memory_does_not_hold_is_halved_until_it_does() -> None:
 
 
 def test_a_process_without_a_gpu_sees_none_and_one_with_a_gpu_keeps_its_own() -> None:
-    """Ray hides GPUs only from processes that were given others, and TensorFlow takes all memory of those it sees."""
+    """Ray hides GPUs only from processes that were given others, and TensorFlow takes all memory of those it sees.
+
+    Unless memory growth is on: without it no second process could share a GPU.
+    """
     script = """
 import os
+import tensorflow as tf
 from catdog.inference import engines
+grown, gpu = [], tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
+tf.config.list_physical_devices = lambda kind: [gpu] * (kind == "GPU")
+tf.config.experimental.set_memory_growth = lambda device, on: grown.append((device is gpu, on))
 engines.set_up(1, gpu=True)
 given = os.environ["CUDA_VISIBLE_DEVICES"]
 engines.set_up(1, gpu=False)
-import tensorflow as tf
-print([given, os.environ["CUDA_VISIBLE_DEVICES"], tf.config.get_visible_devices("GPU")])
+print([given, os.environ["CUDA_VISIBLE_DEVICES"], tf.config.get_visible_devices("GPU"), grown])
 """
-    assert in_process(script, timeout=60, CUDA_VISIBLE_DEVICES="1").splitlines()[-1] == "['1', '', []]"
+    assert in_process(script, timeout=60, CUDA_VISIBLE_DEVICES="1").splitlines()[-1] == "['1', '', [], [(True, True)]]"

@@ -56,7 +56,9 @@ def test_two_nodes_that_differ_one_with_a_gpu_that_only_ray_counts(short_tmp: Pa
         assert 0 < facts["memory_free"] <= facts["memory"]
         assert 0 < facts["ray_disk"]["free"] <= facts["ray_disk"]["size"]
         assert facts["tensorflow"]["gpus"] == facts["gpus"] == []
-    assert found["plans"]["training"] == {"workers": 1, "cpus_per_worker": 1, "gpu": True, "bounds": None}
+    assert found["plans"]["training"] == {
+        "workers": 1, "cpus_per_worker": 1, "gpu": True, "bounds": None, "gpus_per_worker": 1.0,
+    }  # fmt: skip
     assert (found["plans"]["scoring"]["engine"], found["plans"]["scoring"]["actors"]) == ("tensorflow", 1)
     assert "gpus-not-seen" in kinds
     # Both nodes are this machine, and the folder of runs one.
