@@ -168,8 +168,8 @@ def plan_scoring(
         parts: number of parts to score with each allowed engine, the fastest engine on CPUs first.
         gpu: True, False, or None to use GPUs if the cluster has any and TensorFlow is allowed.
         may_grow: an autoscaler may add GPUs.
-        gpus_per_actor: how much of a GPU each actor takes, in (0, 1]; with less than one, several share each GPU. That
-            asks for GPUs, as `gpu` does.
+        gpus_per_actor: how much of a GPU each actor needs, in (0, 1]; as many as that allows share each GPU in equal
+            parts. Less than one asks for GPUs, as `gpu` does.
 
     Raises:
         UsageError: the cluster has no CPU or GPU, or no allowed engine runs on it.
@@ -195,8 +195,10 @@ def plan_scoring(
         (False, "tensorflow"): "asked for, or the model has no verified ONNX file",
     }[gpu, engine]
     kind = f"{'one' if on_one == 1 else f'up to {on_one}'} a {'GPU' if gpu else 'CPU'}"
-    if gpu and gpus_per_actor < 1:
-        kind += f", with {in_words({'GPU': gpus_per_actor})} each"
+    # Equal parts that leave nothing: Ray adds up what is left of a node's GPUs, and would keep an actor waiting for it.
+    part = _GPU_UNITS // on_one / _GPU_UNITS
+    if on_one > 1:
+        kind += f", with {in_words({'GPU': part})} each"
     why = {
         "engine": f"{engine}: {chosen}",
         "actors": f"{actors}: {kind} (nodes have {_listed(gpus if gpu else cpus)}), {parts[engine]} parts",
@@ -207,7 +209,7 @@ def plan_scoring(
             else "in each actor, a batch ahead of the model: no CPU is left for others, so none is waited for"
         ),
     }
-    return ScorePlan(engine, actors, 1, gpu, gpus_per_actor, why)
+    return ScorePlan(engine, actors, 1, gpu, part, why)
 
 
 def count_room(cpus: int, gpus: float = 0.0) -> int:

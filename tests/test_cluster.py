@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import subprocess
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
-from helpers import Outcome, in_process
+from helpers import Outcome
 from pydantic import ValidationError
 
 from catdog import cluster, resources
@@ -215,7 +214,11 @@ def test_several_gpus_and_several_nodes(
             resources.plan_training(64, workers=17)
     for part_of_one, expected in actors.items():
         plan = resources.plan_scoring({"onnx": 99, "tensorflow": 99}, gpus_per_actor=part_of_one)
-        assert (plan.engine, plan.actors, plan.actor_resources) == ("tensorflow", expected, {"GPU": part_of_one})
+        assert (plan.engine, plan.actors) == ("tensorflow", expected)
+        # Equal parts, so that nothing is left of a GPU that Ray could add to what is left of another.
+        on_one = expected // sum(gpus for _, gpus in nodes)
+        assert plan.actor_resources == {"GPU": pytest.approx(1 / on_one, abs=1e-4)}
+        assert plan.actor_resources["GPU"] * on_one <= 1
         assert resources.plan_scoring({"tensorflow": 3}, gpus_per_actor=part_of_one).actors == 3
 
 
@@ -231,46 +234,6 @@ def test_the_plan_says_what_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
         resources.plan_scoring({"tensorflow": 99}, gpus_per_actor=0.25)
     with pytest.raises(UsageError, match=r"gpus_per_worker=0.25 received, but the cluster has no GPU; .* use --cpu"):
         resources.plan_training(64, gpus_per_worker=0.25)
-
-
-ROOM = """
-import json, os, ray, tempfile
-from ray.cluster_utils import Cluster
-from catdog import resources
-
-os.makedirs(os.path.join(tempfile.gettempdir(), "ray"), exist_ok=True)  # where Cluster leaves a note of its address
-store = dict(object_store_memory=100_000_000)
-head = dict(store, num_cpus=2, num_gpus=2, include_dashboard=False, temp_dir=TEMPORARY)
-cluster = Cluster(initialize_head=True, head_node_args=head)
-ray.init(address=cluster.address, log_to_driver=False)
-found = []
-
-def is_placed(bundles):
-    group = ray.util.placement_group(bundles)
-    placed = group.wait(100 if len(bundles) <= found[-1] else 0.3)
-    ray.util.remove_placement_group(group)
-    return placed
-
-for cpus, gpus in ((2, 2), (1, 4)):
-    cluster.add_node(num_cpus=cpus, num_gpus=gpus, **store)
-    for part in (1.0, 0.3):
-        plan = resources.plan_scoring({"tensorflow": 999}, gpus_per_actor=part)
-        found.append(plan.actors)
-        assert is_placed([plan.actor_resources] * plan.actors)
-        assert not is_placed([plan.actor_resources] * (plan.actors + 1))
-    plan = resources.plan_training(999)
-    found.append(plan.workers)
-    assert is_placed([plan.worker_resources] * plan.workers)
-    assert not is_placed([plan.worker_resources] * (plan.workers + 1))
-print(json.dumps(found))
-cluster.shutdown()
-"""
-
-
-def test_ray_places_as_many_as_are_planned_and_no_more(short_tmp: Path) -> None:
-    """Two nodes of two GPUs each, and then one more with fewer CPUs than GPUs; Ray only counts them."""
-    printed = in_process(f"TEMPORARY = {str(short_tmp / 'room')!r}\n{ROOM}", timeout=400, PYTHONPATH=str(ROOT))
-    assert json.loads(printed.splitlines()[-1]) == [4, 12, 4, 8, 24, 5]
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "nan", "0.001"])

@@ -32,6 +32,38 @@ for name, part in (("whole", 1.0), ("shared", 0.5)):
     print(json.dumps([plan.actors, len({event.node for event in events if isinstance(event, PartDone)})]))
 cluster.shutdown()
 """
+ROOM = """
+import json, os, ray, tempfile
+from ray.cluster_utils import Cluster
+from catdog import resources
+
+os.makedirs(os.path.join(tempfile.gettempdir(), "ray"), exist_ok=True)  # where Cluster leaves a note of its address
+store = dict(object_store_memory=100_000_000)
+head = dict(store, num_cpus=2, num_gpus=2, include_dashboard=False, temp_dir=TEMPORARY)
+cluster = Cluster(initialize_head=True, head_node_args=head)
+ray.init(address=cluster.address, log_to_driver=False)
+found = []
+
+def is_placed(bundles):
+    group = ray.util.placement_group(bundles)
+    placed = group.wait(100 if len(bundles) <= found[-1] else 0.3)
+    ray.util.remove_placement_group(group)
+    return placed
+
+for cpus, gpus in ((2, 2), (1, 4)):
+    cluster.add_node(num_cpus=cpus, num_gpus=gpus, **store)
+    for part in (1.0, 0.3):
+        plan = resources.plan_scoring({"tensorflow": 999}, gpus_per_actor=part)
+        found.append(plan.actors)
+        assert is_placed([plan.actor_resources] * plan.actors)
+        assert not is_placed([plan.actor_resources] * (plan.actors + 1))
+    plan = resources.plan_training(999)
+    found.append(plan.workers)
+    assert is_placed([plan.worker_resources] * plan.workers)
+    assert not is_placed([plan.worker_resources] * (plan.workers + 1))
+print(json.dumps(found))
+cluster.shutdown()
+"""
 SEARCH = """
 import ray
 from catdog.events import SearchProgress
@@ -69,3 +101,9 @@ def test_the_trials_of_a_search_share_a_gpu(drawn: Catalog, tmp_path: Path, part
     values = {"DATA": drawn.root, "RUNS": str(tmp_path), "OPTIONS": {"gpus_per_worker": part} if part else {}}
     script = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + SEARCH
     assert in_process(script, timeout=900, PYTHONPATH=str(ROOT)).splitlines()[-1] == f"['', '', ''] {most}"
+
+
+def test_ray_places_as_many_as_are_planned_and_no_more(short_tmp: Path) -> None:
+    """Two nodes of two GPUs each, and then one more with fewer CPUs than GPUs; Ray only counts them."""
+    printed = in_process(f"TEMPORARY = {str(short_tmp / 'room')!r}\n{ROOM}", timeout=400, PYTHONPATH=str(ROOT))
+    assert json.loads(printed.splitlines()[-1]) == [4, 12, 4, 8, 24, 5]
