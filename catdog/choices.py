@@ -8,6 +8,8 @@ import pydantic
 
 EngineName = Literal["onnx", "tensorflow"]
 EngineChoice = Literal["auto", EngineName]
+# auto is that of the bundle that is named.
+PrecisionChoice = Literal["auto", "float32", "int8"]
 SplitChoice = Literal["test", "valid", "all"]
 # The epoch of a training run that is kept.
 Keep = Literal["best", "last"]

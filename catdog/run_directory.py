@@ -20,11 +20,15 @@ from catdog.errors import CatdogError, UsageError, did_you_mean
 CHECKPOINTS, BUNDLE = "checkpoints", "bundle.json"
 TUNE, SEARCH = "tune", "search.json"
 _CONFIG, _LEASE, _MODEL, _CURVES, _VALID = "config.json", "lease.json", "model", "tensorboard", "valid.parquet"
-_PAGE, _TRACKING = "report.html", "tracking.json"
+_PAGE, _TRACKING, _NO_INT8 = "report.html", "tracking.json", "int8.json"
+# After the name of a bundle: that of its int8 version, in the same folder.
+INT8_SUFFIX = "-int8"
 # Options that `config.json` has in every version of catdog.
 _ALWAYS = frozenset({"recipe", "arch", "image_size", "batch_size", "seed"})
 # Files of a run and of cross-validation (in its folder and in each fold's).
-_FILES = re.compile(r"valid\.parquet|report\.html|(seconds|tracking)\.json|oof\.([a-z]+\.)?(csv|json|html|parquet)")
+_FILES = re.compile(
+    r"valid\.parquet|report\.html|(seconds|tracking|int8)\.json|oof\.([a-z]+\.)?(csv|json|html|parquet)"
+)
 _RUNS = re.compile(r"(member|fold)-\d+")
 
 
@@ -47,6 +51,21 @@ class RunDirectory:
     def model(self) -> str:
         """URI of the model bundle."""
         return storage.join(self.uri, _MODEL)
+
+    @property
+    def int8(self) -> str:
+        """URI of the int8 version of the model."""
+        return storage.join(self.uri, _MODEL + INT8_SUFFIX)
+
+    @property
+    def has_int8(self) -> bool:
+        """Whether its int8 version is complete."""
+        return storage.exists(storage.join(self.int8, BUNDLE))
+
+    @property
+    def no_int8(self) -> str:
+        """URI of the file that says why there is no int8 version."""
+        return storage.join(self.uri, _NO_INT8)
 
     @property
     def tensorboard(self) -> str:
@@ -200,7 +219,11 @@ class RunDirectory:
             if storage.kind(place) != "folder":
                 if _FILES.fullmatch(name) or storage.is_temporary(name) or (name == SEARCH and grid):
                     storage.delete_file(place)
-            elif name in (CHECKPOINTS, _CURVES) or (name == _MODEL and _is_model(place)) or (name == TUNE and grid):
+            elif (
+                name in (CHECKPOINTS, _CURVES)
+                or (name in (_MODEL, _MODEL + INT8_SUFFIX) and _is_model(place))
+                or (name == TUNE and grid)
+            ):
                 _delete_folder(place)
             elif name == "oof.parts":
                 _delete_files(place, r".*\.parquet|lease\.json")

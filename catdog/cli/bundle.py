@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -16,7 +15,12 @@ from catdog.cli.progress import ProgressView
 def quantise(
     model: Annotated[str, typer.Argument(help="Run or bundle, in float32.", autocompletion=complete_run)],
     data: Data,
-    out_: Annotated[str, typer.Option("--out", help="Folder or bucket to create: the int8 bundle.")],
+    out_: Annotated[
+        str | None,
+        typer.Option(
+            "--out", help="Folder or bucket to create. Default: beside the bundle, where --precision int8 finds it."
+        ),
+    ] = None,
     calibration: Annotated[
         int, typer.Option(min=1, max=100_000, help="Training photos that the ranges of activations are taken from.")
     ] = 512,
@@ -25,19 +29,17 @@ def quantise(
     ] = 7,
     keep_float: Annotated[
         int, typer.Option(min=0, help="Convolutions that stay in float32: the most sensitive ones, by a sweep.")
-    ] = 0,
+    ] = 2,
 ) -> None:
     """Make an int8 bundle, scored faster on CPUs; kept only if the validation photos say that it is as good."""
     from catdog import storage
     from catdog.data import catalog
     from catdog.inference import quantised_bundle
 
-    target = storage.absolute_output(out_, "--out")
+    target = None if out_ is None else storage.absolute_output(out_, "--out")
     advice = advising_same_command("no bundle was written", "start again")
     with advice, ProgressView("Reading") as view:
         made = quantised_bundle.quantise_bundle(
-            model, catalog.read_catalog(data), target, calibration, weight_bits, keep_float,
-            threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            on_event=view.event,
-        )  # fmt: skip
+            model, catalog.read_catalog(data), target, calibration, weight_bits, keep_float, view.event
+        )
     display.show_quantised(made)

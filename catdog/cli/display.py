@@ -137,6 +137,8 @@ def show_training(result: TrainResult, seconds: float) -> None:
         rest = "" if honest is None else f"; {honest:.4f} where each half is judged by the epoch that the other chose"
         out.print(f"The epoch was chosen on these images, so their log loss is too optimistic{rest}")
     out.print(f"Model: {result.bundle}")
+    if result.int8:
+        out.print(f"int8: {result.int8}")
 
 
 def show_trials(trials: list[Trial], judged: Judged | None) -> None:
@@ -163,7 +165,7 @@ def show_runs(runs: list[RunSummary], problems: list[str]) -> None:
             [
                 f"{run.name} ({run.parts})" if run.parts else run.name,
                 run.recipe,
-                f"{run.arch} {run.image_size or ''}",
+                f"{run.arch} {run.image_size or ''}{' + int8' * run.int8}",
                 "" if run.epochs is None else str(run.epochs),
                 "" if run.log_loss is None else f"{run.log_loss:.4f}",
                 "" if run.accuracy is None else f"{run.accuracy:.4f}",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from catdog.choices import EngineChoice, SplitChoice
+from catdog.choices import EngineChoice, PrecisionChoice, SplitChoice
 from catdog.cli import display
 from catdog.cli.completion import complete_run
 from catdog.cli.options import Address, Data, Debug, Gpu, OpenPage, StallTimeout, Track, Wait, advising_same_command
@@ -33,6 +33,12 @@ def score(
     engine: Annotated[
         EngineChoice,
         typer.Option(help="auto is ONNX Runtime on CPUs if the model has been exported to it, and TensorFlow on GPUs."),
+    ] = "auto",
+    precision: Annotated[
+        PrecisionChoice,
+        typer.Option(
+            help="int8: the model's int8 version (`catdog bundle quantise`), faster on CPUs. auto: the model as it is."
+        ),
     ] = "auto",
     batch_size: Annotated[int, typer.Option(help="Images that are decoded and predicted together.")] = 64,
     plan: Annotated[
@@ -60,7 +66,7 @@ def score(
 
     limit = {} if stall_timeout is None else {"stall_timeout": stall_timeout}
     config = score.ScoreConfig(
-        model=model, data=data, split=split, out=out_, engine=engine, batch_size=batch_size,
+        model=model, data=data, split=split, out=out_, engine=engine, precision=precision, batch_size=batch_size,
         max_unreadable=max_unreadable, gpu=gpu, gpus_per_actor=gpus_per_actor, address=address, wait=wait, debug=debug,
         **limit,
     )  # fmt: skip

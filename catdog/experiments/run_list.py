@@ -36,6 +36,7 @@ class RunSummary:
             some trials have no model: they were stopped early, or the search was interrupted.
         parts: number of folds, or finished and all trials in words, or "".
         data: fingerprint of the data set; log losses of different data sets do not compare.
+        int8: its model has an int8 version.
     """
 
     name: str
@@ -50,6 +51,7 @@ class RunSummary:
     state: State
     parts: str = ""
     data: str = ""
+    int8: bool = False
 
 
 def list_runs(runs: str) -> tuple[list[RunSummary], list[str]]:
@@ -117,6 +119,7 @@ def _summarize_run(uri: str) -> RunSummary:
         accuracy=info.validation.get("accuracy"),
         minutes=_minutes(info),
         state="finished",
+        int8=run.has_int8,
     )
 
 

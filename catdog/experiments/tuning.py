@@ -107,7 +107,9 @@ def run_search(
     # Validated now, so that an invalid value does not fail after hours of training.
     for name, values in grid.items():
         for value in values:
-            resolve(TrainConfig(**(given | {"data": config.data, "name": "x", name: value})))
+            trial = resolve(TrainConfig(**(given | {"data": config.data, "name": "x", name: value})))
+            if trial.validation.int8:
+                raise UsageError("int8 received for a search; quantise its best trial by `catdog bundle quantise`")
     options = {"workers": 1, "cpus_per_worker": 1} | given | {"name": None, "resume": False}
     _require_same_search(folder, options, grid)
     # Tune's own handler would first wait for running trials to end.

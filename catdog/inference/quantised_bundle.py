@@ -1,8 +1,13 @@
-"""A bundle made anew with int8 ONNX files, kept only if the validation photos say that its log loss is the same."""
+"""A bundle made anew with int8 ONNX files, kept only if the validation photos say that its log loss is the same.
+
+The int8 version of a bundle lies beside it, in a folder of its own, unless it was written elsewhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from catdog import rng, storage
+from catdog.choices import PrecisionChoice
 from catdog.data import images
 from catdog.data.catalog import Catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.evaluation import calibration, metrics
 from catdog.events import EventHandler, Progress
-from catdog.inference import export, novelty
+from catdog.inference import card, export, novelty
 from catdog.inference.bundle import (
+    FILE_NAME,
+    IMAGES_NAME,
     VERIFIED,
     BundleInfo,
     ModelBundle,
@@ -25,15 +33,18 @@ from catdog.inference.bundle import (
     read_info,
     read_onnx,
     read_provenance,
+    statistics_name,
 )
 from catdog.inference.engines import Engine, OnnxEngine
 from catdog.inference.novelty import KnownImages
 from catdog.inference.precision import Quantisation
 from catdog.inference.provenance import Provenance
 from catdog.inference.quantise import Quantiser
+from catdog.run_directory import INT8_SUFFIX, RunDirectory
 
 # How much more log loss int8 may have, in nats: the high end of the interval of the change must be below.
 MOST_CHANGE = 5e-4
+NOT_KEPT = "int8 is not kept: "
 # Photos that tell which convolutions are the most sensitive; they calibrate nothing.
 _SWEEP_IMAGES = 64
 _BATCH = 64
@@ -54,11 +65,10 @@ class _Photos:
 def quantise_bundle(
     model: str,
     data: Catalog,
-    out: str,
+    out: str | None = None,
     calibration_images: int = 512,
     weight_bits: int = 7,
-    keep_float: int = 0,
-    threads: int = 1,
+    keep_float: int = 2,
     on_event: EventHandler = lambda _event: None,
 ) -> SavedBundle:
     """Makes an int8 bundle of a float32 one, which stays as it is.
@@ -66,12 +76,12 @@ def quantise_bundle(
     Args:
         model: URI of a run or of a bundle with ONNX files.
         data: its training photos calibrate, its validation photos judge; photos that the model was trained on do not.
-        out: URI of the new bundle's folder, which must not hold anything.
+        out: URI of the new bundle's folder, which must not hold anything; None is beside the float32 bundle, where
+            `read_bundles` finds it.
         calibration_images: training photos that are run through the model.
         weight_bits: 7 for integers that are safe on CPUs without VNNI, or 8.
         keep_float: how many convolutions of each member stay in float32: those to which its logits are most sensitive,
             on other training photos.
-        threads: of ONNX Runtime.
         on_event: told of `Progress`.
 
     Returns:
@@ -82,8 +92,10 @@ def quantise_bundle(
         CatdogError: too few photos, or the log loss may change by `MOST_CHANGE` or more; nothing is written.
     """
     saved = read_info(model)
-    _require_fit(saved, data, out)
     uri, info = saved
+    _require_fit(saved, data, out)
+    out = out or _beside(uri)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     provenance = read_provenance(uri, info)
     judged = _judged_rows(data, provenance)
     # A second stretch of the same order, so that no photo does both.
@@ -114,9 +126,10 @@ def quantise_bundle(
     )  # fmt: skip
     if not high < MOST_CHANGE:
         raise CatdogError(
-            f"int8 is not kept: on {len(rows):,} validation photos it changes the log loss of {log_loss:.4f} by "
+            f"{NOT_KEPT}on {len(rows):,} validation photos it changes the log loss of {log_loss:.4f} by "
             f"{change:+.4f} ({low:+.4f} to {high:+.4f}), expected less than {MOST_CHANGE:+.4f} at the high end; "
-            f"nothing was written; try --keep-float with more than {keep_float} convolutions, or more validation photos"
+            f"nothing was written; more validation photos make the interval narrower, and --keep-float with more than "
+            f"{keep_float} convolutions the change smaller"
         )
     figures, temperature, clip = calibration.judge_and_calibrate(
         rows["label"].to_numpy(), after, rows["key"].to_pylist(), info.calibration == "validation"
@@ -139,7 +152,67 @@ def quantise_bundle(
     return SavedBundle(out, written)
 
 
-def _require_fit(saved: SavedBundle, data: Catalog, out: str) -> None:
+def read_bundles(models: Iterable[str], precision: PrecisionChoice = "auto") -> list[SavedBundle]:
+    """Finds bundles, or the int8 versions beside them that were proven to be as good.
+
+    Args:
+        models: URIs of runs or of bundles.
+        precision: "auto" takes each bundle as it is; "int8" its int8 version, unless it is int8 itself; "float32" none
+            that is int8.
+
+    Raises:
+        UsageError: there is no such bundle, or it has no such version.
+        CatdogError: one is damaged.
+    """
+    return [_in_precision(read_info(model), model, precision) for model in models]
+
+
+def _in_precision(saved: SavedBundle, model: str, precision: PrecisionChoice) -> SavedBundle:
+    is_int8 = saved.info.quantisation is not None
+    if precision == "float32" and is_int8:
+        raise UsageError(
+            f"--precision received float32, but {saved.uri} is int8; give the bundle that it was made of as --model"
+        )
+    if precision != "int8" or is_int8:
+        return saved
+    beside = _beside(saved.uri)
+    if storage.kind(storage.join(beside, FILE_NAME)) != "file":
+        refused = why_refused(storage.parent(saved.uri))
+        why = f" (training did not keep it: {refused})" if refused else ""
+        raise UsageError(
+            f"--precision received int8, but {saved.uri} has no int8 version in {beside}{why}; make it by `catdog "
+            f"bundle quantise {model} --data DATA`, or leave --precision out"
+        )
+    found = read_info(beside)
+    if found.info.quantisation is None or not _is_made_of(found.info, saved.info):
+        raise UsageError(
+            f"--precision received int8, but {beside} was not made of {saved.uri}; delete it, and make it by `catdog "
+            f"bundle quantise {model} --data DATA`, or leave --precision out"
+        )
+    return found
+
+
+def _is_made_of(int8: BundleInfo, info: BundleInfo) -> bool:
+    """Whether an int8 bundle has the weights and the views of a float32 one, which may have been marked since."""
+    keras = {name: int8.checksums[name] for name in int8.members}
+    return keras == {name: info.checksums[name] for name in info.members} and int8.views == info.views
+
+
+def _beside(uri: str) -> str:
+    """URI of the folder of a bundle's int8 version."""
+    base, mark, query = (uri, "", "") if storage.is_local(uri) else uri.partition("?")
+    return base.rstrip("/") + INT8_SUFFIX + mark + query
+
+
+def why_refused(run: str) -> str:
+    """Why training kept no int8 version of a run's model, in a line; "" where nothing says so."""
+    try:
+        return str(json.loads(storage.read_if_there(RunDirectory(run).no_int8) or b"{}").get("refused", ""))
+    except (ValueError, AttributeError):
+        return ""
+
+
+def _require_fit(saved: SavedBundle, data: Catalog, out: str | None) -> None:
     uri, info = saved
     if info.onnx != VERIFIED:
         raise UsageError(f"--model received {uri}, which has no ONNX file to quantise: {info.onnx}")
@@ -147,8 +220,15 @@ def _require_fit(saved: SavedBundle, data: Catalog, out: str) -> None:
         raise UsageError(f"--model received {uri}, which is int8 already; give the float32 bundle that it was made of")
     if data.class_names != info.class_names:
         raise UsageError(f"the model tells {info.class_names} apart, but the data set holds {data.class_names}")
-    if storage.kind(out) == "file" or storage.list_names(out):
-        raise UsageError(f"--out received {out}, which holds something already; give the name of a new folder")
+    if out is None:
+        # What a killed call left there is written anew.
+        place, tolerated = _beside(uri), {*info.checksums, IMAGES_NAME, card.NAME, *map(statistics_name, info.members)}
+        what = f"{place}, where the int8 version goes, holds something already; delete it, or give another --out"
+    else:
+        place, tolerated = out, set()
+        what = f"--out received {out}, which holds something already; give the name of a new folder"
+    if storage.kind(place) == "file" or not tolerated.issuperset(storage.list_names(place)):
+        raise UsageError(what)
 
 
 def _judged_rows(data: Catalog, provenance: Provenance) -> pa.Table:

@@ -7,7 +7,7 @@ from typing import Annotated
 import pydantic
 
 from catdog import stall
-from catdog.choices import EngineChoice, ModelUris, SplitChoice
+from catdog.choices import EngineChoice, ModelUris, PrecisionChoice, SplitChoice
 from catdog.errors import UsageError
 
 
@@ -20,6 +20,7 @@ class ScoreConfig(pydantic.BaseModel):
         split: which splits; "all" is validation and, where there is one, test.
         out: URI of the CSV; its sidecars take its stem.
         engine: what predicts; "auto" is ONNX Runtime on CPUs if the model has a verified file for it.
+        precision: "int8" takes the int8 version of each model; "auto" takes each as it is, "float32" none that is int8.
         batch_size: images decoded together, and then handed to the engine.
         max_unreadable: share of a split's images that may be unreadable.
         gpu: a GPU for each actor; None where there are any.
@@ -37,6 +38,7 @@ class ScoreConfig(pydantic.BaseModel):
     split: SplitChoice = "all"
     out: str = "submissions/results.csv"
     engine: EngineChoice = "auto"
+    precision: PrecisionChoice = "auto"
     batch_size: Annotated[int, pydantic.Field(ge=1, le=4096)] = 64
     max_unreadable: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.01
     gpu: bool | None = None

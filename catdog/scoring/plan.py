@@ -11,7 +11,9 @@ from catdog.data.catalog import Catalog, read_catalog
 from catdog.errors import CatdogError, UsageError
 from catdog.inference import bundle
 from catdog.inference.bundle import BundleInfo, SavedBundle
+from catdog.inference.precision import INT8
 from catdog.inference.provenance import Provenance
+from catdog.inference.quantised_bundle import read_bundles
 from catdog.prefetch import prefetch
 from catdog.reporting import result_set
 from catdog.scoring import parts
@@ -92,7 +94,10 @@ def open_job(config: ScoreConfig, data: Catalog | None = None) -> ScoringJob:
     out = storage.absolute_output(config.out, "--out")
     if not storage.name(out).endswith(".csv") or storage.kind(out) == "folder":
         raise UsageError(f"--out received {config.out!r}, expected the name of a .csv file")
-    bundles = [bundle.read_info(model) for model in config.model]
+    if config.precision == INT8 and (config.gpu or config.engine == "tensorflow"):
+        other = "--gpu" if config.gpu else "--engine tensorflow"
+        raise UsageError(f"--precision received int8 with {other}, which computes in float32; leave one of them out")
+    bundles = read_bundles(config.model, config.precision)
     info = bundle.merge_infos([saved.info for saved in bundles])
     provenance = Provenance.union([bundle.read_provenance(*saved) for saved in bundles])
     for saved in bundles:
@@ -128,6 +133,8 @@ def open_job(config: ScoreConfig, data: Catalog | None = None) -> ScoringJob:
 def _engines(config: ScoreConfig, info: BundleInfo) -> tuple[EngineName, ...]:
     if config.engine != "auto":
         return (config.engine,)
+    if config.precision == INT8:
+        return ("onnx",)
     if config.gpu is None:
         return info.engines
     return ("tensorflow",) if config.gpu else info.engines[:1]

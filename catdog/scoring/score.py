@@ -9,6 +9,7 @@ from catdog.choices import EngineName
 from catdog.data.catalog import Catalog
 from catdog.events import EventHandler, ScoringPlanned
 from catdog.inference import bundle
+from catdog.inference.precision import precision_of
 from catdog.scoring import actor, results
 from catdog.scoring.config import ScoreConfig
 from catdog.scoring.parts import Part
@@ -117,7 +118,9 @@ def explain_plan(config: ScoreConfig, on_event: EventHandler | None = None) -> t
     count, each = len(job.parts_to_score(plan.engine)), f"in batches of {job.batch_size}"
     most = max(part.count for part in job.parts_to_score(plan.engine))
     to_make = f"{count}, of which {len(missing[plan.engine])} are to be made"
+    precision = precision_of([saved.info.quantisation for saved in job.bundles], plan.engine)
     what |= plan.why | {
+        "precision": precision,
         "parts": f"{to_make}; {most} images each and fewer at the end, {each}",
         "memory": f"{measured.memory / 1e9:.1f} GB an actor",
         "measured": f"{measured.rate:,.0f} images/s read, decoded and predicted in {len(job.info.views)} views",

@@ -100,6 +100,7 @@ class ValidationConfig:
     patience: int = 5
     views: list[str] = field(default_factory=lambda: ["identity"])
     calibrate: bool = False
+    int8: bool = False
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ class TrainResult:
         chosen_on: "validation" where the validation images chose the epoch, else "none".
         epochs: how many were run.
         history: the figures of each epoch.
+        int8: what came of the int8 version, in a line; "" where there is none and none was refused.
     """
 
     run: str
@@ -86,6 +87,7 @@ class TrainResult:
     chosen_on: str
     epochs: int
     history: list[dict[str, Any]]
+    int8: str = ""
 
 
 @dataclass(frozen=True)

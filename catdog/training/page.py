@@ -18,6 +18,7 @@ from catdog.reporting.page import Source
 from catdog.reporting.pictures import Scores
 from catdog.reporting.report import Report, Subject
 from catdog.run_directory import RunDirectory
+from catdog.training.int8_version import describe_int8
 
 
 def write_train_page(run: str, data: str) -> str:
@@ -46,6 +47,7 @@ def write_train_page(run: str, data: str) -> str:
         ("temperature", str(info.temperature)),
         ("clip", str(info.clip)),
         ("ONNX model", info.onnx),
+        *[("int8 version", said) for said in [describe_int8(run)] if said],
     ]
     text = page.render_page(
         Source(

@@ -163,6 +163,11 @@ class TrainConfig(pydantic.BaseModel):
         None, description="How scoring shows each image to the model: identity, mirror, crop-88, crop-88-mirror."
     )
     calibrate: bool | None = Field(None, description="Fit temperature and clip on the validation split.")
+    int8: bool | None = Field(
+        None,
+        description="Make an int8 version of the model at the end, for faster scoring on CPUs; it is kept only if the "
+        "validation photos say that it is as good. Default: no; `catdog bundle quantise` makes it later.",
+    )
 
     # --- resources
     workers: Annotated[int | str, pydantic.BeforeValidator(_check_workers)] | None = Field(

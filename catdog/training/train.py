@@ -6,6 +6,7 @@ A Ray Data job decodes every image once into Ray's shared memory; then the worke
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from catdog.run_directory import RunDirectory
 from catdog.training import corrections, feature_cache, launch, orders, stores
 from catdog.training.bundle_writer import training_record
 from catdog.training.config import ResolvedConfig, default_options, resolve
+from catdog.training.int8_version import describe_int8, is_int8_due, make_int8
 from catdog.training.job import SplitData, TrainResult, WorkerJob
 from catdog.training.request import PLACE_FIELDS, SHAPE_FIELDS, TrainConfig
 from catdog.waiting import wait_for
@@ -94,11 +96,13 @@ def _train_exclusively(
     config = _with_own_order(config)
     corrections.read_corrections(config.data.leave_out, data)
     finished = _check_run(config, data, nested)
-    if finished is None:
+    if finished is None or is_int8_due(config):
         with RunDirectory(config.run.uri).hold("training", patience) as held:
             # Checked again: another process may have opened or finished it since.
             finished = _check_run(config, data, nested) or trained(config, data, on_event, held)
-    return finished
+            if is_int8_due(config):
+                make_int8(config, data, on_event)
+    return dataclasses.replace(finished, int8=describe_int8(config.run.uri)) if config.validation.int8 else finished
 
 
 def _with_own_order(config: ResolvedConfig) -> ResolvedConfig:
@@ -306,7 +310,8 @@ def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler
 
 def member_configs(config: ResolvedConfig) -> list[ResolvedConfig]:
     """The runs of a run's members, in `RUNS/NAME/member-N`; empty if it trains one model."""
-    options = config.options() | {"members": [], "runs": config.run.uri, "overwrite": False, "resume": False}
+    own = {"members": [], "runs": config.run.uri, "overwrite": False, "resume": False, "int8": False}
+    options = config.options() | own
     return [
         resolve(TrainConfig(**(options | difference | {"name": f"member-{number}"})))
         for number, difference in enumerate(config.run.members, 1)

@@ -31,6 +31,7 @@ CANNOT = {
     "ray start": "wants a machine for itself; tests/e2e/test_two_nodes.py starts two nodes",
     "ray get-auth-token": "tests/e2e/test_jobs.py runs it",
     "catdog bundle quantise": "may be refused on so few pictures; tests/inference/test_quantise.py runs it",
+    "catdog score --model runs/first --data data/kaggle --precision int8": "wants what that makes; likewise",
     "make": "continuous integration runs it",
     "curl": "wants a server; tests/browser sends the same requests",
     "export": "sets a variable of the shell",

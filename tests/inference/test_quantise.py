@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import onnxruntime
 import pytest
 from helpers import Outcome, save_untrained
 
+from catdog import storage
 from catdog.data.catalog import Catalog
-from catdog.errors import CatdogError
+from catdog.errors import CatdogError, UsageError
 from catdog.inference import bundle, card, novelty, quantised_bundle
 from catdog.inference.bundle import ModelBundle, SavedBundle
 from catdog.inference.engines import OnnxEngine
@@ -23,6 +25,8 @@ from catdog.inference.precision import precision_of
 from catdog.inference.quantise import Quantiser
 from catdog.inference.rounding import Moments, round_weights
 from catdog.models import registry
+from catdog.scoring import plan
+from catdog.scoring.config import ScoreConfig
 
 # So few pictures cannot show that a log loss changes by less than 0.0005.
 _SHOWN_BY_FEW = 0.1
@@ -38,7 +42,9 @@ def pictures(count: int, size: int, seed: int = 0) -> np.ndarray:
 def int8(tmp_path_factory: pytest.TempPathFactory, untrained: str, drawn: Catalog) -> SavedBundle:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantised_bundle, "MOST_CHANGE", _SHOWN_BY_FEW)
-        return quantised_bundle.quantise_bundle(untrained, drawn, str(tmp_path_factory.mktemp("int8") / "model"), 8)
+        return quantised_bundle.quantise_bundle(
+            untrained, drawn, str(tmp_path_factory.mktemp("int8") / "model"), 8, keep_float=0
+        )
 
 
 @pytest.mark.parametrize("name", ["mobilenet", "small_resnet"])
@@ -141,7 +147,7 @@ def test_a_bundle_that_would_be_worse_is_not_written(
     monkeypatch.setattr(quantised_bundle, "MOST_CHANGE", -1.0)
     out = tmp_path / "int8"
     with pytest.raises(CatdogError, match=r"int8 is not kept: on 23 .* it changes the log loss of .* nothing was") as e:
-        quantised_bundle.quantise_bundle(untrained, drawn, str(out), 8)
+        quantised_bundle.quantise_bundle(untrained, drawn, str(out), 8, keep_float=0)
     assert e.value.exit_code == 1
     assert not out.exists()
 
@@ -158,15 +164,76 @@ def test_the_command(
     uri, out = str(tmp_path / "two"), tmp_path / "two-int8"
     save_untrained(uri, drawn, members=2, views=["identity", "mirror"])
     options = ("--calibration", 8, "--keep-float", 1, "--weight-bits", 8)
-    made = catdog("bundle", "quantise", uri, "--data", drawn.root, "--out", out, *options)
+    (out / "model.onnx").parent.mkdir()
+    (out / "model.onnx").write_bytes(b"left by a killed command")
+    made = catdog("bundle", "quantise", uri, "--data", drawn.root, *options)
     assert made.code == 0, made.err
     assert "validation photos" in made.out
     assert "In float32, of model-2.keras: " in made.out
-    assert bundle.read_info(str(out)).info.views == ["identity", "mirror"]
+    (found,) = quantised_bundle.read_bundles([uri], "int8")
+    assert (found.uri, found.info.views) == (str(out), ["identity", "mirror"])
     for model, target, message in (
         (int8.uri, tmp_path / "again", "is int8 already"),
         (untrained, out, "which holds something already"),
+        (uri, None, "two-int8, where the int8 version goes, holds something already; delete it"),
         (str(tmp_path / "none"), tmp_path / "again", r"holds no bundle.json"),
     ):
-        refused = catdog("bundle", "quantise", model, "--data", drawn.root, "--out", target)
+        refused = catdog("bundle", "quantise", model, "--data", drawn.root, *(["--out", target] if target else []))
         assert (refused.code, message in refused.err, len(refused.err.splitlines())) == (2, True, 1)
+
+
+def scored(model: str, drawn: Catalog, **options: object) -> plan.ScoringJob:
+    return plan.open_job(ScoreConfig(model=model, data=drawn.root, out=f"{drawn.root}-scores/r.csv", **options))
+
+
+@pytest.mark.usefixtures("bucket")
+def test_precision_takes_the_int8_version_beside_a_bundle(
+    tmp_path: Path, int8: SavedBundle, untrained: str, drawn: Catalog
+) -> None:
+    run = str(tmp_path / "first")
+    shutil.copytree(untrained, f"{run}/model")
+    shutil.copytree(int8.uri, f"{run}/model-int8")
+    for name in ("model", "model-int8"):
+        for file in Path(run, name).iterdir():
+            storage.write_bytes(f"s3://bucket/first/{name}/{file.name}", file.read_bytes())
+    plain, before = scored(run, drawn), scored(untrained, drawn)
+    assert plain.fingerprint == before.fingerprint
+    assert [storage.name(part.uri) for part in plain.parts_to_score("onnx")] == [
+        storage.name(part.uri) for part in before.parts_to_score("onnx")
+    ]
+    for model in (run, f"{run}/model/", f"{run}/model-int8", "s3://bucket/first", "s3://bucket/first/model"):
+        job = scored(model, drawn, precision="int8")
+        assert job.bundles[0].uri.rstrip("/").endswith("first/model-int8")
+        assert (job.fingerprint, job.engines) == (bundle.fingerprint_of(int8.info), ("onnx",))
+    assert scored(run, drawn, precision="float32").fingerprint == before.fingerprint
+    # The float32 one may have been marked since, but must have these weights.
+    info = bundle.read_info(run).info
+    for changed, fits in (
+        ({"chosen_on": "validation"}, True),
+        ({"views": ["mirror"]}, False),
+        ({"checksums": info.checksums | {"model.keras": "0" * 64}}, False),
+    ):
+        Path(run, "model", "bundle.json").write_text(info.model_copy(update=changed).model_dump_json())
+        if fits:
+            assert scored(run, drawn, precision="int8").fingerprint == job.fingerprint
+        else:
+            with pytest.raises(UsageError, match="model-int8 was not made of .*/first/model; delete it"):
+                scored(run, drawn, precision="int8")
+
+
+def test_without_an_int8_version_one_line_says_how_to_make_it(
+    catdog: Callable[..., Outcome], tmp_path: Path, int8: SavedBundle, untrained: str, drawn: Catalog
+) -> None:
+    for model, options, message in (
+        (
+            untrained,
+            ["int8"],
+            f"{untrained} has no int8 version in {untrained}-int8; make it by `catdog bundle quantise",
+        ),
+        (int8.uri, ["float32"], "is int8; give the bundle that it was made of"),
+        (int8.uri, ["int8", "--engine", "tensorflow"], "int8 with --engine tensorflow, which computes in float32"),
+        (int8.uri, ["int8", "--gpu"], "int8 with --gpu, which computes in float32"),
+        (str(tmp_path / "none"), ["int8"], "holds no bundle.json"),
+    ):
+        refused = catdog("score", "--model", model, "--data", drawn.root, "--precision", *options)
+        assert (refused.code, message in refused.err, len(refused.err.splitlines())) == (2, True, 1), refused.err
