@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import Outcome, save_untrained
+from helpers import Outcome
 
 from catdog.data.catalog import Catalog
 from catdog.errors import UsageError
 from catdog.experiments import run_list, tuning
-from catdog.inference import quantised_bundle
+from catdog.inference import bundle, quantised_bundle
 from catdog.run_directory import RunDirectory
 from catdog.training import page, train
 from catdog.training.config import resolve
@@ -19,14 +20,17 @@ from catdog.training.request import TrainConfig
 
 
 @pytest.fixture
-def finished(drawn: Catalog, tmp_path: Path) -> TrainConfig:
+def finished(drawn: Catalog, untrained: str, tmp_path: Path) -> TrainConfig:
     """A run that was killed after its model was written, and before the int8 version was."""
     config = TrainConfig(data=drawn.root, arch="small_resnet", image_size=32, runs=str(tmp_path), name="r", int8=True)
     run = RunDirectory(f"{tmp_path}/r")
     options = resolve(config).options()
     run.open({"options": options, "catalog_fingerprint": drawn.fingerprint, "leave_out_sha256": None})
     figures = {"log_loss": 0.7, "accuracy": 0.5, "epoch": 1, "n": 23}
-    save_untrained(run.model, drawn, training={"options": options, "history": []}, validation=figures)
+    shutil.copytree(untrained, run.model)
+    training = {"options": options, "history": []}
+    info = bundle.read_info(untrained).info.model_copy(update={"training": training, "validation": figures})
+    Path(run.model, "bundle.json").write_text(info.model_dump_json())
     return config.model_copy(update={"resume": True})
 
 
