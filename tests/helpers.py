@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from PIL import Image
 from catdog.data.catalog import Catalog
 from catdog.evaluation import calibration
 from catdog.inference import bundle, export
+from catdog.inference.provenance import Provenance
 from catdog.models import registry
 
 # Labelled images for each class; enough that with 10 % for validation both splits get some.
@@ -146,6 +149,19 @@ def save_untrained(uri: str, data: Catalog, size: int = 32, members: int = 1, **
         built.append(registry.build_model(registry.ModelSpec("small_resnet", size)))
     sample = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
     return export.save_bundle(uri, built, sample, **(_fields(data, size) | fields))
+
+
+def save_like(other: str, uri: str, provenance: Provenance | None = None, **fields: object) -> str:
+    """Copies a bundle, with other content of `bundle.json`, and perhaps other images that made it; returns its URI."""
+    folder = Path(shutil.copytree(other, uri))
+    content = json.loads((folder / "bundle.json").read_text()) | fields
+    if provenance is not None:
+        images = provenance.to_bytes()
+        (folder / bundle.IMAGES_NAME).write_bytes(images)
+        content["checksums"][bundle.IMAGES_NAME] = hashlib.sha256(images).hexdigest()
+        content["images_known"] = provenance.known
+    (folder / "bundle.json").write_text(json.dumps(content))
+    return str(folder)
 
 
 def saved_info(data: Catalog, **fields: object) -> bundle.BundleInfo:

@@ -124,8 +124,12 @@ def train(
 
 
 def _estimate(config: TrainConfig, folds: int, fold: int | None) -> None:
+    from catdog.experiments import cross_validation
     from catdog.training import estimate
+    from catdog.training.config import resolve
 
+    if folds and config.teacher:
+        cross_validation.deal_folds(resolve(config), folds, fold)  # refuses what the run would
     with advising_same_command("nothing was written", "measure again"), ProgressView("Measuring", config.debug) as view:
         found = estimate.estimate_training(config, folds, fold, view.event)
     display.show_plan(found.what, found.seconds)

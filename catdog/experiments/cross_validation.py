@@ -26,7 +26,7 @@ from catdog.events import EventHandler, FoldStarted, Progress
 from catdog.run_directory import RunDirectory
 from catdog.scoring import results, score
 from catdog.scoring.config import ScoreConfig
-from catdog.training import corrections, feature_cache, train
+from catdog.training import corrections, distillation, feature_cache, train
 from catdog.training.config import ResolvedConfig, resolve
 from catdog.training.request import TrainConfig
 
@@ -166,11 +166,31 @@ def cross_validate(
         return _cross_validate(config, folds, only, on_event or (lambda _event: None))
 
 
-def _cross_validate(config: ResolvedConfig, folds: int, only: int | None, on_event: EventHandler) -> OutOfFold:
+def deal_folds(config: ResolvedConfig, folds: int, only: int | None = None) -> tuple[Catalog, np.ndarray, list[int]]:
+    """Deals a run's images into folds, and makes sure that no fold is judged by images that its teacher knows.
+
+    Args:
+        config: resolved.
+        folds: as for `cross_validate`.
+        only: as for `cross_validate`.
+
+    Returns:
+        The catalog, the fold of each of its rows as of `assign_folds`, and the folds to train, counted from 0.
+
+    Raises:
+        UsageError: the teacher was trained on images of these folds; or as `assign_folds`.
+    """
     data = catalog.read_catalog(config.data.uri)
     fold_of = assign_folds(data, folds, int(data.options.get("split_seed", 0)))  # type: ignore[call-overload]
-    config = config.replace("data", leave_out=_list_for_folds(config, data))
-    chosen, folder = list(range(folds)) if only is None else [only - 1], ""
+    chosen = list(range(folds)) if only is None else [only - 1]
+    held_out = data.table.filter(pa.array(np.isin(fold_of, chosen)))
+    distillation.require_unseen(distillation.find_teacher(config, data), held_out, must_know=True)
+    return data, fold_of, chosen
+
+
+def _cross_validate(config: ResolvedConfig, folds: int, only: int | None, on_event: EventHandler) -> OutOfFold:
+    data, fold_of, chosen = deal_folds(config, folds, only)
+    config, folder = config.replace("data", leave_out=_list_for_folds(config, data)), ""
     with cluster.connect(config.resources.address, config.resources.debug) as may_grow:
         if config.optimizer.head_first and not config.optimizer.epochs and not config.run.members:
             advice = "finished features are kept, and the same command goes on"

@@ -30,7 +30,7 @@ from catdog.training.config import resolve
 from catdog.training.request import TrainConfig
 
 METRIC, ACCURACY = "valid_log_loss", "valid_accuracy"
-_NO_PATHS = (None, "imagenet", "none")
+_PATHS, _NO_PATHS = ("data", "leave_out", "features", "teacher"), (None, "imagenet", "none")
 # Options that may differ when a search goes on.
 _PLACES = ("address", "wait", "stall_timeout", "debug", "runs", "data")
 # Who is told of the search in progress, and its number of trials.
@@ -176,7 +176,7 @@ def _absolute(options: dict[str, Any]) -> dict[str, Any]:
     """Makes the paths among training options absolute."""
     return {
         name: storage.absolute(value)
-        if (name in ("data", "leave_out", "features") and value) or (name == "weights" and value not in _NO_PATHS)
+        if (name in _PATHS and value) or (name == "weights" and value not in _NO_PATHS)
         else value
         for name, value in options.items()
     }

@@ -207,11 +207,12 @@ class ModelBundle:
         return metrics.calibrated(logits, self.info.temperature, self.info.clip)
 
 
-def read_info(model: str) -> SavedBundle:
+def read_info(model: str, option: str = "--model") -> SavedBundle:
     """Finds a bundle and reads what `bundle.json` says, without loading a model.
 
     Args:
         model: URI of a run (with the bundle in `model/`) or of a bundle.
+        option: that it was given to.
 
     Returns:
         Where the bundle is, and what it says.
@@ -230,7 +231,7 @@ def read_info(model: str) -> SavedBundle:
         near = did_you_mean(storage.name(model), storage.names_beside(model))
         hint = "the run is not finished: continue it with `catdog train --resume`" if unfinished else "train one first"
         raise UsageError(
-            f"--model received {model}, which holds no {FILE_NAME}, nor does its model/ folder; {hint}{near}"
+            f"{option} received {model}, which holds no {FILE_NAME}, nor does its model/ folder; {hint}{near}"
         )
     try:
         raw = storage.read_bytes(path, _MOST_BYTES)

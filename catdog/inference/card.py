@@ -77,6 +77,7 @@ def _words(info: BundleInfo, provenance: Provenance) -> dict[str, str]:
         else "",
         "counted": counted,
         "all": "" if info.images_known else " This may not be all of them.",
+        "teacher": _describe_teacher(info),
         "prior": f"{info.prior:.3f}",
         "figures": "\n".join(["| figure | value |", "|---|---|", *figures]),
         "chosen": chosen if info.chosen_on == "validation" else "These images chose neither the epoch nor the model.",
@@ -101,6 +102,19 @@ def _words(info: BundleInfo, provenance: Provenance) -> dict[str, str]:
     }
 
 
+def _describe_teacher(info: BundleInfo) -> str:
+    """What a distilled model learned from; "" of any other."""
+    teacher = info.training.get("teacher")
+    if not isinstance(teacher, dict):
+        return ""
+    return _TEACHER.format(
+        architecture=teacher.get("architecture"),
+        members=teacher.get("members"),
+        fingerprint=str(teacher.get("fingerprint"))[:12],
+        share=info.training.get("options", {}).get("teacher_share"),
+    )
+
+
 def _name(weights: str) -> str:
     """Where weights come from, without the folders of a machine."""
     return weights.rstrip("/").rpartition("/")[2]
@@ -119,7 +133,7 @@ the two, and that look like those it was validated on.
 
 ## Training
 
-{counted}; of all that were listed, a share of {prior} is {second}.{all}
+{counted}; of all that were listed, a share of {prior} is {second}.{all}{teacher}
 Options and history are in `bundle.json`, digests of the images in `images.parquet`.
 
 ## Validation
@@ -154,6 +168,11 @@ print(1 / (1 + np.exp(-logits / {temperature})))  # probability of {second}
 ```
 {onnx}
 Made with {versions}.
+"""
+
+_TEACHER = """
+It was distilled from a bundle ({architecture}; models: {members}; fingerprint {fingerprint}), whose probabilities were
+its targets with a weight of {share}; the labels had the rest. The images of that bundle are counted here too.
 """
 
 _SAME = "which gave the same logits when the model was saved"

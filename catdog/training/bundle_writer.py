@@ -85,6 +85,7 @@ def write_trained_bundle(
         seed=config.run.seed,
         training={
             **training_record(config),
+            **({"teacher": job.teacher.record} if job.teacher else {}),
             "precision": progress.precision,
             "history": progress.history,
             # Of a resumed run: what its epochs took, if that is more than the last session.

@@ -76,7 +76,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The steps of training and their loss. Each field is the one of `TrainConfig`; `name` is its `optimizer`."""
+    """The steps of training and their loss. Each field is the one of `TrainConfig`; `name` is its `optimizer`.
+
+    `teacher` is None where the labels alone are the targets.
+    """
 
     learning_rate: float
     name: str = field(default="adamw", metadata={"option": "optimizer"})
@@ -87,6 +90,8 @@ class OptimizerConfig:
     warm_up: float = 0.05
     weight_decay: float = 1e-4
     label_smoothing: float = 0.0
+    teacher: str | None = None
+    teacher_share: float = 1.0
     ema: float = 0.0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     xla: bool = False
@@ -337,6 +342,13 @@ def _check(asked: TrainConfig) -> None:
             )
     if asked.epochs == 0 and not asked.head_first:
         raise UsageError("--epochs received 0, expected at least 1; only a recipe that fits the head first takes 0")
+    if asked.teacher is None and asked.teacher_share not in (None, OptimizerConfig.teacher_share):
+        raise UsageError(f"teacher_share received {asked.teacher_share} without a teacher; expected both, or neither")
+    if asked.teacher is not None and asked.epochs == 0:
+        raise UsageError(
+            f"teacher received {asked.teacher}, but with 0 epochs only a head is fitted, and that to the labels; "
+            "expected --epochs of at least 1, or another --recipe"
+        )
 
 
 def _decide(asked: TrainConfig, arch: registry.Architecture) -> dict[str, Any]:
@@ -350,6 +362,9 @@ def _decide(asked: TrainConfig, arch: registry.Architecture) -> dict[str, Any]:
     if "/" in name or name in ("", ".", ".."):
         raise UsageError(f"--name received {name!r}, expected a plain folder name")
     runs = storage.absolute_output(asked.runs, "--runs")
+    teacher, run = storage.absolute(asked.teacher) if asked.teacher else None, storage.join(runs, name)
+    if teacher is not None and (teacher == run or storage.relative(teacher, run) != teacher):
+        raise UsageError(f"teacher received {teacher}, which is in the folder of the run itself; give another --name")
     return {
         "data": storage.absolute(asked.data),
         "arch": arch.name,
@@ -360,6 +375,7 @@ def _decide(asked: TrainConfig, arch: registry.Architecture) -> dict[str, Any]:
         "epochs": epochs if asked.epochs is None else asked.epochs,
         "learning_rate": asked.learning_rate or (arch.fine_tuning_rate if fine_tuning else arch.learning_rate),
         "leave_out": storage.absolute(asked.leave_out) if asked.leave_out else None,
+        "teacher": teacher,
         "name": name,
         "runs": runs,
         "features": asked.features or storage.join(runs, ".features"),

@@ -26,9 +26,10 @@ from catdog.inference.provenance import Provenance
 from catdog.lease import Lease
 from catdog.resources import TrainPlan, in_words
 from catdog.run_directory import RunDirectory
-from catdog.training import corrections, ingest, stores, train
+from catdog.training import corrections, distillation, ingest, stores, train
 from catdog.training.checkpoint import Precision, Progress
 from catdog.training.config import ResolvedConfig, default_options, resolve
+from catdog.training.distillation import Teacher
 from catdog.training.distributed import WorkerGroup
 from catdog.training.job import SplitData, WorkerJob
 from catdog.training.precision import measure_steps, possible_precisions
@@ -122,6 +123,9 @@ def estimate_training(
     if not folds:
         RunDirectory(resolved.run.uri).require_free(resolved.run.overwrite)
     left_out = corrections.read_corrections(resolved.data.leave_out, data).left_out
+    teacher = distillation.find_teacher(resolved, data)
+    if not folds:  # else other images judge
+        distillation.require_unseen(teacher, distillation.judging_rows(data))
     runs = train.member_configs(resolved) or [resolved]
     with cluster.connect(resolved.resources.address, resolved.resources.debug) as may_grow:
         connected = time.perf_counter() - started
@@ -219,13 +223,13 @@ def _short(value: Any, default: Any) -> Any:
 
 def _measure(config: ResolvedConfig, plan: TrainPlan, rows: pa.Table, steps: int) -> Rates:
     """Measures in one process for each worker, all at the same time; `steps` is of the whole run."""
-    weights = train.load_weights(config)
+    weights, teacher = train.load_weights(config), distillation.load_teacher(config)
     gpus = plan.worker_resources.get("GPU", 0)
     task = ray.remote(max_calls=1, num_cpus=plan.cpus_per_worker, num_gpus=gpus)(_measure_worker)
     started = time.time()
     with cluster.ray_errors("measuring failed: {cause}"):
         spread = [rows.slice(rows.num_rows * rank // plan.workers, _IMAGES) for rank in range(plan.workers)]
-        answers = ray.get([task.remote(config, plan, part, [weights], started, steps) for part in spread])
+        answers = ray.get([task.remote(config, plan, part, [weights], teacher, started, steps) for part in spread])
     found: list[_Measured] = []
     for answer in answers:
         if isinstance(answer, str):
@@ -250,6 +254,7 @@ def _measure_worker(
     plan: TrainPlan,
     rows: pa.Table,
     weights: list[ray.ObjectRef | None],
+    teacher: Teacher | None,
     started: float,
     run_steps: int,
 ) -> _Measured | str:
@@ -260,6 +265,7 @@ def _measure_worker(
         plan: of the run.
         rows: of the catalog, at most `_IMAGES`.
         weights: the backbone's; in a list, in which Ray leaves a reference as it is.
+        teacher: of the run; its part of a step is measured with the rest.
         started: time at which all were asked for, in seconds since 1970.
         run_steps: of the whole run.
 
@@ -284,7 +290,7 @@ def _measure_worker(
     config = config.replace("data", batch_size=share).replace("run", members=[])
     group = WorkerGroup()
     try:
-        replica = build_replica(_job(config, plan, keys, labels, weights[0]), group, 100)
+        replica = build_replica(_job(config, plan, keys, labels, weights[0], teacher), group, 100)
     except CatdogError as error:
         return str(error)
     batches = ingest.Batches(config, pixels, labels, rng.key_hash(keys), np.arange(len(keys)), 0, 1)
@@ -318,11 +324,16 @@ def _places(rows: int, readable: np.ndarray) -> np.ndarray:
 
 
 def _job(
-    config: ResolvedConfig, plan: TrainPlan, keys: rng.Keys, labels: np.ndarray, weights: ray.ObjectRef | None
+    config: ResolvedConfig,
+    plan: TrainPlan,
+    keys: rng.Keys,
+    labels: np.ndarray,
+    weights: ray.ObjectRef | None,
+    teacher: Teacher | None,
 ) -> WorkerJob:
     split = SplitData([], keys, labels, np.arange(len(keys)))
-    nowhere = Lease("", "measuring")
-    return WorkerJob(config, plan, split, split, weights, None, 0.5, ("", ""), "", Provenance(), nowhere, None, 0.0)
+    nothing = Provenance(), Lease("", "measuring"), None
+    return WorkerJob(config, plan, split, split, weights, None, 0.5, ("", ""), "", *nothing, 0.0, teacher)
 
 
 def _rate(work: Callable[[], object], count: int) -> float:

@@ -13,6 +13,7 @@ from catdog.lease import Lease
 from catdog.resources import TrainPlan
 from catdog.rng import Keys
 from catdog.training.config import ResolvedConfig
+from catdog.training.distillation import Teacher
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,11 @@ class WorkerJob:
         prior: share of class 1 among the training images, in (0, 1).
         class_names: of classes 0 and 1.
         catalog_fingerprint: of the data set.
-        provenance: digests of both splits' images.
+        provenance: digests of both splits' images, and of those that made the teacher.
         lease: of the run's folder, which another process may take over while this one is cut off.
         events: a queue, from `launch.listening`.
         started: time at which the run was started or resumed, in seconds since 1970.
+        teacher: what the model is distilled from, or None.
     """
 
     config: ResolvedConfig
@@ -65,6 +67,7 @@ class WorkerJob:
     lease: Lease
     events: Any
     started: float
+    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True)

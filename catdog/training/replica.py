@@ -1,10 +1,10 @@
-"""One worker's copy of the model: what is trained, what is validated and saved, and the optimizer."""
+"""One worker's copy of the model: what is trained, what is validated and saved, the optimizer, and a teacher."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from catdog.models import batch_norm, mixed_precision, registry, surgery
 from catdog.training import checkpoint, gpu_precision, optimizers
 from catdog.training.checkpoint import Precision
 from catdog.training.config import ResolvedConfig
+from catdog.training.distillation import build_teacher
 from catdog.training.distributed import CommonError, WorkerGroup
 from catdog.training.job import WorkerJob
 
@@ -33,6 +34,7 @@ class Replica:
         ema: whether the optimizer averages the weights, and the averages are what is validated and kept.
         folds_batch_norm: whether batch-norm that stays as it is may be folded into the convolution before it.
         mixed: the precision in which the layers of `model` compute.
+        teacher: from `distillation.build_teacher`, or None.
     """
 
     model: Any
@@ -41,6 +43,7 @@ class Replica:
     ema: bool
     folds_batch_norm: bool
     mixed: Precision = "float32"
+    teacher: Callable[[Any, Precision], Any] | None = None
 
     def predict(self, pixels: Any) -> Any:
         """Computes the logits of the validation model.
@@ -83,11 +86,12 @@ def build_replica(job: WorkerJob, group: WorkerGroup, steps: int, saved: Precisi
         saved: the precision in the checkpoint that the run goes on from, if it does.
 
     Raises:
-        CommonError: the model cannot be built, or not as asked for.
+        CommonError: the model or its teacher cannot be built, or not as asked for.
     """
     config = job.config
     weights = ray.get(job.weights) if job.weights is not None else None
-    built = _build(dataclasses.replace(config.model.spec, image_size=config.train_size), weights, group)
+    smaller = dataclasses.replace(config.model.spec, image_size=config.train_size)
+    built = _build(lambda: registry.build_model(smaller, weights), group)
     folds = config.model.spec.pretrained and batch_norm.can_fold_batch_norm(built) and not job.plan.gpu
     if not job.plan.gpu:
         _require_on_cpus(config, folds, saved)
@@ -95,7 +99,9 @@ def build_replica(job: WorkerJob, group: WorkerGroup, steps: int, saved: Precisi
     model = built if config.model.spec.pretrained else batch_norm.fuse_batch_norm(built)
     if mixed != "float32":
         model = mixed_precision.to_mixed_precision(model, mixed)
-    validation_model = built if config.train_size == config.model.image_size else _build(config.model.spec, None, group)
+    validation_model = built
+    if config.train_size != config.model.image_size:
+        validation_model = _build(lambda: registry.build_model(config.model.spec), group)
     if [v.shape for v in model.variables] != [v.shape for v in validation_model.variables]:
         raise CommonError(
             f"train_scale received {config.data.train_scale}, but {config.model.arch} has other weights at another "
@@ -107,7 +113,11 @@ def build_replica(job: WorkerJob, group: WorkerGroup, steps: int, saved: Precisi
             variable.assign(value)
     optimizer = optimizers.build_optimizer(config, model, steps, scaled=mixed == "float16")
     optimizer.build(model.trainable_variables)
-    return Replica(model, validation_model, optimizer, bool(config.optimizer.ema), folds, mixed)
+    teacher = None
+    if (taught_by := job.teacher) is not None:
+        # Last, so that the model's own random weights are those that it has without one.
+        teacher = _build(lambda: build_teacher(taught_by, config.train_size, mixed, job.plan.gpu), group)
+    return Replica(model, validation_model, optimizer, bool(config.optimizer.ema), folds, mixed, teacher)
 
 
 def _require_on_cpus(config: ResolvedConfig, folds: bool, saved: Precision | None) -> None:
@@ -128,10 +138,10 @@ def _require_on_cpus(config: ResolvedConfig, folds: bool, saved: Precision | Non
         raise CommonError(f"--resume: the run began in {saved}, but {expected}; resume it with --gpu")
 
 
-def _build(spec: registry.ModelSpec, weights: bytes | None, group: WorkerGroup) -> Any:
-    """Builds the model in every worker, or finds in every worker that it cannot be built."""
+def _build(build: Callable[[], Any], group: WorkerGroup) -> Any:
+    """Builds a model in every worker, or finds in every worker that it cannot be built."""
     try:
-        model, error = registry.build_model(spec, weights), None
+        model, error = build(), None
     except CatdogError as caught:
         model, error = None, caught
     if group.all_true(error is not None):

@@ -139,6 +139,14 @@ class TrainConfig(pydantic.BaseModel):
         None, ge=0, description="Decoupled weight decay (Loshchilov and Hutter, 2019), of AdamW only."
     )
     label_smoothing: _LessThanOne | None = Field(None, description="Share of each label that is spread over both.")
+    teacher: str | None = Field(
+        None,
+        description="Folder or bucket of a bundle to distil: its probabilities of the augmented images of each step "
+        "take the place of their labels (Beyer et al., 2022).",
+    )
+    teacher_share: _Share | None = Field(
+        None, description="Weight of the teacher's probabilities; the labels have the rest. Default: 1."
+    )
     ema: _LessThanOne | None = Field(
         None, description="Decay per step of the averaged weights that are validated and kept; 0 is none."
     )

@@ -20,9 +20,14 @@ def training_step(
 ) -> Callable[[list[np.ndarray]], Any]:
     """Makes the function that trains on one batch.
 
+    With a teacher, the targets are its probabilities of the very pixels that the model sees, mixed ones with MixUp, and
+    what `teacher_share` leaves is the labels'. Label smoothing is of the labels only; the weights that balance the
+    classes follow the labels. The loss is the cross-entropy with these targets, never below their entropy; its gradient
+    is that of the Kullback-Leibler divergence.
+
     Args:
         config: its loss and MixUp, and whether XLA compiles the gradients.
-        replica: whose model and optimizer are updated.
+        replica: whose model and optimizer are updated, and whose teacher teaches.
         group: adds up the workers' gradients.
         batch_size: of the global batch, in images.
         precision: of the matrix products; on CPUs bfloat16 only if the replica folds batch-norm.
@@ -46,6 +51,9 @@ def training_step(
         if config.data.mixup:
             pixels, labels, weights = augmentation.mixup(shares, pixels, labels, weights)
         labels = labels * (1 - config.optimizer.label_smoothing) + config.optimizer.label_smoothing / 2
+        if replica.teacher is not None:
+            taught = config.optimizer.teacher_share
+            labels = taught * replica.teacher(pixels, precision) + (1 - taught) * labels
         with tf.GradientTape() as tape:
             logits = forward(pixels)[:, 0]
             each = weights * tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)

@@ -37,7 +37,7 @@ from catdog.inference.provenance import Provenance
 from catdog.lease import Lease
 from catdog.models import pretrained, registry
 from catdog.run_directory import RunDirectory
-from catdog.training import corrections, feature_cache, launch, orders, stores
+from catdog.training import corrections, distillation, feature_cache, launch, orders, stores
 from catdog.training.bundle_writer import training_record
 from catdog.training.config import ResolvedConfig, default_options, resolve
 from catdog.training.int8_version import describe_int8, is_int8_due, make_int8
@@ -95,6 +95,7 @@ def _train_exclusively(
     """
     config = _with_own_order(config)
     corrections.read_corrections(config.data.leave_out, data)
+    distillation.require_unseen(distillation.find_teacher(config, data), distillation.judging_rows(data))
     finished = _check_run(config, data, nested)
     if finished is None or is_int8_due(config):
         with RunDirectory(config.run.uri).hold("training", patience) as held:
@@ -151,7 +152,7 @@ def _train_on_cluster(
     workers = plan.workers if plan.bounds is None else config.resources.workers
     config = config.replace("resources", workers=workers, cpus_per_worker=plan.cpus_per_worker, gpu=plan.gpu)
     wait_for([{"CPU": 1}], on_event, config.resources.wait)  # for what comes before the workers
-    weights = load_weights(config)
+    weights, teacher = load_weights(config), distillation.load_teacher(config)
     store = stores.choose_store(config.resources.store, uris, config.model.image_size)
     in_pieces = store.name == "files" and storage.is_packed(uris[0].as_py())
     config = config.replace("data", shuffle=config.data.shuffle or ("blocks" if in_pieces else "full"))
@@ -163,6 +164,7 @@ def _train_on_cluster(
         head = _fit_head(config, data, rows["train"], weights, on_event, may_grow)
     loaded = stores.load_images(rows, config.model.image_size, store.name, on_event)
     splits = {split: _split_data(data, table, loaded[split]) for split, table in rows.items()}
+    made_by = [Provenance.of(rows["train"], rows["valid"]), *([teacher.provenance] if teacher else [])]
     wait_for([plan.worker_resources] * plan.fewest, on_event, config.resources.wait)
     addresses = sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
     if plan.gpu and plan.workers > 1 and (public := list(filter(web.is_public, addresses))):
@@ -180,10 +182,11 @@ def _train_on_cluster(
                 prior=float(np.clip(splits["train"].labels.mean(), 0.01, 0.99)),
                 class_names=data.class_names,
                 catalog_fingerprint=data.fingerprint,
-                provenance=Provenance.of(rows["train"], rows["valid"]),
+                provenance=Provenance.union(made_by),
                 lease=held,
                 events=events,
                 started=started,
+                teacher=teacher,
             )
         )
 
@@ -271,6 +274,8 @@ def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler
             plan_resources(member, may_grow)
         for member in {member.model: member for member in members if member.model != members[0].model}.values():
             load_weights(member)  # the first one's are asked for at once
+        for member in {member.train_size: member for member in members}.values():
+            distillation.load_teacher(member)
         _open_run(config, data, on_event)
         for number, member in enumerate(members, 1):
             on_event(MemberStarted(number, len(members)))
@@ -302,6 +307,7 @@ def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler
             **training_record(config),
             "history": [],
             "members": [info.training for info in infos],
+            **{name: infos[0].training[name] for name in ("teacher",) if name in infos[0].training},
             "seconds": seconds,
         },
     )
@@ -337,7 +343,12 @@ def _inputs(config: ResolvedConfig, data: Catalog) -> dict[str, str | None]:
     """Digests of the files that a run reads."""
     leave_out = config.data.leave_out
     listed = hashlib.sha256(storage.read_bytes(leave_out)).hexdigest() if leave_out else None
-    return {"catalog_fingerprint": data.fingerprint, "leave_out_sha256": listed}
+    teacher = distillation.find_teacher(config, data)
+    return {
+        "catalog_fingerprint": data.fingerprint,
+        "leave_out_sha256": listed,
+        "teacher_fingerprint": bundle.fingerprint_of(teacher.info) if teacher else None,
+    }
 
 
 def _open_run(config: ResolvedConfig, data: Catalog, on_event: EventHandler) -> None:
@@ -367,11 +378,14 @@ def _check_run(config: ResolvedConfig, data: Catalog, nested: bool = False) -> T
                 f"--resume: run {config.run.name!r} was started with {option} {then}, received {value}; resume "
                 "it as it was, or start another"
             )
+    what = {
+        "catalog_fingerprint": f"the data set in {config.data.uri}",
+        "leave_out_sha256": f"the list {config.data.leave_out}",
+        "teacher_fingerprint": f"the teacher {config.optimizer.teacher}",
+    }
     for name, digest in _inputs(config, data).items():
         if before.get(name) != digest:
-            listed = name == "leave_out_sha256"
-            what = f"the list {config.data.leave_out}" if listed else f"the data set in {config.data.uri}"
-            raise UsageError(f"--resume: {what} has changed since {config.run.name!r} was started")
+            raise UsageError(f"--resume: {what[name]} has changed since {config.run.name!r} was started")
     return _read_result(run) if run.finished else None
 
 

@@ -153,7 +153,7 @@ def test_what_was_decided_is_written_as_it_was_asked_for_and_cannot_change() -> 
     assert json.loads(json.dumps(options)) == options
     left_open = {name for name, value in options.items() if value is None}
     of_the_cluster = {"cpus_per_worker", "gpu", "address", "wait", "store", "shuffle"}
-    assert left_open == {"trainable_from", "dropout", "leave_out"} | of_the_cluster
+    assert left_open == {"trainable_from", "dropout", "leave_out", "teacher"} | of_the_cluster
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.model.arch = "vgg16"  # type: ignore[misc]
 
