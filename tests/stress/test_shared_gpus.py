@@ -62,6 +62,7 @@ for cpus, gpus in ((2, 2), (1, 4)):
     assert is_placed([plan.worker_resources] * plan.workers)
     assert not is_placed([plan.worker_resources] * (plan.workers + 1))
 print(json.dumps(found))
+ray.shutdown()
 cluster.shutdown()
 """
 SEARCH = """

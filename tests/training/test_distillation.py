@@ -39,7 +39,7 @@ COUNT, SIZE, TEACHER_SIZE = 12, 48, 64
 WRITTEN = {"schema_version", "members", "onnx", "images_known", "checksums", "versions"}
 # A network without batch-norm and dropout, and an optimizer whose first step is along the gradient.
 STUDENT: dict[str, Any] = {"arch": "workshop_cnn", "epochs": 2, "batch_size": 8, "image_size": SIZE, "augment": False}
-PLAIN: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.01, "schedule": "constant", "warm_up": 0}
+PLAIN: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1.0, "schedule": "constant", "warm_up": 0}
 
 
 def squares(size: int) -> np.ndarray:
@@ -133,13 +133,13 @@ def test_a_step_is_that_of_plain_keras(options: dict[str, Any], mixed: str, load
     before = replica.model.get_weights()
     plain.set_weights(before)
     plain.compile(
-        keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True), keras.losses.BinaryCrossentropy(from_logits=True)
+        keras.optimizers.SGD(1.0, momentum=0.9, nesterov=True), keras.losses.BinaryCrossentropy(from_logits=True)
     )
     expected = plain.train_on_batch(pixels, targets[:, None])
     step = training_step(given, replica, WorkerGroup(), batches.size, "float32")
     assert float(step(batch)) == pytest.approx(expected, rel=1e-5)
     for ours, theirs, was in zip(replica.model.get_weights(), plain.get_weights(), before, strict=True):
-        assert ours - was == pytest.approx(theirs - was, abs=1e-3 * np.abs(theirs - was).max())
+        assert ours - was == pytest.approx(theirs - was, abs=1e-3 * float(np.abs(theirs - was).max()))
 
 
 def test_a_run_starts_with_the_weights_that_it_has_without_a_teacher_and_resumes_to_the_same_bits(
