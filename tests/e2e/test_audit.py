@@ -44,7 +44,7 @@ def test_what_was_planted_is_found(planted: Catalog, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     logits = np.where(labels == 1, 1, -1) * random.uniform(2, 6, len(labels))
     wrong, unsure = [3, 50], 20
-    logits[wrong] *= -1
+    logits[wrong] = np.where(labels[wrong] == 1, -5, 5)  # of which the model is certain
     logits[unsure] = 0.1
     found = OutOfFold("oof", keys, labels, np.arange(len(keys)) % 3 + 1, logits, 0.0, "", planted.fingerprint)
     features = random.normal(0, 1, (len(keys), 8)).astype(np.float32) + np.where(labels == 1, 4, -4)[:, None]
