@@ -1,6 +1,6 @@
 """What temperature and clip are worth when they are fitted on few photos, as a run's own validation split has.
 
-    python benchmarks/log_loss.py calibration runs/a runs/b …
+    python benchmarks/log_loss.py calibration [--times 1.6] runs/a runs/b …
 
 Each RUN is a finished cross-validation. Both are fitted on a part of one fold, drawn at random again and again, and
 judged on all the other folds.
@@ -8,6 +8,7 @@ judged on all the other folds.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any
 
 import numpy as np
@@ -49,9 +50,13 @@ def judge(run: OutOfFold, size: int, draws: int, prior: dict[str, Any]) -> float
     return float(np.mean(losses))
 
 
-def main(runs: Annotated[list[str], typer.Argument(help="Finished cross-validations; and their mean.")]) -> None:
+def main(
+    runs: Annotated[list[str], typer.Argument(help="Finished cross-validations; and their mean.")],
+    times: Annotated[float, typer.Option(help="Multiply the logits; above 1 as if the models were overconfident.")] = 1,
+) -> None:
     """Fits temperature and clip on few photos, by several priors."""
-    found = [cross_validation.read_out_of_fold(run) for run in runs]
+    read = [cross_validation.read_out_of_fold(run) for run in runs]
+    found = [dataclasses.replace(run, logits=times * run.logits) for run in read]
     if len(found) > 1:
         found.append(cross_validation.average_out_of_fold(found))
     out.print(f"| run | photos | not calibrated | {' | '.join(PRIORS)} |")

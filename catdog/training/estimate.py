@@ -332,8 +332,10 @@ def _job(
     teacher: Teacher | None,
 ) -> WorkerJob:
     split = SplitData([], keys, labels, np.arange(len(keys)))
-    nothing = Provenance(), Lease("", "measuring"), None
-    return WorkerJob(config, plan, split, split, weights, None, 0.5, ("", ""), "", *nothing, 0.0, teacher)
+    nowhere = Lease("", "measuring")
+    return WorkerJob(
+        config, plan, split, split, weights, None, 0.5, ("", ""), "", Provenance(), nowhere, None, 0.0, teacher
+    )
 
 
 def _rate(work: Callable[[], object], count: int) -> float:

@@ -307,7 +307,7 @@ def _train_members(config: ResolvedConfig, data: Catalog, on_event: EventHandler
             **training_record(config),
             "history": [],
             "members": [info.training for info in infos],
-            **{name: infos[0].training[name] for name in ("teacher",) if name in infos[0].training},
+            **({"teacher": infos[0].training["teacher"]} if config.optimizer.teacher else {}),
             "seconds": seconds,
         },
     )
