@@ -23,7 +23,7 @@ demo: .venv/installed
 test: .venv/installed check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The commands of README and docs, on small pictures, and the notebook: twelve minutes.
+# The commands of README and docs, on small pictures, and the notebook: thirteen minutes.
 test-docs: .venv/installed
 	$(BIN)/python -m pytest tests/docs
 

@@ -29,6 +29,7 @@ CANNOT = {
     "catdog tune --data data/kaggle --search gray-grid": "27 runs; tests/e2e/test_tuning.py runs a search",
     "ray job submit": "wants a head; tests/e2e/test_jobs.py runs both jobs on one",
     "ray start": "wants a machine for itself; tests/e2e/test_two_nodes.py starts two nodes",
+    "ray drain-node": "wants a node to take away",
     "ray get-auth-token": "tests/e2e/test_jobs.py runs it",
     "catdog bundle quantise": "may be refused on so few pictures; tests/inference/test_quantise.py runs it",
     "catdog score --model runs/first --data data/kaggle --precision int8": "wants what that makes; likewise",
