@@ -47,11 +47,11 @@ _SMALL = ["--arch", "workshop_cnn", "--image-size", "64", "--epochs", "1", "--ba
 def batches(data: Catalog, store: StoreName, size: int, threads: int) -> ingest.Batches:
     """The batches of a data set's training images from a store."""
     rows = data.split("train")
-    refs = stores.load_images({"train": rows}, size, store, lambda _: None)["train"]
+    loaded = stores.load_images({"train": rows}, size, store, lambda _: None)["train"]
     shuffle = "blocks" if data.root.endswith("packed") and store == "files" else "full"
     config = resolve(TrainConfig(data=data.root, image_size=size, arch="workshop_cnn", shuffle=shuffle))
     labels = rows["label"].to_numpy().astype(np.int64)
-    opened = stores.open_store(refs, rows.num_rows, size)
+    opened = stores.open_store(loaded.blocks, rows.num_rows, size)
     at = np.arange(rows.num_rows) + data.table["key"].to_pylist().index(rows["key"][0].as_py())
     hashes = rng.key_hash(rows["key"].to_pylist())
     return ingest.Batches(config, opened, labels, hashes, orders.block_of(at), 0, 1, threads)

@@ -37,7 +37,7 @@ from catdog.training.recipes import get_recipe
 from catdog.training.replica import build_replica
 from catdog.training.request import PLACE_FIELDS, TrainConfig
 from catdog.training.step import training_step
-from catdog.training.stores import StoreChoice
+from catdog.training.stores import LoadedImages, StoreChoice
 from catdog.waiting import wait_for
 
 _IMAGES = 256
@@ -331,7 +331,8 @@ def _job(
     weights: ray.ObjectRef | None,
     teacher: Teacher | None,
 ) -> WorkerJob:
-    split = SplitData([], keys, labels, np.arange(len(keys)))
+    images = LoadedImages([], [], config.model.image_size, "decoded")
+    split = SplitData(images, keys, labels, np.arange(len(keys)))
     nowhere = Lease("", "measuring")
     return WorkerJob(
         config, plan, split, split, weights, None, 0.5, ("", ""), "", Provenance(), nowhere, None, 0.0, teacher

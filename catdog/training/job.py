@@ -14,6 +14,7 @@ from catdog.resources import TrainPlan
 from catdog.rng import Keys
 from catdog.training.config import ResolvedConfig
 from catdog.training.distillation import Teacher
+from catdog.training.stores import LoadedImages
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,13 @@ class SplitData:
     """The images of one split, in the order of the catalog.
 
     Attributes:
-        refs: references to the blocks that `stores.load_images` made.
+        images: in shared memory.
         keys: catalog keys, N.
         labels: int64, N, 0 or 1.
         blocks: int64, N: the block of the catalog that each row is in.
     """
 
-    refs: list[ray.ObjectRef]
+    images: LoadedImages
     keys: Keys
     labels: np.ndarray
     blocks: np.ndarray

@@ -2,23 +2,25 @@
 
 A Ray Data job reads and decodes each image once before the workers start, so that all stores know which images are
 readable, and none of those can harm a worker later. What it keeps of an image is the store's: its pixels, its bytes, or
-where it is. Every store gives the same pixels for a row.
+where it is. Every store gives the same pixels for a row. What lay on a node that is gone is read again from the files.
 """
 
 from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from catdog import cluster, resources, storage
+from catdog import cluster, resources, stall, storage
 from catdog.choices import StoreName
 from catdog.data import images, isolation
 from catdog.errors import CatdogError
@@ -35,6 +37,9 @@ _SAMPLE, _MARGIN = 64, 1.15
 _GROUPS = 2 * orders.WINDOW
 # Groups that are read at the same time.
 _READERS = 8
+_FAILED = "decoding the images failed: {cause}"
+# Seconds between looks for blocks that are nowhere any more.
+_LOOK_SECONDS = 2.0
 
 
 class StoreChoice(NamedTuple):
@@ -105,9 +110,26 @@ def _gigabytes(count: float) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
+class LoadedImages(NamedTuple):
+    """A split's images in Ray's shared memory, of any of the cluster's nodes.
+
+    Attributes:
+        blocks: references to tables with the columns row (0 to N-1), status, detail, and pixels (S·S·3 bytes, uint8
+            RGB), data (the file) or uri. They live as long as the references are held.
+        sources: references to tables with the columns row and uri, which are on this process's node.
+        size: S, in pixels.
+        store: whose the blocks are.
+    """
+
+    blocks: list[ray.ObjectRef]
+    sources: list[ray.ObjectRef]
+    size: int
+    store: StoreName
+
+
 def load_images(
     splits: dict[str, pa.Table], size: int, store: StoreName, on_event: EventHandler
-) -> dict[str, list[ray.ObjectRef]]:
+) -> dict[str, LoadedImages]:
     """Reads and decodes splits on all CPUs, and keeps what a store needs in Ray's shared memory.
 
     Args:
@@ -116,29 +138,25 @@ def load_images(
         store: where the images are to be.
         on_event: told of `Progress`.
 
-    Returns:
-        Blocks of each split, with the columns row (0 to N-1), status, detail, and pixels (S·S·3 bytes, uint8 RGB), data
-        (the file) or uri. They live as long as their references are held.
-
     Raises:
         CatdogError: a task failed for another reason than an image.
     """
     done, total = 0, sum(rows.num_rows for rows in splits.values())
-    found: dict[str, list[ray.ObjectRef]] = {}
+    found: dict[str, LoadedImages] = {}
     load = functools.partial(_load_block, size=size, store=store)
     on_event(Progress("decoding", 0, total))
     for split, rows in splits.items():
-        blocks = [
-            pa.table({"row": range(start, start + part.num_rows), "uri": part["uri"]})
+        sources = [
+            ray.put(pa.table({"row": range(start, start + part.num_rows), "uri": part["uri"]}))
             for start in range(0, rows.num_rows, _BLOCK_ROWS)
             if (part := rows.slice(start, _BLOCK_ROWS))
         ]
-        dataset = ray.data.from_arrow(blocks).map_batches(load, batch_format="pyarrow", batch_size=None)
-        found[split] = []
-        with cluster.ray_errors("decoding the images failed: {cause}"):
+        dataset = ray.data.from_arrow_refs(sources).map_batches(load, batch_format="pyarrow", batch_size=None)
+        found[split] = LoadedImages([], sources, size, store)
+        with cluster.ray_errors(_FAILED):
             # As `materialize`, which says nothing until all is done.
             for bundle in dataset.iter_internal_ref_bundles():
-                found[split] += bundle.block_refs
+                found[split].blocks.extend(bundle.block_refs)
                 done += bundle.num_rows() or 0
                 on_event(Progress("decoding", done, total))
     return found
@@ -160,6 +178,68 @@ def _load_block(block: pa.Table, size: int, store: StoreName) -> pa.Table:
     else:
         name, kept = "uri", block["uri"]
     return pa.table({"row": rows, name: kept, "status": statuses, "detail": details})
+
+
+def find_blocks(loaded: LoadedImages, cpus: int, on_event: Callable[[Progress], None]) -> list[ray.ObjectRef]:
+    """Waits until a split's blocks are on this node, and decodes those again that lay on nodes that are gone.
+
+    Ray decodes them again by itself, as soon as a CPU is free. While a run's workers wait for that, none may ever be.
+
+    Args:
+        loaded: the split.
+        cpus: that may decode, of this node.
+        on_event: told of `Progress` where something is decoded again.
+
+    Returns:
+        References to blocks with every row.
+
+    Raises:
+        CatdogError: a task failed for another reason than an image.
+    """
+    kept = _blocks_in_reach(loaded.blocks)
+    if len(kept) == len(loaded.blocks):
+        return loaded.blocks
+    known = pa.array(np.concatenate([np.empty(0, np.int64), *(table["row"].to_numpy() for table in ray.get(kept))]))
+    lost = [rows for source in ray.get(loaded.sources) if (rows := _without(source, known)).num_rows]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    load = ray.remote(_load_block).options(
+        num_cpus=0,  # those of the worker that waits
+        max_retries=isolation.MOST_DEATHS,
+        scheduling_strategy=here,
+    )
+    made: list[ray.ObjectRef] = []
+    running: list[ray.ObjectRef] = []
+    done, total = 0, sum(rows.num_rows for rows in lost)
+    on_event(Progress("decoding", done, total))
+    with cluster.ray_errors(_FAILED):
+        for rows in lost:
+            if len(running) == cpus:
+                ready, running = ray.wait(running)
+                done += sum(table.num_rows for table in ray.get(ready))
+                on_event(Progress("decoding", done, total))
+            running.append(load.remote(rows, loaded.size, loaded.store))
+            made.append(running[-1])
+        ray.get(running)
+    on_event(Progress("decoding", total, total))
+    return kept + made
+
+
+def _blocks_in_reach(blocks: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
+    """Fetches blocks to this node; returns those that are there."""
+    lost: set[ray.ObjectRef] = set()
+    waiting = blocks
+    while waiting:
+        waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_LOOK_SECONDS)[1]
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        places = ray.experimental.get_object_locations(waiting)
+        lost |= {block for block, place in places.items() if not (place["did_spill"] or alive & set(place["node_ids"]))}
+        waiting = [block for block in waiting if block not in lost]
+        stall.beat()
+    return [block for block in blocks if block not in lost]
+
+
+def _without(source: pa.Table, known: pa.Array) -> pa.Table:
+    return source.filter(pc.invert(pc.is_in(source["row"], known)))
 
 
 class ImageStore(ABC):
@@ -252,33 +332,33 @@ class FileStore(ImageStore):
             yield from map(images.fetch, some)
 
 
-def open_store(refs: list[ray.ObjectRef], rows: int, size: int) -> ImageStore:
-    """Opens the blocks of `load_images` in this process.
+def open_store(blocks: list[ray.ObjectRef], rows: int, size: int) -> ImageStore:
+    """Opens a split's blocks in this process.
 
     Args:
-        refs: of the blocks.
+        blocks: references, of `LoadedImages` or `find_blocks`.
         rows: N, how many rows the split has.
         size: S, in pixels.
     """
-    blocks: list[Any] = []
+    opened: list[Any] = []
     rejected: list[tuple[int, str]] = []
     where = np.full((rows, 2), -1, np.int64)
     kept = "pixels"
-    for table in ray.get(refs):
+    for table in ray.get(blocks):
         for batch in table.to_batches():
             kept = batch.schema.names[1]
             row = batch.column("row").to_numpy()
             readable = np.array(batch.column("status").to_pylist()) != "unreadable"
-            where[row[readable], 0] = len(blocks)
+            where[row[readable], 0] = len(opened)
             where[row[readable], 1] = np.flatnonzero(readable)
             rejected += [(int(row[at]), batch.column("detail")[int(at)].as_py()) for at in np.flatnonzero(~readable)]
             column = batch.column(kept)
-            blocks.append(_pixels(column, size) if kept == "pixels" else column)
+            opened.append(_pixels(column, size) if kept == "pixels" else column)
     rejected.sort()
     if kept == "pixels":
-        return DecodedStore(blocks, where, rejected)
+        return DecodedStore(opened, where, rejected)
     images.use_one_thread()
-    return (EncodedStore if kept == "data" else FileStore)(blocks, where, rejected, size)
+    return (EncodedStore if kept == "data" else FileStore)(opened, where, rejected, size)
 
 
 def _pixels(column: pa.Array, size: int) -> np.ndarray:

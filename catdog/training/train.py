@@ -212,7 +212,7 @@ def plan_resources(config: ResolvedConfig, may_grow: bool) -> resources.TrainPla
     )
 
 
-def _split_data(data: Catalog, rows: pa.Table, loaded: list[ray.ObjectRef]) -> SplitData:
+def _split_data(data: Catalog, rows: pa.Table, loaded: stores.LoadedImages) -> SplitData:
     at = pc.index_in(rows["key"], data.table["key"].combine_chunks()).to_numpy()
     labels = rows["label"].to_numpy().astype(np.int64)
     return SplitData(loaded, rows["key"], labels, orders.block_of(at.astype(np.int64)))

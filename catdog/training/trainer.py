@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import ray
 import ray.train
+from ray.train.collective import broadcast_from_rank_zero
 
 from catdog import rng, stall
 from catdog.errors import CatdogError
@@ -83,8 +85,8 @@ class Trainer:
         context = ray.train.get_context()
         keras.utils.set_random_seed(config.run.seed)
         self.group = group = distributed.join(context.get_world_rank(), context.get_world_size(), job.plan.gpu)
-        self.train_pixels = _fetch_pixels(job.train, config.model.image_size, "training")
-        valid_pixels = _fetch_pixels(job.valid, config.model.image_size, "validation")
+        self.train_pixels = self._fetch_pixels(job.train, "training")
+        valid_pixels = self._fetch_pixels(job.valid, "validation")
         hashes, train = rng.key_hash(job.train.keys), job.train
         # Without a GPU, the step itself uses all CPUs.
         threads = job.plan.cpus_per_worker if job.plan.gpu else 1
@@ -106,6 +108,25 @@ class Trainer:
         self.clock = CheckpointClock(config.resources.checkpoint_minutes, group)
         self.choice = choose_precision(config, self.replica, group, self.batches, self.progress)
         self.progress.precision = self.choice.precision
+
+    def _fetch_pixels(self, data: SplitData, split: str) -> ImageStore:
+        """Opens a split's images.
+
+        Raises:
+            CommonError: too many of them are unreadable.
+        """
+        found: list[ray.ObjectRef] = []
+        if self.group.rank == 0:
+            blocks = stores.find_blocks(data.images, self.job.plan.cpus_per_worker, self._tell)
+            found = [ray.put(blocks)]  # Ray Train shares only what is small
+        (shared,) = broadcast_from_rank_zero(found)
+        pixels = stores.open_store(ray.get(shared), len(data.labels), data.images.size)
+        if len(pixels.rejected) > _MAX_REJECTED * len(pixels.where):
+            raise CommonError(
+                f"{len(pixels.rejected)} of {len(pixels.where)} {split} images could not be used, more than "
+                f"{_MAX_REJECTED:.0%} (the first {pixels.rejected[0][1]}); is the data set on every node?"
+            )
+        return pixels
 
     def run(self) -> TrainResult | None:
         """Trains to the last epoch or until patience runs out, then writes the bundle with the weights to keep."""
@@ -268,18 +289,3 @@ class Trainer:
             self.board.add(entry)
         best = self.stopping.keep == "best" and self.progress.best_epoch == self.progress.epoch
         self._tell(EpochDone(**entry, best=best))
-
-
-def _fetch_pixels(data: SplitData, size: int, split: str) -> ImageStore:
-    """Opens a split's images, S×S pixels each.
-
-    Raises:
-        CommonError: too many of them are unreadable.
-    """
-    pixels = stores.open_store(data.refs, len(data.labels), size)
-    if len(pixels.rejected) > _MAX_REJECTED * len(pixels.where):
-        raise CommonError(
-            f"{len(pixels.rejected)} of {len(pixels.where)} {split} images could not be used, more than "
-            f"{_MAX_REJECTED:.0%} (the first {pixels.rejected[0][1]}); is the data set on every node?"
-        )
-    return pixels
