@@ -331,7 +331,7 @@ def _job(
     weights: ray.ObjectRef | None,
     teacher: Teacher | None,
 ) -> WorkerJob:
-    images = LoadedImages([], [], config.model.image_size, "decoded")
+    images = LoadedImages([], ray.ObjectRef.nil(), config.model.image_size, "decoded")
     split = SplitData(images, keys, labels, np.arange(len(keys)))
     nowhere = Lease("", "measuring")
     return WorkerJob(

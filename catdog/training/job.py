@@ -22,7 +22,7 @@ class SplitData:
     """The images of one split, in the order of the catalog.
 
     Attributes:
-        images: in shared memory.
+        images: those, in shared memory.
         keys: catalog keys, N.
         labels: int64, N, 0 or 1.
         blocks: int64, N: the block of the catalog that each row is in.

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -38,8 +38,9 @@ _GROUPS = 2 * orders.WINDOW
 # Groups that are read at the same time.
 _READERS = 8
 _FAILED = "decoding the images failed: {cause}"
-# Seconds between looks for blocks that are nowhere any more.
-_LOOK_SECONDS = 2.0
+# Seconds between looks for blocks of which no node has a copy, and looks after which they are lost. One that Ray had
+# written to a disk may be read from there, unless that was the lost node's.
+_LOOK_SECONDS, _LOOKS, _SPILLED_LOOKS = 2.0, 2, 15
 
 
 class StoreChoice(NamedTuple):
@@ -111,18 +112,18 @@ def _gigabytes(count: float) -> str:
 
 
 class LoadedImages(NamedTuple):
-    """A split's images in Ray's shared memory, of any of the cluster's nodes.
+    """A split's images in Ray's shared memory, spread over the cluster's nodes.
 
     Attributes:
         blocks: references to tables with the columns row (0 to N-1), status, detail, and pixels (S·S·3 bytes, uint8
             RGB), data (the file) or uri. They live as long as the references are held.
-        sources: references to tables with the columns row and uri, which are on this process's node.
+        rows: a reference to a table with the columns row and uri, which is on the driver's node.
         size: S, in pixels.
-        store: whose the blocks are.
+        store: the store that the blocks are for.
     """
 
     blocks: list[ray.ObjectRef]
-    sources: list[ray.ObjectRef]
+    rows: ray.ObjectRef
     size: int
     store: StoreName
 
@@ -138,6 +139,9 @@ def load_images(
         store: where the images are to be.
         on_event: told of `Progress`.
 
+    Returns:
+        The images of each split.
+
     Raises:
         CatdogError: a task failed for another reason than an image.
     """
@@ -146,13 +150,9 @@ def load_images(
     load = functools.partial(_load_block, size=size, store=store)
     on_event(Progress("decoding", 0, total))
     for split, rows in splits.items():
-        sources = [
-            ray.put(pa.table({"row": range(start, start + part.num_rows), "uri": part["uri"]}))
-            for start in range(0, rows.num_rows, _BLOCK_ROWS)
-            if (part := rows.slice(start, _BLOCK_ROWS))
-        ]
-        dataset = ray.data.from_arrow_refs(sources).map_batches(load, batch_format="pyarrow", batch_size=None)
-        found[split] = LoadedImages([], sources, size, store)
+        numbered = pa.table({"row": range(rows.num_rows), "uri": rows["uri"]})
+        dataset = ray.data.from_arrow(_in_blocks(numbered)).map_batches(load, batch_format="pyarrow", batch_size=None)
+        found[split] = LoadedImages([], ray.put(numbered), size, store)
         with cluster.ray_errors(_FAILED):
             # As `materialize`, which says nothing until all is done.
             for bundle in dataset.iter_internal_ref_bundles():
@@ -160,6 +160,10 @@ def load_images(
                 done += bundle.num_rows() or 0
                 on_event(Progress("decoding", done, total))
     return found
+
+
+def _in_blocks(rows: pa.Table) -> list[pa.Table]:
+    return [rows.slice(start, _BLOCK_ROWS) for start in range(0, rows.num_rows, _BLOCK_ROWS)]
 
 
 def _load_block(block: pa.Table, size: int, store: StoreName) -> pa.Table:
@@ -187,7 +191,7 @@ def find_blocks(loaded: LoadedImages, cpus: int, on_event: Callable[[Progress], 
 
     Args:
         loaded: the split.
-        cpus: that may decode, of this node.
+        cpus: how many tasks may decode at a time.
         on_event: told of `Progress` where something is decoded again.
 
     Returns:
@@ -198,48 +202,48 @@ def find_blocks(loaded: LoadedImages, cpus: int, on_event: Callable[[Progress], 
     """
     kept = _blocks_in_reach(loaded.blocks)
     if len(kept) == len(loaded.blocks):
-        return loaded.blocks
-    known = pa.array(np.concatenate([np.empty(0, np.int64), *(table["row"].to_numpy() for table in ray.get(kept))]))
-    lost = [rows for source in ray.get(loaded.sources) if (rows := _without(source, known)).num_rows]
+        return kept
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     load = ray.remote(_load_block).options(
         num_cpus=0,  # those of the worker that waits
         max_retries=isolation.MOST_DEATHS,
         scheduling_strategy=here,
     )
-    made: list[ray.ObjectRef] = []
-    running: list[ray.ObjectRef] = []
-    done, total = 0, sum(rows.num_rows for rows in lost)
-    on_event(Progress("decoding", done, total))
     with cluster.ray_errors(_FAILED):
-        for rows in lost:
+        known = [table["row"].to_numpy() for table in ray.get(kept)]
+        rows = ray.get(loaded.rows)
+        lost = rows.filter(~np.isin(rows["row"].to_numpy(), np.concatenate([np.empty(0, np.int64), *known])))
+        made: list[ray.ObjectRef] = []
+        running: list[ray.ObjectRef] = []
+        done = 0
+        on_event(Progress("decoding", done, lost.num_rows))
+        for block in _in_blocks(lost):
             if len(running) == cpus:
                 ready, running = ray.wait(running)
                 done += sum(table.num_rows for table in ray.get(ready))
-                on_event(Progress("decoding", done, total))
-            running.append(load.remote(rows, loaded.size, loaded.store))
-            made.append(running[-1])
+                on_event(Progress("decoding", done, lost.num_rows))
+            made.append(load.remote(block, loaded.size, loaded.store))
+            running.append(made[-1])
         ray.get(running)
-    on_event(Progress("decoding", total, total))
+    on_event(Progress("decoding", lost.num_rows, lost.num_rows))
     return kept + made
 
 
 def _blocks_in_reach(blocks: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
     """Fetches blocks to this node; returns those that are there."""
-    lost: set[ray.ObjectRef] = set()
-    waiting = blocks
+    waiting, lost = blocks, set[ray.ObjectRef]()
+    looks = Counter[ray.ObjectRef]()  # in a row, that found no copy of a block on any node
     while waiting:
-        waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_LOOK_SECONDS)[1]
+        ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_LOOK_SECONDS)
+        if ready:
+            stall.beat()
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        places = ray.experimental.get_object_locations(waiting)
-        lost |= {block for block, place in places.items() if not (place["did_spill"] or alive & set(place["node_ids"]))}
+        for block, place in ray.experimental.get_object_locations(waiting).items():
+            looks[block] = 0 if alive & set(place["node_ids"]) else looks[block] + 1
+            if looks[block] >= (_SPILLED_LOOKS if place["did_spill"] else _LOOKS):
+                lost.add(block)
         waiting = [block for block in waiting if block not in lost]
-        stall.beat()
     return [block for block in blocks if block not in lost]
-
-
-def _without(source: pa.Table, known: pa.Array) -> pa.Table:
-    return source.filter(pc.invert(pc.is_in(source["row"], known)))
 
 
 class ImageStore(ABC):

@@ -118,7 +118,9 @@ class Trainer:
         found: list[ray.ObjectRef] = []
         if self.group.rank == 0:
             blocks = stores.find_blocks(data.images, self.job.plan.cpus_per_worker, self._tell)
-            found = [ray.put(blocks)]  # Ray Train shares only what is small
+            # Ray Train shares only what is small. It pickles what it is given, so that the blocks live as long as this
+            # process.
+            found = [ray.put(blocks)]
         (shared,) = broadcast_from_rank_zero(found)
         pixels = stores.open_store(ray.get(shared), len(data.labels), data.images.size)
         if len(pixels.rejected) > _MAX_REJECTED * len(pixels.where):

@@ -32,7 +32,7 @@ from catdog.training.job import SplitData, WorkerJob
 from catdog.training.replica import Replica, build_replica
 from catdog.training.request import TrainConfig
 from catdog.training.step import training_step
-from catdog.training.stores import DecodedStore
+from catdog.training.stores import DecodedStore, LoadedImages
 
 COUNT, SIZE, TEACHER_SIZE = 12, 48, 64
 # Fields of `bundle.json` that are of its files.
@@ -87,7 +87,7 @@ def config(**options: Any) -> ResolvedConfig:
 def build(given: ResolvedConfig, teacher: Teacher | None) -> tuple[Replica, Batches]:
     """A replica that begins with the same weights each time, and batches."""
     keys, labels, rows = [str(number) for number in range(COUNT)], np.arange(COUNT) % 2, np.arange(COUNT)
-    split = SplitData([], keys, labels, rows)
+    split = SplitData(LoadedImages([], ray.ObjectRef.nil(), SIZE, "decoded"), keys, labels, rows)
     keras.utils.set_random_seed(3)
     nothing = Provenance(), Lease("", "testing"), None
     plan, names = TrainPlan(1, 1, False), ("cat", "dog")

@@ -27,7 +27,7 @@ from catdog.training.job import SplitData, WorkerJob
 from catdog.training.precision import choose_precision
 from catdog.training.replica import Replica, build_replica
 from catdog.training.request import TrainConfig
-from catdog.training.stores import DecodedStore
+from catdog.training.stores import DecodedStore, LoadedImages
 
 COUNT, SIZE = 16, 48
 SCRATCH: dict[str, Any] = {"arch": "small_resnet", "weights": "none", "recipe": "plain"}
@@ -42,7 +42,7 @@ def config(**options: Any) -> ResolvedConfig:
 def build(config: ResolvedConfig, gpu: bool = True, saved: Precision | None = None) -> tuple[Replica, Batches]:
     """A worker's replica, of random weights that are always the same, and batches of coloured squares."""
     keys, labels = [str(number) for number in range(COUNT)], np.arange(COUNT) % 2
-    split = SplitData([], keys, labels, np.arange(COUNT))
+    split = SplitData(LoadedImages([], ray.ObjectRef.nil(), SIZE, "decoded"), keys, labels, np.arange(COUNT))
     nothing = Provenance(), Lease("", "testing"), None
     keras.utils.set_random_seed(3)
     job = WorkerJob(config, TrainPlan(1, 1, gpu), split, split, None, None, 0.5, ("cat", "dog"), "", *nothing, 0.0)

@@ -27,7 +27,7 @@ from catdog.training.job import SplitData, WorkerJob
 from catdog.training.precision import choose_precision, possible_precisions
 from catdog.training.replica import Replica, build_replica
 from catdog.training.request import TrainConfig
-from catdog.training.stores import DecodedStore
+from catdog.training.stores import DecodedStore, LoadedImages
 
 COUNT, SIZE = 16, 48
 
@@ -52,7 +52,7 @@ def config(**options: Any) -> ResolvedConfig:
 def build(config: ResolvedConfig, group: WorkerGroup) -> tuple[Replica, Batches]:
     """A worker's replica, of random weights that are always the same, and batches of noise."""
     keys, labels = [str(number) for number in range(COUNT)], np.arange(COUNT) % 2
-    split = SplitData([], keys, labels, np.arange(COUNT))
+    split = SplitData(LoadedImages([], ray.ObjectRef.nil(), SIZE, "decoded"), keys, labels, np.arange(COUNT))
     plan = TrainPlan(1, 1, False)
     nothing = Provenance(), Lease("", "testing"), None
     keras.utils.set_random_seed(3)
