@@ -406,10 +406,9 @@ parts.PART_ROWS = 4
 actors = []
 for cpus, gpus, jobs in CLUSTERS:
     ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
-    for data, out, *options in jobs:
+    for data, out in jobs:
         events = []
-        config = score.ScoreConfig(model=MODEL, data=data, out=out, **dict(options))
-        score.score_dataset(config, events.append)
+        score.score_dataset(score.ScoreConfig(model=MODEL, data=data, out=out), events.append)
         actors.append(events[0].actors)
     ray.shutdown()
 assert "tensorflow" not in sys.modules  # which takes seconds to import, and the driver has no use for it
@@ -418,7 +417,7 @@ print(json.dumps(actors))
 
 
 def test_no_cluster_starves(drawn: Catalog, untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One to four CPUs, and a GPU that two read ahead for, also for two actors on it; splits that sets may have.
+    """One to four CPUs, and a GPU that two read ahead for; splits that sets may have.
 
     Ray only counts the GPU: TensorFlow finds none and predicts on the CPU, which is all the same to the plan.
     """
@@ -432,14 +431,14 @@ def test_no_cluster_starves(drawn: Catalog, untrained: str, tmp_path: Path, monk
     without = drawn.table.filter(np.array(drawn.table["split"].to_pylist()) != "test")
     bare = Catalog(without, drawn.class_names, str(tmp_path / "bare"), drawn.options)
     bare.write()
-    outs = {name: tmp_path / name / "results.csv" for name in ("one", "bare", "gpu", "shared", "four")}
+    outs = {name: tmp_path / name / "results.csv" for name in ("one", "bare", "gpu", "four")}
     clusters = [
         (1, 0, [(labelled.root, str(outs["one"])), (bare.root, str(outs["bare"]))]),
-        (2, 1, [(drawn.root, str(outs["gpu"])), (drawn.root, str(outs["shared"]), ("gpus_per_actor", 0.5))]),
+        (2, 1, [(drawn.root, str(outs["gpu"]))]),
         (4, 0, [(labelled.root, str(outs["four"]))]),
     ]
     printed = in_process(f"CLUSTERS, MODEL = {clusters!r}, {untrained!r}\n{SCORED_ON}", timeout=240)
-    assert json.loads(printed.splitlines()[-1]) == [1, 1, 1, 2, 4]
+    assert json.loads(printed.splitlines()[-1]) == [1, 1, 1, 4]
 
     def report(name: str) -> dict:
         return json.loads(outs[name].with_name("results.report.json").read_text())
@@ -453,7 +452,6 @@ def test_no_cluster_starves(drawn: Catalog, untrained: str, tmp_path: Path, monk
     assert outs["one"].read_bytes() == outs["four"].read_bytes()
     assert report("four")["test"]["n"] == submission.check_submission(str(outs["four"]), labelled).rows == 24
     assert json.loads(outs["gpu"].with_name("results.meta.json").read_text())["engine"] == "tensorflow"
-    assert outs["shared"].read_bytes() == outs["gpu"].read_bytes()
     loaded = ModelBundle.load(untrained, "tensorflow")
     pixels = np.stack([images.read_image(uri, 32).pixels for uri in drawn.split("test")["uri"].to_pylist()])
     written = [float(line.split(",")[1]) for line in outs["gpu"].read_text().splitlines()[1:]]
