@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,17 +143,28 @@ print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if 
 
 
 def prepare(folder: Folder = None) -> None:
-    """Memory that `data prepare` takes for an image, from zips of 2,000 and 22,000 of them."""
-    root, peaks = workplace(folder), []
-    root.mkdir(exist_ok=True)
-    for count in (2_000, 22_000):
-        source, dest = root / f"{count}.zip", root / str(count)
-        with zipfile.ZipFile(source, "w") as file:
-            for number in range(count):  # no two are equal, and nothing decodes them
-                file.writestr(f"train/{('cat', 'dog')[number % 2]}.{number}.jpg", b"\xff\xd8\xff%d" % number)
-        shutil.rmtree(dest, ignore_errors=True)
-        peaks.append(int(timed([sys.executable, "-c", _PREPARE, str(source), str(dest)])[1]))
-    say(f"\n`data prepare` of a zip: {(peaks[1] - peaks[0]) / 20_000:,.0f} bytes an image")
+    """Memory that `data prepare` takes for an image, from zips and folders of 20,000 and 120,000 of them."""
+    root = workplace(folder)
+    for kind in ("zip", "folder"):
+        peaks = []
+        for count in (20_000, 120_000):
+            source, dest = root / f"{count}.{kind}", root / str(count)
+            for old in (source, dest):  # of a call before
+                (shutil.rmtree if old.is_dir() else partial(Path.unlink, missing_ok=True))(old)
+            root.mkdir(parents=True, exist_ok=True)
+            pairs = ((f"{('cat', 'dog')[number % 2]}.{number}.jpg", number) for number in range(count))
+            if kind == "zip":
+                with zipfile.ZipFile(source, "w") as file:
+                    for name, number in pairs:  # no two are equal, and nothing decodes them
+                        file.writestr(f"train/{name}", b"\xff\xd8\xff%d" % number)
+            else:
+                (source / "train").mkdir(parents=True)
+                for name, number in pairs:
+                    (source / "train" / name).write_bytes(b"\xff\xd8\xff%d" % number)
+            peaks.append(int(timed([sys.executable, "-c", _PREPARE, str(source), str(dest)])[1]))
+            shutil.rmtree(dest)
+            (shutil.rmtree if source.is_dir() else Path.unlink)(source)
+        say(f"`data prepare` of a {kind}: {(peaks[1] - peaks[0]) / 100_000:,.0f} bytes an image")
 
 
 def balance(sizes: list[int], actors: int) -> float:

@@ -33,7 +33,7 @@ _WRITE_BATCH, _WRITE_BYTES = 64, 64 << 20
 _LEASE_NAME = "preparing.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Copied:
     """A copied image: SHA-256 and size of its bytes; the size is None for a folder."""
 
@@ -117,7 +117,9 @@ def prepare_dataset(
                     layout = layout.swapped()
                 _require_addition(previous, layout)
             known = {} if previous is None else _columns(previous, "key", "split")
-            copied = _copy(sources.read_images(source, Path(scratch), set(layout.rows)), layout, dest, known, on_event)
+            copied = _copy(
+                sources.read_images(source, Path(scratch), layout.rows.keys()), layout, dest, known, on_event
+            )
             rows = [dataclasses.replace(row, digest=_digest(copied[row.key])) for row in layout.rows.values()]
             settled = splits.assign_splits(
                 rows, layout.own_valid, valid_fraction, split_seed, duplicates, known, on_remark

@@ -17,7 +17,7 @@ CLASS_FOLDERS = {"cat": 0, "cats": 0, "dog": 1, "dogs": 1}
 _CLASS_PREFIX = re.compile(r"^(cat|dog)s?[._ -]*\(?\d", re.IGNORECASE)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Row:
     """One image on its way into the catalog.
 
@@ -295,8 +295,16 @@ def missing_numbers(ids: Iterable[str]) -> list[int]:
     return [number for number in range(first, last) if number not in numbers]
 
 
-def natural_order(key: str) -> list[tuple[int, int, str]]:
-    """Sort key for natural order: cat.9.jpg before cat.10.jpg."""
-    return [
-        (0, int(part), "") if part.isascii() and part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", key)
-    ]
+def natural_order(key: str) -> str:
+    """Sort key for natural order, cat.9.jpg before cat.10.jpg; one string, as there may be millions of them."""
+    texts = re.split(r"(\d+)", key)
+    texts[1::2] = [f"\0{_in_order(number)}\0" for number in texts[1::2]]  # no text goes on after its end
+    return "".join(texts)
+
+
+def _in_order(number: str) -> str:
+    """Of two numbers, the one with more digits is greater. Those in other scripts are text, after all numbers."""
+    if not number.isascii():
+        return f"\U0010ffff{number}"
+    digits = number.lstrip("0")
+    return chr(1 + len(digits)) + digits

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -50,7 +50,7 @@ class Given(NamedTuple):
     split: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A file of a source.
 
@@ -138,7 +138,7 @@ def split_of(path: str) -> str | None:
     return next((SPLIT_FOLDERS[folder] for folder in folders if folder in SPLIT_FOLDERS), None)
 
 
-def read_images(source: str, scratch: Path, wanted: set[str]) -> Iterator[tuple[str, bytes | None]]:
+def read_images(source: str, scratch: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
     """Reads images of a source, in the order of the source.
 
     Args:
@@ -156,7 +156,7 @@ def read_images(source: str, scratch: Path, wanted: set[str]) -> Iterator[tuple[
         yield entry.path, None if entry.size is None else entry.read(-1)
 
 
-def iter_entries(source: str, scratch: Path, wanted: set[str]) -> Iterator[Entry]:
+def iter_entries(source: str, scratch: Path, wanted: Collection[str]) -> Iterator[Entry]:
     """The wanted files of a source, in its order, unread; arguments and errors as for `read_images`."""
     return (entry for entry in _walk(source, scratch) if entry.path in wanted)
 
@@ -215,16 +215,17 @@ def _local_entries(source: str) -> Iterator[Entry]:
                 continue
             size = None if stat.S_ISDIR(status.st_mode) else status.st_size
             regular = size is None or stat.S_ISREG(status.st_mode)
-            yield Entry(escape_path(relative), size, "" if regular else "not a regular file", _local_reader(place))
+            reader = _local_reader(str(place))  # a Path would take much more memory
+            yield Entry(escape_path(relative), size, "" if regular else "not a regular file", reader)
 
 
-def _local_reader(place: Path) -> Callable[[int], bytes]:
+def _local_reader(place: str) -> Callable[[int], bytes]:
     def read(count: int) -> bytes:
         try:
             with open(place, "rb") as stream:
                 return stream.read(count)
         except OSError as error:
-            raise _cannot_read(str(place), error) from error
+            raise _cannot_read(place, error) from error
 
     return read
 

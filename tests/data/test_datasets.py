@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,25 @@ def test_kaggles_zip_in_zip(tmp_path: Path) -> None:
     again = catalog.read_catalog(str(tmp_path / "set"))
     assert again.table.equals(data.table)
     assert again.fingerprint == data.fingerprint
+
+
+def test_numbers_in_names_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    """Which ends of names, signs and leading zeros do not change; the order of older data sets must stay."""
+    names = ["a 5.jpg", "a.jpg", "a-12.jpg", "a-012.5.jpg", "a007.jpg", "a9.jpg", "a9b.jpg", "a10.jpg", "a10-2.jpg",
+             "a10-10.jpg", "a123456789012345678901.jpg", "aé3.jpg", "b.jpg", "b1.jpg",
+             "a１.jpg", "a１２.jpg", "a٣b.jpg"]  # fmt: skip
+    write(tmp_path / "source", {f"test/{name}": jpeg(number) for number, name in enumerate(names)})
+    write(tmp_path / "source", {f"train/{pet}.{number}.jpg": jpeg(99 + ord(pet[0]) + number) for pet in ("cat", "dog")
+                                for number in (2, 10)})  # fmt: skip
+    data = datasets.prepare_dataset(str(tmp_path / "source"), str(tmp_path / "set"))
+
+    def by_parts(key: str) -> list[tuple[int, int, str]]:
+        parts = re.split(r"(\d+)", key)
+        return [(0, int(part), "") if part.isascii() and part.isdecimal() else (1, 0, part) for part in parts]
+
+    found = data.split("test")["key"].to_pylist()
+    assert found == sorted(sorted(found), key=by_parts)
+    assert found.index("test/a9.jpg") < found.index("test/a10.jpg") < found.index("test/b.jpg")
 
 
 def test_zip_folder_and_half_unpacked_give_the_same_catalog(tmp_path: Path) -> None:
