@@ -1,0 +1,97 @@
+"""What int8 changes in the log loss of all labelled photos: each fold's model quantised, and judged on its fold.
+
+    python benchmarks/int8_folds.py runs/fine-tune
+
+RUN is a finished cross-validation of one network per fold (`catdog train --folds 5 --name fine-tune`). A model is
+calibrated on its own training photos. Each side has temperatures and clips of its own, each fold's fitted to the
+others, as in `catdog oof`. Every photo must be readable. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import typer
+
+from catdog import rng, storage
+from catdog.data import catalog, images
+from catdog.evaluation import metrics
+from catdog.experiments import cross_validation
+from catdog.inference import bundle, engines
+from catdog.inference.quantise import Quantiser
+from catdog.inference.views import apply_view
+
+_BATCH = 256
+_CPUS = os.cpu_count() or 1
+
+
+class Setting(NamedTuple):
+    """Calibration photos, the largest weight in int8, and convolutions that stay in float32."""
+
+    photos: int
+    most: int
+    in_float: int
+
+
+SETTINGS = {
+    "7 bits, 512 photos, 2 in float32 (the command's default)": Setting(512, 64, 2),
+    "8 bits, 256 photos": Setting(256, 127, 0),
+}
+
+
+def quantised(data: bytes, known: np.ndarray, setting: Setting) -> bytes:
+    """The int8 model by a setting; `known` has 64 photos more than calibrate it, to choose what stays in float32."""
+    quantiser = Quantiser(data, known[: setting.photos], _CPUS)
+    worst: list[str] = []
+    if setting.in_float:
+        chosen = known[setting.photos : setting.photos + 64]
+        worst = quantiser.by_sensitivity(chosen, setting.most, _CPUS)[: setting.in_float]
+    return quantiser.quantise(setting.most, frozenset(worst))
+
+
+def main(run: Annotated[str, typer.Argument(help="A finished cross-validation.")]) -> None:
+    """Quantises and judges fold after fold."""
+    os.environ[catalog.ALLOW_OUTSIDE] = "1"
+    before = cross_validation.read_out_of_fold(run)
+    after = {name: np.full(len(before.keys), np.nan) for name in SETTINGS}
+    for fold in map(int, np.unique(before.folds)):
+        uri, info = bundle.read_info(storage.join(run, f"fold-{fold}"))
+        data = catalog.read_catalog(storage.join(run, "data", f"fold-{fold}"))
+
+        def decode(rows: pa.Table, size: int = info.image_size) -> np.ndarray:
+            return images.read_batch(rows["uri"].to_pylist(), [size]).pixels[size]
+
+        train = data.split("train")
+        order = np.argsort(rng.key_hash(train["key"].to_pylist()), kind="stable")
+        known = decode(train.take(order[: max(setting.photos for setting in SETTINGS.values()) + 64]))
+        if len(info.members) != 1:
+            raise typer.BadParameter(f"{uri} has {len(info.members)} members, expected one")
+        exact = bundle.read_onnx(uri, info, info.members[0])
+        (places,) = np.nonzero(before.folds == fold)
+        keys = pa.array([before.keys[place] for place in places])
+        rows = data.table.take(pc.index_in(keys, data.table["key"].combine_chunks()))
+        for name, setting in SETTINGS.items():
+            engine = engines.OnnxEngine(quantised(exact, known, setting), _CPUS)
+            for start in range(0, len(places), _BATCH):
+                pixels = decode(rows.slice(start, _BATCH))
+                views = [engine.logits(apply_view(pixels, view)) for view in info.views]
+                after[name][places[start : start + _BATCH]] = np.mean(views, axis=0)
+        typer.echo(f"fold {fold}", err=True)
+    exact_losses = before.losses
+    typer.echo(f"float32: log loss {exact_losses.mean():.4f} of {len(before.keys):,} photos\n")
+    typer.echo("| int8 | log loss | change | logits off (rms) |\n|---|---|---|---|")
+    for name, logits in after.items():
+        losses = dataclasses.replace(before, logits=logits).losses
+        low, high = metrics.difference_interval(losses - exact_losses)
+        off = np.sqrt(np.square(logits - before.logits).mean())
+        change = (losses - exact_losses).mean()
+        typer.echo(f"| {name} | {losses.mean():.4f} | {change:+.5f} ({low:+.5f} to {high:+.5f}) | {off:.3f} |")
+
+
+if __name__ == "__main__":
+    typer.run(main)
