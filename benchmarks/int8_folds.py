@@ -1,6 +1,6 @@
 """What int8 changes in the log loss of all labelled photos: each fold's model quantised, and judged on its fold.
 
-    python benchmarks/int8_folds.py runs/fine-tune
+    python benchmarks/int8_folds.py runs/fine-tune [--keep-float N …]
 
 RUN is a finished cross-validation of one network per fold (`catdog train --folds 5 --name fine-tune`). A model is
 calibrated on its own training photos. Each side has temperatures and clips of its own, each fold's fitted to the
@@ -38,12 +38,6 @@ class Setting(NamedTuple):
     in_float: int
 
 
-SETTINGS = {
-    "7 bits, 512 photos, 2 in float32 (the command's default)": Setting(512, 64, 2),
-    "8 bits, 256 photos": Setting(256, 127, 0),
-}
-
-
 def quantised(data: bytes, known: np.ndarray, setting: Setting) -> bytes:
     """The int8 model by a setting; `known` has 64 photos more than calibrate it, to choose what stays in float32."""
     quantiser = Quantiser(data, known[: setting.photos], _CPUS)
@@ -54,11 +48,16 @@ def quantised(data: bytes, known: np.ndarray, setting: Setting) -> bytes:
     return quantiser.quantise(setting.most, frozenset(worst))
 
 
-def main(run: Annotated[str, typer.Argument(help="A finished cross-validation.")]) -> None:
+def main(
+    run: Annotated[str, typer.Argument(help="A finished cross-validation.")],
+    keep_float: Annotated[list[int] | None, typer.Option(help="Of 7 bits; once for each. Default: 2.")] = None,
+) -> None:
     """Quantises and judges fold after fold."""
+    settings = {f"7 bits, 512 photos, {count} in float32": Setting(512, 64, count) for count in keep_float or [2]}
+    settings["8 bits, 256 photos"] = Setting(256, 127, 0)
     os.environ[catalog.ALLOW_OUTSIDE] = "1"
     before = cross_validation.read_out_of_fold(run)
-    after = {name: np.full(len(before.keys), np.nan) for name in SETTINGS}
+    after = {name: np.full(len(before.keys), np.nan) for name in settings}
     for fold in map(int, np.unique(before.folds)):
         uri, info = bundle.read_info(storage.join(run, f"fold-{fold}"))
         data = catalog.read_catalog(storage.join(run, "data", f"fold-{fold}"))
@@ -68,14 +67,14 @@ def main(run: Annotated[str, typer.Argument(help="A finished cross-validation.")
 
         train = data.split("train")
         order = np.argsort(rng.key_hash(train["key"].to_pylist()), kind="stable")
-        known = decode(train.take(order[: max(setting.photos for setting in SETTINGS.values()) + 64]))
+        known = decode(train.take(order[: max(setting.photos for setting in settings.values()) + 64]))
         if len(info.members) != 1:
             raise typer.BadParameter(f"{uri} has {len(info.members)} members, expected one")
         exact = bundle.read_onnx(uri, info, info.members[0])
         (places,) = np.nonzero(before.folds == fold)
         keys = pa.array([before.keys[place] for place in places])
         rows = data.table.take(pc.index_in(keys, data.table["key"].combine_chunks()))
-        for name, setting in SETTINGS.items():
+        for name, setting in settings.items():
             engine = engines.OnnxEngine(quantised(exact, known, setting), _CPUS)
             for start in range(0, len(places), _BATCH):
                 pixels = decode(rows.slice(start, _BATCH))

@@ -30,13 +30,13 @@ import numpy as np
 import plumbing
 import psutil
 import typer
+from int8_folds import Setting, quantised
 from measuring import SIZE, Data, Folder, Rounds, Weights, repeat, sample_of, save, say, spread, timed, workplace
 
 from catdog import rng
 from catdog.data import catalog, images
 from catdog.data.catalog import Catalog
 from catdog.inference import bundle, export
-from catdog.inference.quantise import Quantiser
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command("plumbing")(plumbing.plumbing)
@@ -146,22 +146,23 @@ def int8(
     data: Data,
     model: Annotated[str, typer.Option(help="A trained float32 bundle.")],
     images_: Annotated[int, typer.Option("--images", help="How many, by repeating the test split.")] = 12_500,
-    photos: Annotated[int, typer.Option(help="Calibration photos.")] = 256,
+    keep_float: Annotated[int, typer.Option(help="7 bits, and so many convolutions in float32; 0 is 8 bits.")] = 0,
     rounds: Rounds = 2,
     folder: Folder = None,
 ) -> None:
-    """Whole-process scoring in float32 and in int8, whose log loss `quantise.py` judges, and by Ray's recipe.
+    """Whole-process scoring in float32 and in int8, and by Ray's recipe; `int8_folds.py` judges the same int8.
 
     The recipe shows the model one view, and so it is left out for bundles with several.
     """
+    setting = Setting(512, 64, keep_float) if keep_float else Setting(256, 127, 0)
     root, source = workplace(folder), catalog.read_catalog(data)
     made = repeat(source, images_, root / "small")
     saved = bundle.read_info(model)
     uri, info = saved
     train = source.split("train")
-    first = np.argsort(rng.key_hash(train["key"].to_pylist()), kind="stable")[:photos]
+    first = np.argsort(rng.key_hash(train["key"].to_pylist()), kind="stable")[: setting.photos + 64]
     known = images.read_batch(train.take(first)["uri"].to_pylist(), [info.image_size]).pixels[info.image_size]
-    files = [Quantiser(bundle.read_onnx(uri, info, member), known).quantise(127) for member in info.members]
+    files = [quantised(bundle.read_onnx(uri, info, member), known, setting) for member in info.members]
     provenance = bundle.read_provenance(uri, info)
     export.replace_onnx(saved, str(root / "int8"), files, [None] * len(files), provenance)
     commands = {"float32": (uri,), "int8": (str(root / "int8"),)}
