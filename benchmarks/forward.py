@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import precisions
 import typer
 
 from catdog.data import catalog, images
 from catdog.inference import engines
-from catdog.models import batch_norm
 
 _BATCH, _ROUNDS = 64, 5
 
@@ -36,20 +36,6 @@ def seconds(call: Callable[[], Any], rounds: int = _ROUNDS) -> float:
     return statistics.median(found[1:])
 
 
-def openvino(model: Path, batch: np.ndarray, chunk: int) -> Callable[[], np.ndarray]:
-    """A function that predicts the batch in chunks with OpenVINO, in one thread and float32."""
-    import openvino
-
-    core = openvino.Core()
-    network = core.read_model(model)
-    network.reshape([chunk, *batch.shape[1:]])
-    options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = core.compile_model(network, "CPU", options)
-    request = compiled.create_infer_request()
-    chunks = [batch[start : start + chunk] for start in range(0, len(batch), chunk)]
-    return lambda: np.concatenate([request.infer({0: each})[compiled.output(0)][:, 0].copy() for each in chunks])
-
-
 def main(
     model: Annotated[Path, typer.Option(help="A bundle's folder, with one member, of mobilenet.")],
     data: Annotated[str, typer.Option(help="A prepared data set with a test split.")],
@@ -57,7 +43,6 @@ def main(
     """Measures the prediction of one batch of photos in one thread."""
     engines.set_up(1, gpu=False)
     import keras
-    import tensorflow as tf
 
     loaded = keras.saving.load_model(model / "model.keras")
     onnx, plain = engines.OnnxEngine((model / "model.onnx").read_bytes(), 1), engines.TensorFlowEngine(loaded)
@@ -74,13 +59,12 @@ def main(
         engines.CHUNK = chunk
         show(f"ONNX Runtime, {chunk} at a time", lambda: onnx.logits(batch))
     if importlib.util.find_spec("openvino"):
-        show("OpenVINO, 4 at a time", openvino(model / "model.onnx", batch, 4))
+        by_openvino = precisions.openvino((model / "model.onnx").read_bytes(), size, "f32")
+        show("OpenVINO, 4 at a time", lambda: by_openvino(batch))
     show("TensorFlow", lambda: plain.logits(batch))
     for precision in ("float32", "bfloat16"):
-        folded = tf.function(
-            lambda x, low=precision == "bfloat16": batch_norm.apply_folded(loaded, x, bfloat16=low, training=False)
-        )
-        show(f"TensorFlow, batch-norm folded, {precision}", lambda folded=folded: folded(batch).numpy()[:, 0])
+        folded = precisions.tensorflow(loaded, precision == "bfloat16")
+        show(f"TensorFlow, batch-norm folded, {precision}", lambda folded=folded: folded(batch))
 
 
 if __name__ == "__main__":

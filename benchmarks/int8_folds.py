@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Annotated, NamedTuple
+from collections import defaultdict
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -28,24 +29,20 @@ from catdog.inference.views import apply_view
 
 _BATCH = 256
 _CPUS = os.cpu_count() or 1
+# Photos that calibrate 7 bits, and those that choose what stays in float32, as `catdog bundle quantise` takes them.
+_PHOTOS, _SWEEP = 512, 64
 
 
-class Setting(NamedTuple):
-    """Calibration photos, the largest weight in int8, and convolutions that stay in float32."""
-
-    photos: int
-    most: int
-    in_float: int
-
-
-def quantised(data: bytes, known: np.ndarray, setting: Setting) -> bytes:
-    """The int8 model by a setting; `known` has 64 photos more than calibrate it, to choose what stays in float32."""
-    quantiser = Quantiser(data, known[: setting.photos], _CPUS)
-    worst: list[str] = []
-    if setting.in_float:
-        chosen = known[setting.photos : setting.photos + 64]
-        worst = quantiser.by_sensitivity(chosen, setting.most, _CPUS)[: setting.in_float]
-    return quantiser.quantise(setting.most, frozenset(worst))
+def int8_models(data: bytes, known: np.ndarray, keep_float: list[int]) -> dict[str, bytes]:
+    """Int8 models by their settings, with so many convolutions in float32; `known` photos calibrate and choose."""
+    quantiser = Quantiser(data, known[:_PHOTOS], _CPUS)
+    worst = quantiser.by_sensitivity(known[_PHOTOS:], threads=_CPUS)
+    models = {
+        f"7 bits, {_PHOTOS} photos, {count} in float32": quantiser.quantise(in_float=frozenset(worst[:count]))
+        for count in keep_float
+    }
+    models["8 bits, 256 photos"] = Quantiser(data, known[:256], _CPUS).quantise(127)
+    return models
 
 
 def main(
@@ -53,13 +50,13 @@ def main(
     keep_float: Annotated[list[int] | None, typer.Option(help="Of 7 bits; once for each. Default: 2.")] = None,
 ) -> None:
     """Quantises and judges fold after fold."""
-    settings = {f"7 bits, 512 photos, {count} in float32": Setting(512, 64, count) for count in keep_float or [2]}
-    settings["8 bits, 256 photos"] = Setting(256, 127, 0)
     os.environ[catalog.ALLOW_OUTSIDE] = "1"
     before = cross_validation.read_out_of_fold(run)
-    after = {name: np.full(len(before.keys), np.nan) for name in settings}
+    after: dict[str, np.ndarray] = defaultdict(lambda: np.full(len(before.keys), np.nan))
     for fold in map(int, np.unique(before.folds)):
         uri, info = bundle.read_info(storage.join(run, f"fold-{fold}"))
+        if len(info.members) != 1:
+            raise typer.BadParameter(f"{uri} has {len(info.members)} members, expected one")
         data = catalog.read_catalog(storage.join(run, "data", f"fold-{fold}"))
 
         def decode(rows: pa.Table, size: int = info.image_size) -> np.ndarray:
@@ -67,17 +64,15 @@ def main(
 
         train = data.split("train")
         order = np.argsort(rng.key_hash(train["key"].to_pylist()), kind="stable")
-        known = decode(train.take(order[: max(setting.photos for setting in settings.values()) + 64]))
-        if len(info.members) != 1:
-            raise typer.BadParameter(f"{uri} has {len(info.members)} members, expected one")
-        exact = bundle.read_onnx(uri, info, info.members[0])
+        known = decode(train.take(order[: _PHOTOS + _SWEEP]))
+        models = int8_models(bundle.read_onnx(uri, info, info.members[0]), known, keep_float or [2])
+        loaded = {name: engines.OnnxEngine(model, _CPUS) for name, model in models.items()}
         (places,) = np.nonzero(before.folds == fold)
         keys = pa.array([before.keys[place] for place in places])
         rows = data.table.take(pc.index_in(keys, data.table["key"].combine_chunks()))
-        for name, setting in settings.items():
-            engine = engines.OnnxEngine(quantised(exact, known, setting), _CPUS)
-            for start in range(0, len(places), _BATCH):
-                pixels = decode(rows.slice(start, _BATCH))
+        for start in range(0, len(places), _BATCH):
+            pixels = decode(rows.slice(start, _BATCH))
+            for name, engine in loaded.items():
                 views = [engine.logits(apply_view(pixels, view)) for view in info.views]
                 after[name][places[start : start + _BATCH]] = np.mean(views, axis=0)
         typer.echo(f"fold {fold}", err=True)

@@ -9,8 +9,8 @@ import heapq
 import json
 import shutil
 import sys
+import tempfile
 import zipfile
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,25 +145,24 @@ print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if 
 def prepare(folder: Folder = None) -> None:
     """Memory that `data prepare` takes for an image, from zips and folders of 20,000 and 120,000 of them."""
     root = workplace(folder)
+    root.mkdir(parents=True, exist_ok=True)
     for kind in ("zip", "folder"):
         peaks = []
         for count in (20_000, 120_000):
-            source, dest = root / f"{count}.{kind}", root / str(count)
-            for old in (source, dest):  # of a call before
-                (shutil.rmtree if old.is_dir() else partial(Path.unlink, missing_ok=True))(old)
-            root.mkdir(parents=True, exist_ok=True)
-            pairs = ((f"{('cat', 'dog')[number % 2]}.{number}.jpg", number) for number in range(count))
-            if kind == "zip":
-                with zipfile.ZipFile(source, "w") as file:
-                    for name, number in pairs:  # no two are equal, and nothing decodes them
-                        file.writestr(f"train/{name}", b"\xff\xd8\xff%d" % number)
-            else:
-                (source / "train").mkdir(parents=True)
-                for name, number in pairs:
-                    (source / "train" / name).write_bytes(b"\xff\xd8\xff%d" % number)
-            peaks.append(int(timed([sys.executable, "-c", _PREPARE, str(source), str(dest)])[1]))
-            shutil.rmtree(dest)
-            (shutil.rmtree if source.is_dir() else Path.unlink)(source)
+            with tempfile.TemporaryDirectory(dir=root) as place:
+                source = Path(place) / f"source.{kind}"
+                # No two are equal, and nothing decodes them.
+                files = ((f"{('cat', 'dog')[n % 2]}.{n}.jpg", b"\xff\xd8\xff%d" % n) for n in range(count))
+                if kind == "zip":
+                    with zipfile.ZipFile(source, "w") as archive:
+                        for name, data in files:
+                            archive.writestr(f"train/{name}", data)
+                else:
+                    (source / "train").mkdir(parents=True)
+                    for name, data in files:
+                        (source / "train" / name).write_bytes(data)
+                command = [sys.executable, "-c", _PREPARE, str(source), str(Path(place) / "set")]
+                peaks.append(int(timed(command)[1]))
         say(f"`data prepare` of a {kind}: {(peaks[1] - peaks[0]) / 100_000:,.0f} bytes an image")
 
 

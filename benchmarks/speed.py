@@ -30,13 +30,13 @@ import numpy as np
 import plumbing
 import psutil
 import typer
-from int8_folds import Setting, quantised
 from measuring import SIZE, Data, Folder, Rounds, Weights, repeat, sample_of, save, say, spread, timed, workplace
 
 from catdog import rng
 from catdog.data import catalog, images
 from catdog.data.catalog import Catalog
 from catdog.inference import bundle, export
+from catdog.inference.quantise import Quantiser
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command("plumbing")(plumbing.plumbing)
@@ -154,15 +154,22 @@ def int8(
 
     The recipe shows the model one view, and so it is left out for bundles with several.
     """
-    setting = Setting(512, 64, keep_float) if keep_float else Setting(256, 127, 0)
+
+    def quantised(member: str) -> bytes:
+        exact = bundle.read_onnx(uri, info, member)
+        if not keep_float:
+            return Quantiser(exact, known[:256]).quantise(127)
+        quantiser = Quantiser(exact, known[:512])
+        return quantiser.quantise(in_float=frozenset(quantiser.by_sensitivity(known[512:])[:keep_float]))
+
     root, source = workplace(folder), catalog.read_catalog(data)
     made = repeat(source, images_, root / "small")
     saved = bundle.read_info(model)
     uri, info = saved
     train = source.split("train")
-    first = np.argsort(rng.key_hash(train["key"].to_pylist()), kind="stable")[: setting.photos + 64]
+    first = np.argsort(rng.key_hash(train["key"].to_pylist()), kind="stable")[:576]
     known = images.read_batch(train.take(first)["uri"].to_pylist(), [info.image_size]).pixels[info.image_size]
-    files = [quantised(bundle.read_onnx(uri, info, member), known, setting) for member in info.members]
+    files = [quantised(member) for member in info.members]
     provenance = bundle.read_provenance(uri, info)
     export.replace_onnx(saved, str(root / "int8"), files, [None] * len(files), provenance)
     commands = {"float32": (uri,), "int8": (str(root / "int8"),)}
